@@ -1,0 +1,89 @@
+"""Ends a run: by its budget, or by a signal, always after a whole step and with a checkpoint."""
+
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch.distributed
+
+from aigc.progress import Progress
+
+
+class Budget(L.Callback):
+    """Stops at the first step that has spent `images` or `minutes`, or that follows SIGINT or SIGTERM.
+
+    With several processes rank 0 decides for all, every `check_every` steps for the clock and signals and at once for
+    images, which all ranks count alike. A second signal ends the process where it stands.
+    """
+
+    def __init__(
+        self,
+        *,
+        minutes: float | None = None,   # of training
+        images: int | None = None,      # seen, all devices together
+        check_every: int = 8,           # steps between two agreements when there are several processes
+    ):
+        self.minutes = minutes
+        self.images = images
+        self.check_every = check_every
+        self.received: str | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Tells the family its budget, which the learning rates follow."""
+        pl_module.progress.budget_images = self.images
+        pl_module.progress.budget_seconds = self.minutes * 60 if self.minutes is not None else None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listens for signals; ends a run at once whose budget was spent before it was resumed."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        if self._spent(pl_module.progress):
+            trainer.should_stop = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Decides whether this step was the last."""
+        progress = pl_module.progress
+        images_spent = self.images is not None and progress.images >= self.images
+        received, clock_spent = self.received, self._spent(progress)
+        if trainer.world_size > 1:
+            received, clock_spent = None, False
+            if progress.batches % self.check_every == 0:
+                verdict: list[Any] = [(self.received, self._spent(progress), progress.seconds)]
+                torch.distributed.broadcast_object_list(verdict, src=0)
+                received, clock_spent, progress.seconds = verdict[0]
+        if received:
+            progress.interrupted = received
+        if received or clock_spent or images_spent:
+            trainer.should_stop = True
+
+    def _spent(self, progress: Progress) -> bool:
+        images = self.images is not None and progress.images >= self.images
+        clock = self.minutes is not None and progress.seconds >= self.minutes * 60
+        return images or clock
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            self._restore()
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+        print(f"\n{self.received}: stopping after this step and saving; once more to stop at once", file=sys.stderr)
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._handlers = {}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on a signal ends the process at once: everything that took compute is saved."""
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Gives the signals back."""
+        self._restore()

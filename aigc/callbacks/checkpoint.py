@@ -1,0 +1,103 @@
+"""Writes `checkpoints/last.ckpt` often and `checkpoints/best.ckpt` at the best score."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from aigc.callbacks.record import Record
+from aigc.callbacks.scores import Scores
+from aigc.errors import RunError
+
+
+class Checkpoint(L.Callback):
+    """Saves at most `every_seconds` apart, after every scoring, and at the end; each file atomically.
+
+    Weights or losses that are not finite are never saved: the run ends with a sentence and the last good checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_seconds: float = 60,      # of wall time between two saves
+    ):
+        self.every_seconds = every_seconds
+        self.saved_at = 0.0
+        self.best: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The first save is due one interval from now."""
+        self.saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves when it is time, when a score has just been measured, or when this was the last step."""
+        progress = pl_module.progress
+        scores = self._scores(trainer)
+        scored = scores is not None and scores.scored_images == progress.images
+        due = time.monotonic() - self.saved_at >= self.every_seconds
+        if trainer.world_size > 1:  # rank 0's clock decides for all, at steps that all ranks know
+            due = progress.batches % 8 == 0 and trainer.strategy.broadcast(due, src=0)
+        if due or scored or trainer.should_stop:
+            self.save(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves the final state together with its final scores."""
+        self.save(trainer, pl_module)
+
+    def save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes last.ckpt and, at a new best score or without any score yet, best.ckpt.
+
+        Raises:
+            RunError: weights are not finite, or the disk does not take the file.
+        """
+        with pl_module.progress.paused():
+            check_finite(trainer, pl_module)
+            last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+            scores = self._scores(trainer)
+            is_best = scores is None or scores.best is None or scores.best != self.best
+            self.best = scores.best if scores is not None else None
+            trainer.save_checkpoint(last)
+            if is_best and trainer.is_global_zero:
+                temporary = last.with_name(".best.ckpt.tmp")
+                temporary.unlink(missing_ok=True)
+                try:
+                    os.link(last, temporary)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(last, temporary)
+                os.replace(temporary, last.with_name("best.ckpt"))
+            self.saved_at = time.monotonic()
+
+    @staticmethod
+    def _scores(trainer: L.Trainer) -> Scores | None:
+        return next((c for c in trainer.callbacks if isinstance(c, Scores)), None)  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The score that best.ckpt stands for."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues to compare with it."""
+        self.best = state_dict["best"]
+
+
+def check_finite(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    """Refuses weights that are not finite.
+
+    Raises:
+        RunError: says how far the run had come.
+    """
+    for record in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(record, Record) and not all(torch.isfinite(total) for total in record.sums.values()):
+            record.flush(trainer, pl_module)
+    norms = torch._foreach_norm([p.detach() for p in pl_module.parameters()])
+    if not torch.isfinite(torch.stack([n.float() for n in norms])).all():
+        raise RunError(
+            f"weights became infinite or NaN after {pl_module.progress.images:,} images: the last good checkpoint is "
+            "kept; try a smaller learning rate, gradient clipping or trainer.precision=32"
+        )

@@ -1,0 +1,19 @@
+"""Keeps the averaged copies of a family's networks up to date."""
+
+from typing import Any
+
+import lightning as L
+
+from aigc.callbacks.record import batch_size
+
+
+class AverageWeights(L.Callback):
+    """Updates every pair of `family.averages()` after each step, its horizon counted in images (aigc/ema.py)."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves the averages."""
+        images = batch_size(batch) * trainer.world_size
+        for average, source in pl_module.averages():
+            average.update(source, pl_module.progress.images, images)

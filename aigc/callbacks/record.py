@@ -1,0 +1,101 @@
+"""Counts images and seconds, seeds every step, and logs the means of what the training step returned."""
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from aigc.errors import RunError
+from aigc.noise import mix
+
+
+class Record(L.Callback):
+    """The first callback of every run.
+
+    The global random generator is seeded before every step from (seed, rank, number of the batch): a step's draws
+    depend on nothing that happened before it, so a resumed run repeats them exactly whatever was sampled in between.
+
+    Raises:
+        RunError: a training loss is not finite.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,                # of the run
+        log_every: int = 20,      # steps between two log lines; each holds the means over its steps
+    ):
+        self.seed = seed
+        self.log_every = log_every
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+        self.window_start = (0, 0.0)
+        self.latest: dict[str, float] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        for logger in trainer.loggers:
+            logger.progress = pl_module.progress  # type: ignore[attr-defined]
+        self.window_start = (pl_module.progress.images, pl_module.progress.seconds)
+        pl_module.progress.start()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seeds this step."""
+        torch.manual_seed(mix(self.seed, trainer.global_rank, pl_module.progress.batches))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts, and logs at the end of a window."""
+        progress = pl_module.progress
+        progress.tick()
+        progress.batches += 1
+        progress.images += batch_size(batch) * trainer.world_size
+        for name, value in outputs.items():
+            value = value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+        if progress.batches % self.log_every == 0:
+            self.flush(trainer, pl_module)
+
+    def flush(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the means since the last line, and refuses to go on when one is not finite."""
+        if not self.steps:
+            return
+        progress = pl_module.progress
+        means = {name: float(total) / self.steps for name, total in self.sums.items()}
+        broken = sorted(name for name, value in means.items() if not math.isfinite(value))
+        self.sums, self.steps = {}, 0
+        if broken:
+            raise RunError(
+                f"{', '.join(broken)} became {means[broken[0]]} after {progress.images:,} images: the last good "
+                "checkpoint is kept; try a smaller learning rate, gradient clipping or trainer.precision=32"
+            )
+        images, seconds = self.window_start
+        if progress.seconds > seconds:
+            means["images_per_second"] = (progress.images - images) / (progress.seconds - seconds)
+        for i, optimizer in enumerate(trainer.optimizers):
+            means["rate" if len(trainer.optimizers) == 1 else f"rate/{i}"] = optimizer.param_groups[0]["lr"]
+        self.window_start = (progress.images, progress.seconds)
+        self.latest = means
+        for logger in trainer.loggers:
+            logger.log_metrics(means, step=progress.batches)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the last, shorter window."""
+        self.flush(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The open window, so that a resumed run's next line is the mean over all of its steps."""
+        return {"sums": self.sums, "steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Reopens the window."""
+        self.sums, self.steps = dict(state_dict["sums"]), state_dict["steps"]
+
+
+def batch_size(batch: Any) -> int:
+    """Images in a batch: the length of its first tensor."""
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor))

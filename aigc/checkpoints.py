@@ -1,0 +1,86 @@
+"""Checkpoints: written whole or not at all, found from a run folder, and turned back into a family."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins import TorchCheckpointIO
+
+from aigc.config import locate
+from aigc.errors import RunError, UserError
+from aigc.models.family import Family
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary name, flushes it to the disk, then renames: a checkpoint is never half there."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Saves, or raises a RunError and leaves what was there before."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            temporary.unlink(missing_ok=True)
+            kept = f"{path.name} of before is whole" if path.exists() else "nothing was saved before"
+            raise RunError(f"the checkpoint {path} could not be written ({error}); {kept}: make room and resume") from error
+
+
+def find_checkpoint(run: str | Path, which: str = "last") -> Path:
+    """The checkpoint file that `run` means: itself, or `which` (last | best) of a run folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(run).expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"'{run}' is neither a run folder nor a checkpoint: give one that exists")
+    folder = path / "checkpoints"
+    for name in (which, "last"):
+        if (folder / f"{name}.ckpt").is_file():
+            return folder / f"{name}.ckpt"
+    raise UserError(f"the folder '{run}' holds no checkpoint (checkpoints/last.ckpt): give the folder of a run that trained")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU, loaded with `weights_only=True`.
+
+    Raises:
+        UserError: not a checkpoint of this program.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"'{path}' cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or "family" not in content or "state_dict" not in content:
+        raise UserError(f"'{path}' is not a checkpoint of aigc: give a run folder or its checkpoints/*.ckpt")
+    return content
+
+
+def load_family(run: str | Path, which: str = "best", device: str | torch.device = "cpu") -> Family:
+    """The trained family of a run folder or checkpoint file, in eval mode on `device`.
+
+    Raises:
+        UserError: there is no checkpoint, or it does not fit the code that is installed.
+    """
+    path = find_checkpoint(run, which)
+    content = read_checkpoint(path)
+    family = locate(content["family"])
+    if not (isinstance(family, type) and issubclass(family, Family)):
+        raise UserError(f"'{path}' holds a {content['family']}, which is no family of generators")
+    try:
+        module = family(**content["hyper_parameters"])
+        module.load_state_dict(content["state_dict"])
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"'{path}' does not fit {family.__name__} as installed: {str(error).splitlines()[0]}") from error
+    module.on_load_checkpoint(content)
+    return module.eval().to(device)

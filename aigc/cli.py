@@ -1,0 +1,107 @@
+"""The frame around every entry point: Hydra's command line, and errors as one sentence with exit code 2."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from aigc.config import CONFIG_DIR, register_schemas
+from aigc.errors import RunError, UserError, choices
+
+Task = Callable[[Any], Any]
+
+
+def run(task: Task, config_name: str) -> None:
+    """Runs `task(cfg)` with the command line composed over `conf/<config_name>.yaml`, and exits.
+
+    Exit codes: 0 done, 1 the run failed after it had started, 2 a mistake in what was asked, 130/143 interrupted.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
+    register_schemas()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
+    except UserError as error:
+        _leave(str(error), 1 if isinstance(error, RunError) else 2)
+    except (HydraException, OmegaConfBaseException) as error:
+        _leave(explain(error, sys.argv[1:]), 2)
+    except KeyboardInterrupt:
+        _leave("interrupted", 130)
+
+
+def _leave(sentence: str, code: int) -> None:
+    print(f"aigc: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def explain(error: Exception, argv: list[str]) -> str:
+    """One sentence for an error of Hydra's or OmegaConf's, with the nearest option that exists."""
+    chain, cause = [], error
+    while cause is not None and len(chain) < 5:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    text = "\n".join(str(link) for link in chain)
+    if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
+        group, name = found.groups()
+        return f"'{group}={name}' does not exist: {choices(name, _options(group, text))}"
+    if found := re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text):
+        key = found.group(1)
+        if full := re.search(r"full_key: (\S+)", text):
+            key = full.group(1)
+        key = next((a.lstrip("+~").split("=")[0] for a in argv if a.lstrip("+~").split("=")[0].endswith(key)), key)
+        return f"there is no option '{key}': {choices(key, known_keys(argv))}"
+    if "MissingMandatoryValue" in text or "Missing mandatory value" in text:
+        key = re.search(r"(?:value: |full_key: )(\S+)", text)
+        return f"the option '{key.group(1) if key else '?'}' is needed: give it as <option>=<value>"
+    first = str(error).strip().split("\n")
+    place = re.search(r"full_key: (\S+)", text)
+    problem = re.search(r"Value '.*", text)
+    sentence = problem.group(0) if problem else " ".join(line.strip() for line in first[:2])
+    return f"{place.group(1)}: {sentence}" if place and place.group(1) not in sentence else sentence
+
+
+def _options(group: str, text: str) -> list[str]:
+    listed = text.split("Available options", 1)
+    if len(listed) == 2:
+        names = re.findall(r"^\t(\S+)", listed[1], flags=re.MULTILINE)
+        if names:
+            return names
+    return [path.stem for path in (CONFIG_DIR / group).glob("*.yaml")]
+
+
+def known_keys(argv: list[str]) -> list[str]:
+    """Every option there is with the groups that `argv` chooses: `model`, `budget.minutes`, ..."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    chosen = [a for a in argv if re.fullmatch(r"\w+=\w+", a) and (CONFIG_DIR / a.split("=")[0]).is_dir()]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        for overrides in (chosen, []):
+            try:
+                cfg = compose(_config_name(), overrides=overrides)
+                break
+            except (HydraException, OmegaConfBaseException):
+                continue
+        else:
+            return []
+    keys: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for name, value in node.items():
+            keys.append(prefix + str(name))
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+
+    walk(OmegaConf.to_container(cfg, resolve=False), "")
+    return [key for key in keys if not key.endswith("_target_")]
+
+
+def _config_name() -> str:
+    return Path(sys.argv[0]).stem

@@ -1,0 +1,220 @@
+"""What every set of images has in common: batches that are pure functions of their number, and facts about the data.
+
+- Batch k of training depends on (seed, k, global batch) alone: resume is exact, with any number of workers.
+- Images that fit in memory are decoded once and gathered by one `index_select` a batch; others stream through workers.
+- Loaders give uint8; images become float32 in [-1, 1] on the device (`to_float`).
+- `split_seed` cuts (and renders) the data, `seed` orders it: runs with other seeds are scored on the same images.
+"""
+
+import hashlib
+import os
+import signal
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from aigc.data.batches import Endless, EvalBatches, TrainBatches
+from aigc.data.split import Batch, Split
+from aigc.errors import UserError, choices
+
+
+class ImageData(L.LightningDataModule):
+    """Images, with labels or captions where the data have them.
+
+    A subclass defines `load()`, and `prepare_data()` where something is to be downloaded. `name`, `classes` and
+    `class_names` are its to set; `channels`, `size` and `fingerprint` follow from what `load` returns.
+    """
+
+    kind: ClassVar[str] = "images"  # "captioned" where batches have `text`
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,                # images a batch on every device
+        seed: int = 0,                  # order and augmentation of the training images
+        split_seed: int = 0,            # what is held out (and rendered)
+        flip: bool = False,             # mirror training images left to right, half of the time
+        workers: int | str = "auto",    # processes that decode what does not fit in memory; auto: one a core, up to 8
+        memory_gb: float = 2.0,         # decode up to this much (2^30 bytes) once; stream what is larger
+    ):
+        super().__init__()
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size must be a whole number above 0, not {batch_size!r}")
+        if workers != "auto" and (not isinstance(workers, int) or workers < 0):
+            raise UserError(f"data.workers must be 'auto' or a number of processes, not {workers!r}")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.split_seed = split_seed
+        self.flip = flip
+        self.workers = workers
+        self.memory_gb = memory_gb
+        self.name = type(self).__name__.lower()
+        self.channels: int = 0
+        self.size: tuple[int, int] = (0, 0)
+        self.classes: int | None = None
+        self.class_names: list[str] | None = None
+        self.fingerprint: str = ""
+        self.start_batch = 0                                     # number of the first training batch
+        self.splits: dict[str, Split] = {}
+
+    # ---- what a subclass defines ----
+
+    def load(self) -> dict[str, Split]:
+        """The splits by name, at least train, validation and test, all of one shape.
+
+        Raises:
+            UserError: missing or corrupt data.
+        """
+        raise TypeError(f"{type(self).__name__} must define load()")
+
+    def fits(self, n: int, channels: int, size: tuple[int, int]) -> bool:
+        """Whether n images of this shape may be held in memory, `memory_gb` in all."""
+        return n * channels * size[0] * size[1] <= self.memory_gb * 2**30
+
+    # ---- facts ----
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads all splits once; later calls do nothing."""
+        if self.splits:
+            return
+        splits = self.load()
+        _, self.channels, *size = splits["train"].images.shape
+        self.size = (size[0], size[1])
+        digest = hashlib.sha256(repr((self.name, self.classes, self.class_names)).encode())
+        for name, split in sorted(splits.items()):
+            digest.update(name.encode())
+            split.update(digest)
+        self.fingerprint = digest.hexdigest()[:16]
+        self.splits = splits
+
+    def split(self, name: str) -> Split:
+        """The split called `name`.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        self.setup()
+        if name not in self.splits:
+            raise UserError(f"{self.name} has no split '{name}': {choices(name, self.splits)}")
+        return self.splits[name]
+
+    def count(self, split: str) -> int:
+        """Number of images in a split."""
+        return len(self.split(split))
+
+    def images(self, split: str, *, limit: int | None = None) -> Tensor:
+        """The first `limit` images of a split in their own order, uint8 `(n, c, h, w)`; streamed ones are decoded."""
+        source = self.split(split).images
+        if isinstance(source, Tensor):
+            return source[:limit]
+        n = min(source.shape[0], limit or source.shape[0])
+        return torch.cat([source.take(part) for part in torch.arange(n).split(self.batch_size)])
+
+    def labels(self, split: str, *, limit: int | None = None) -> Tensor | None:
+        """The labels that belong to `images(split, limit=limit)`, int64 `(n,)`, or None."""
+        labels = self.split(split).labels
+        return None if labels is None else labels[:limit]
+
+    # ---- loaders ----
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    @property
+    def global_batch(self) -> int:
+        """Images a training step, all devices together."""
+        return self.batch_size * self._place[1]
+
+    def train_dataloader(self) -> DataLoader:
+        """Endless batches of this rank, from number `start_batch` on."""
+        rank, world = self._place
+        split = self.split("train")
+        batches = TrainBatches(split, batch_size=self.batch_size, seed=self.seed, rank=rank, world=world,
+                               flip=self.flip)
+        return self._loader(batches, split, sampler=Endless(self.start_batch))
+
+    def eval_dataloader(
+        self, split: str, *, limit: int | None = None, batch_size: int | None = None, rank: int = 0, world: int = 1
+    ) -> DataLoader:
+        """Up to `limit` images of a split once, always the same ones in the same order, every `world`-th from `rank`.
+
+        Raises:
+            UserError: there is no such split.
+        """
+        source = self.split(split)
+        batches = EvalBatches(source, batch_size=batch_size or self.batch_size, seed=self.split_seed, limit=limit,
+                              rank=rank, world=world)
+        return self._loader(batches, source)
+
+    def val_dataloader(self) -> DataLoader:
+        """This rank's share of the validation images."""
+        rank, world = self._place
+        return self.eval_dataloader("validation", rank=rank, world=world)
+
+    def test_dataloader(self) -> DataLoader:
+        """This rank's share of the test images."""
+        rank, world = self._place
+        return self.eval_dataloader("test", rank=rank, world=world)
+
+    def _loader(self, batches: Dataset, split: Split, sampler: Endless | None = None) -> DataLoader:
+        workers = 0 if split.in_memory else self._workers()
+        extra = {"prefetch_factor": 4, "persistent_workers": True} if workers and sampler else {}
+        return DataLoader(batches, batch_size=None, sampler=sampler, num_workers=workers,
+                          pin_memory=torch.cuda.is_available(), worker_init_fn=_start_worker, **extra)
+
+    def _workers(self) -> int:
+        if isinstance(self.workers, int):
+            return self.workers
+        ranks = self.trainer.num_devices if self.trainer else 1
+        return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4) // ranks)
+
+    # ---- from uint8 to what a family sees ----
+
+    @staticmethod
+    def to_float(batch: Batch) -> Batch:
+        """The batch, images uint8, with its images as float32 in [-1, 1]."""
+        assert batch["image"].dtype == torch.uint8, f"images are {batch['image'].dtype} already"
+        return {**batch, "image": batch["image"].to(torch.float32).div_(127.5).sub_(1)}
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Converts on the device: a quarter of the bytes travel."""
+        return self.to_float(batch)
+
+    def prepare(self, batch: Batch, device: torch.device | str) -> Batch:
+        """Moves a loader's batch to `device` and converts it, as Lightning does for a training step."""
+        moved = {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                 for key, value in batch.items()}
+        return self.to_float(moved)
+
+    # ---- resume ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands, and what must be equal for the same batches to follow."""
+        batches = self.trainer.lightning_module.progress.batches if self.trainer else self.start_batch
+        return {"batches": batches, "global_batch": self.global_batch, "seed": self.seed,
+                "images": self.count("train"), "fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues with batch `state["batches"]`.
+
+        Raises:
+            UserError: the data, the seed or the global batch differ, so other batches would follow.
+        """
+        self.setup()
+        now = self.state_dict()
+        for key, word in {"global_batch": "global batch (batch_size x devices)", "seed": "seed",
+                          "images": "number of training images", "fingerprint": "data"}.items():
+            if state[key] != now[key]:
+                raise UserError(f"cannot resume: the checkpoint's {word} is {state[key]}, this run's is {now[key]}; "
+                                "resume with the same or start a new run")
+        self.start_batch = state["batches"]
+
+
+def _start_worker(_: int) -> None:
+    """Ctrl-C and termination are the trainer's to handle; a worker ends when the trainer does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,131 @@
+"""From any image file to uint8 `(c, h, w)` at the wanted size: every Pillow mode, orientation and shape."""
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from aigc.errors import UserError, choices
+
+FITS = ("crop", "pad", "stretch")
+GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+VERSION = 1  # of the pixels that come out; part of a data set's fingerprint
+
+
+def parse_size(size: Any) -> tuple[int, int] | None:
+    """`data.size` as (h, w): None, one number for squares, or [h, w].
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if size is None:
+        return None
+    pair = [size, size] if isinstance(size, int) else list(size) if not isinstance(size, str) else []
+    if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in pair):
+        raise UserError(f"data.size must be a number of pixels or [height, width], not {size!r}")
+    return pair[0], pair[1]
+
+
+def parse_channels(channels: Any) -> int | None:
+    """`data.channels` as 1, 3, or None for `auto`.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if channels not in ("auto", 1, 3):
+        raise UserError(f"data.channels must be auto, 1 (grey) or 3 (colour), not {channels!r}")
+    return None if channels == "auto" else channels
+
+
+def parse_fit(fit: str) -> str:
+    """`data.fit`, checked.
+
+    Raises:
+        UserError: unknown.
+    """
+    if fit not in FITS:
+        raise UserError(f"unknown data.fit '{fit}': {choices(fit, FITS)}")
+    return fit
+
+
+def header(data: bytes) -> tuple[tuple[int, int], bool]:
+    """((height, width) as displayed, whether it is grey) of an image file, without decoding its pixels.
+
+    Raises:
+        OSError: not an image, or unreadable (also other exceptions: Pillow's decoders raise what they like).
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # EXIF orientation: a quarter turn
+            width, height = height, width
+        return (height, width), image.mode in GREY_MODES
+
+
+def decode(data: bytes, *, size: tuple[int, int], channels: int, fit: str = "crop") -> Tensor:
+    """An image file as uint8 `(channels, h, w)`: turned upright, on white where transparent, 16 bits cut to 8.
+
+    Resized with antialiasing (bicubic). Another aspect ratio is centre-cropped (`fit="crop"`), padded with white
+    (`"pad"`) or stretched (`"stretch"`).
+
+    Raises:
+        OSError: broken or truncated (also other exceptions: Pillow's decoders raise what they like).
+    """
+    from PIL import Image, ImageOps
+
+    height, width = size
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft(None, (2 * max(size), 2 * max(size)))  # JPEG: decode at 1/2, 1/4, 1/8 where that is enough
+        image = ImageOps.exif_transpose(image)
+        image = _eight_bits(image)
+        if image.mode in ALPHA_MODES or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("L" if channels == 1 else "RGB")
+        if image.size != (width, height):
+            if fit == "stretch":
+                image = image.resize((width, height), Image.Resampling.BICUBIC)
+            elif fit == "crop":
+                image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+            else:
+                image = ImageOps.pad(image, (width, height), Image.Resampling.BICUBIC, color="white")
+        array = np.array(image, dtype=np.uint8).reshape(height, width, channels)
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def _eight_bits(image: Any) -> Any:
+    """Integer modes of 16 and 32 bits hold 0..65535, float ones 0..1 (or 0..255 where they exceed 1)."""
+    from PIL import Image
+
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode == "F":
+        scaled = values * 255 if values.max() <= 1 else values
+    else:
+        scaled = values / 257
+    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+
+
+def fit_images(images: Tensor, *, size: tuple[int, int] | None, channels: int | None) -> Tensor:
+    """Decoded images uint8 `(n, c, h, w)` at another size (stretched, antialiased bicubic) or number of channels.
+
+    Grey is ITU-R 601 luma, as Pillow's.
+    """
+    if channels == 3 and images.shape[1] == 1:
+        images = images.repeat(1, 3, 1, 1)
+    elif channels == 1 and images.shape[1] == 3:
+        weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+        images = torch.cat([(part * weights).sum(1, keepdim=True).round().to(torch.uint8)
+                            for part in images.split(4096)])
+    if size is not None and tuple(images.shape[2:]) != size:
+        images = torch.cat([
+            F.interpolate(part.float(), size=size, mode="bicubic", antialias=True).round().clamp(0, 255).to(torch.uint8)
+            for part in images.split(4096)
+        ])
+    return images.contiguous()

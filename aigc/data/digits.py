@@ -1,0 +1,44 @@
+"""scikit-learn's 1,797 real handwritten digits, 8 x 8 grey: embedded, nothing to download."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from aigc.data.datamodule import ImageData
+from aigc.data.decode import fit_images, parse_channels, parse_size
+from aigc.data.split import Split, hold_out
+
+
+class Digits(ImageData):
+    """The test set of the "Optical Recognition of Handwritten Digits" collection (Alpaydin and Kaynak, UCI, 1998)."""
+
+    def __init__(
+        self,
+        *,
+        validation: int | float = 0.1,    # number or fraction held out of all
+        test: int | float = 0.1,          # likewise
+        size: Any = None,                 # pixels or [height, width]; null: 8
+        channels: int | str = "auto",     # 1, 3, or auto: 1
+        **common: Any,                    # see ImageData
+    ):
+        super().__init__(**common)
+        self.validation = validation
+        self.test = test
+        self.wanted_size = parse_size(size)
+        self.wanted_channels = parse_channels(channels)
+        self.classes = 10
+        self.class_names = [str(d) for d in range(10)]
+
+    def load(self) -> dict[str, Split]:
+        """Train, validation and test, cut by `split_seed`."""
+        from sklearn.datasets import load_digits
+
+        source = load_digits()
+        pixels = np.rint(source.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
+        images = fit_images(torch.from_numpy(pixels)[:, None], size=self.wanted_size, channels=self.wanted_channels)
+        labels = torch.from_numpy(source.target).long()
+        rest, test = hold_out(len(images), self.test, self.split_seed, what="data.test")
+        kept, held = hold_out(len(rest), self.validation, self.split_seed, what="data.validation")
+        rows = {"train": rest[kept], "validation": rest[held], "test": test}
+        return {name: Split(images[index], labels[index]) for name, index in rows.items()}

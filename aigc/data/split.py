@@ -1,0 +1,86 @@
+"""One part of a data set (train, validation, test): its images, labels and captions, and how parts are cut."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from aigc.errors import UserError
+from aigc.noise import mix
+
+Batch = dict[str, Any]
+
+
+class Lazy(Protocol):
+    """Images made on demand, because all of them would not fit in memory; survives pickling into a worker."""
+
+    shape: tuple[int, int, int, int]  # (n, c, h, w), as a tensor's
+
+    def take(self, index: Tensor) -> Tensor:
+        """Images `index` `(k,)` int64 as uint8 `(k, c, h, w)`."""
+
+
+@dataclass
+class Split:
+    """Images `(n, c, h, w)` uint8, in memory (a tensor) or made on demand (`Lazy`), with what is known about each."""
+
+    images: Tensor | Lazy
+    labels: Tensor | None = None          # (n,) int64
+    texts: Sequence[str] | None = None    # n captions
+    digest: str | None = None             # identifies the images; None: the tensor's own bytes do
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return self.images.shape[0]
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all images are decoded and at hand."""
+        return isinstance(self.images, Tensor)
+
+    def batch(self, index: Tensor) -> Batch:
+        """The batch of images `index` `(k,)` int64: `image` uint8, `index`, and `label` and `text` where known."""
+        if isinstance(self.images, Tensor):
+            batch: Batch = {"image": self.images.index_select(0, index)}
+        else:
+            batch = {"image": self.images.take(index)}
+        batch["index"] = index
+        if self.labels is not None:
+            batch["label"] = self.labels.index_select(0, index)
+        if self.texts is not None:
+            batch["text"] = [self.texts[i] for i in index.tolist()]
+        return batch
+
+    def update(self, digest: "hashlib._Hash") -> None:
+        """Feeds everything that a batch of this split depends on to `digest`."""
+        digest.update(repr(tuple(self.images.shape)).encode())
+        if self.digest is not None:
+            digest.update(self.digest.encode())
+        else:
+            assert isinstance(self.images, Tensor), "images made on demand need a digest"
+            digest.update(self.images.contiguous().numpy().data)
+        if self.labels is not None:
+            digest.update(self.labels.contiguous().numpy().data)
+        if self.texts is not None:
+            digest.update("\0".join(self.texts).encode())
+
+
+def hold_out(n: int, share: int | float, seed: int, *, what: str) -> tuple[Tensor, Tensor]:
+    """Rows `(kept, held)` of n, both sorted: the same `seed` holds out the same rows.
+
+    `share` is a number of images, or a fraction of n where it is below 1; `what` names the option in errors.
+
+    Raises:
+        UserError: nothing would be held out, or nothing would be left.
+    """
+    if isinstance(share, bool) or not isinstance(share, int | float):
+        raise UserError(f"{what} must be a number of images or a fraction below 1, not {share!r}")
+    held = round(n * share) if 0 < share < 1 else int(share)
+    if not 0 < held < n:
+        raise UserError(f"{what}={share} would hold out {held} of {n} images: choose a fraction between 0 and 1, "
+                        f"or a number from 1 to {n - 1}")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, n)))
+    return order[held:].sort().values, order[:held].sort().values

@@ -1,0 +1,114 @@
+"""MNIST, Fashion-MNIST and CIFAR-10 through torchvision: read from `root`, downloaded into it when allowed."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from aigc.data.datamodule import ImageData
+from aigc.data.decode import fit_images, parse_channels, parse_size
+from aigc.data.split import Split, hold_out
+from aigc.errors import UserError, choices
+
+
+class Source(NamedTuple):
+    """What torchvision calls a data set, and the folder that it reads under its root."""
+
+    attribute: str
+    folder: str
+    title: str
+
+
+SOURCES = {
+    "mnist": Source("MNIST", "MNIST/raw", "MNIST"),
+    "fashion_mnist": Source("FashionMNIST", "FashionMNIST/raw", "Fashion-MNIST"),
+    "cifar10": Source("CIFAR10", "cifar-10-batches-py", "CIFAR-10"),
+}
+
+
+class Vision(ImageData):
+    """One of torchvision's data sets, with its own test split; validation images are held out of its training split."""
+
+    def __init__(
+        self,
+        source: str,                         # mnist, fashion_mnist or cifar10
+        *,
+        root: str,                           # folder that holds torchvision's own folder (MNIST/, cifar-10-batches-py/)
+        download: bool = True,               # fetch what `root` lacks
+        validation: int | float = 5000,      # number or fraction of the training images
+        size: Any = None,                    # pixels or [height, width]; null: as they are (28 or 32)
+        channels: int | str = "auto",        # 1, 3, or auto: as they are
+        **common: Any,                       # see ImageData
+    ):
+        super().__init__(**common)
+        if source not in SOURCES:
+            raise UserError(f"unknown data.source '{source}': {choices(source, SOURCES)}")
+        self.name = source
+        self.source = SOURCES[source]
+        self.root = Path(root).expanduser()
+        self.download = download
+        self.validation = validation
+        self.wanted_size = parse_size(size)
+        self.wanted_channels = parse_channels(channels)
+
+    def prepare_data(self) -> None:
+        """Downloads what is missing, where `download` allows it.
+
+        Raises:
+            UserError: it is not there and may not or cannot be downloaded.
+        """
+        if self._read(train=True, or_none=True) is not None and self._read(train=False, or_none=True) is not None:
+            return
+        place = f"{self.source.title} is not at {self.root / self.source.folder}"
+        if not self.download:
+            raise UserError(f"{place} and data.download=false: put it there, name another data.root, or allow the "
+                            "download with data.download=true")
+        try:
+            for train in (True, False):
+                self._dataset(train=train, download=True)
+        except Exception as error:  # no network, a bad mirror, a full disk: torchvision raises many kinds
+            reason = str(error).splitlines()[0].rstrip(":. ") if str(error) else type(error).__name__
+            raise UserError(f"{place} and cannot be downloaded ({reason}): put it there, name another data.root, or "
+                            "take data=digits or data=shapes, which need no download") from error
+
+    def load(self) -> dict[str, Split]:
+        """Train and validation (cut by `split_seed`), and the official test split."""
+        images, labels = self._tensors(train=True)
+        kept, held = hold_out(len(images), self.validation, self.split_seed, what="data.validation")
+        splits = {"train": Split(images[kept], labels[kept]), "validation": Split(images[held], labels[held])}
+        splits["test"] = Split(*self._tensors(train=False))
+        return splits
+
+    def _dataset(self, *, train: bool, download: bool = False) -> Any:
+        from torchvision import datasets
+
+        return getattr(datasets, self.source.attribute)(str(self.root), train=train, download=download)
+
+    def _read(self, *, train: bool, or_none: bool = False) -> Any:
+        """torchvision's data set, or None where it is missing and `or_none`."""
+        try:
+            return self._dataset(train=train)
+        except RuntimeError as error:
+            if "not found" in str(error).lower() and or_none:
+                return None
+            if "not found" in str(error).lower():
+                raise UserError(f"{self.source.title} is not complete at {self.root / self.source.folder}: put it "
+                                "there, name another data.root, or set data.download=true") from error
+            raise self._corrupt(error) from error
+        except Exception as error:  # a torn file fails in as many ways as there are readers
+            raise self._corrupt(error) from error
+
+    def _corrupt(self, error: Exception) -> UserError:
+        return UserError(f"{self.source.title} at {self.root / self.source.folder} cannot be read "
+                         f"({type(error).__name__}: {error}): delete that folder and fetch it again")
+
+    def _tensors(self, *, train: bool) -> tuple[Tensor, Tensor]:
+        """Images uint8 `(n, c, h, w)` and labels int64 `(n,)`."""
+        dataset = self._read(train=train)
+        images = torch.as_tensor(dataset.data)
+        images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        self.class_names = [str(name).split(" - ")[0] for name in dataset.classes]  # "0 - zero": 0
+        self.classes = len(self.class_names)
+        images = fit_images(images, size=self.wanted_size, channels=self.wanted_channels)
+        return images, torch.as_tensor(dataset.targets).long()

@@ -1,0 +1,39 @@
+"""Exponential moving average of a network's weights, its horizon counted in images."""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA(nn.Module):
+    """Averaged copy of `network`: beta = 0.5^(batch / halflife), halflife = min(halflife_images, ramp * images seen).
+
+    Counted in images as in Karras et al. 2020 (StyleGAN2-ADA) and Karras et al. 2022 (EDM), so that the horizon does
+    not change with the batch size. Parameters are averaged in float32; buffers (batch-norm statistics) are copied.
+    The copy is a submodule: it is saved, moved and loaded with its family.
+    """
+
+    def __init__(self, network: nn.Module, *, halflife_images: float, ramp: float = 0.05):
+        super().__init__()
+        self.network = deepcopy(network).eval().requires_grad_(False)
+        self.halflife_images = halflife_images
+        self.ramp = ramp
+
+    def train(self, mode: bool = True) -> "EMA":
+        """Averaged weights are only ever used for evaluation: the copy stays in eval mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, source: nn.Module, images_seen: int, batch: int) -> None:
+        """Moves the average towards `source`, which has just learned from `batch` images, `images_seen` in all."""
+        halflife = min(self.halflife_images, self.ramp * images_seen)
+        beta = 0.5 ** (batch / max(halflife, 1e-8))
+        averaged, current = list(self.network.parameters()), list(source.parameters())
+        torch._foreach_lerp_(averaged, [p.detach() for p in current], 1 - beta)
+        for target, value in zip(self.network.buffers(), source.buffers(), strict=True):
+            target.copy_(value)
+
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
+        """The averaged network's own forward."""
+        return self.network(*args, **kwargs)

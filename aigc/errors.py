@@ -1,0 +1,25 @@
+"""Errors for people: one sentence that says what is wrong, where, and what to do.
+
+Whatever a user can get wrong raises `UserError`; the entry points print its sentence and exit with code 2,
+without a traceback. Every other exception is a bug of ours and keeps its traceback.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake of the user's, in one sentence: what, where, what to do."""
+
+
+def choices(word: object, known: Iterable[object]) -> str:
+    """The end of an error sentence: "did you mean 'heun'?" if something known is near, else all that is known."""
+    names = [str(k) for k in known]
+    near = get_close_matches(str(word), names, n=3, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
+    return "choose from " + ", ".join(sorted(names))
+
+
+class RunError(UserError):
+    """A run that had started cannot go on (NaN, full disk): one sentence; what it had saved stays whole."""

@@ -1,0 +1,57 @@
+"""A folder for what is costly to make and the same for every run: trained feature networks, real statistics."""
+
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aigc.errors import UserError
+
+
+def cache_folder() -> Path:
+    """`$AIGC_CACHE`, or `~/.cache/aigc`; made when it is missing.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    folder = Path(os.environ.get("AIGC_CACHE") or Path.home() / ".cache" / "aigc").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the cache folder {folder} ({error.strerror}): set AIGC_CACHE to another") from error
+    return folder
+
+
+def load_cached(name: str) -> Any:
+    """What was kept under `name`, on the CPU, or None: nothing was, or the file is damaged."""
+    path = cache_folder() / f"{name}.pt"
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        return None
+
+
+def keep_cached(name: str, value: Any) -> None:
+    """Keeps `value` (tensors, numbers, strings in dicts) under `name`; the file appears whole or not at all.
+
+    Raises:
+        UserError: the disk is full or the folder is not writable.
+    """
+    folder = cache_folder()
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            torch.save(value, file)
+        os.replace(temporary, folder / f"{name}.pt")
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write to the cache folder {folder} ({reason}): make room, or set AIGC_CACHE") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""What a feature network is, and the one preprocessing that stands before all of them.
+
+Images are clamped, rounded to uint8 and given to the network, which resizes them in its own, stated way.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as uint8, clamped and rounded: what a PNG of them holds; uint8 passes through."""
+    if images.dtype == torch.uint8:
+        return images
+    return images.detach().float().add(1).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8)
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a network's weights: names, shapes and values, in order of name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class FeatureNetwork(nn.Module):
+    """A frozen network that scores look through: `forward(images)` gives features and logits, both float32.
+
+    `forward` takes uint8 `(n, c, h, w)` and returns features `(n, num_features)` and logits `(n, k)`.
+    """
+
+    name: str                                       # in the names of scores: fd_<name>, kd_<name>, is_<name>
+    num_features: int
+    sha256: str                                     # of the weights
+    resizer: str                                    # how images become the network's own size
+    task: str                                       # what it was trained to do
+    classes: int | None = None                      # its logits are the data's own classes, so many of them
+    classifies: bool = True                         # its logits name things, so that an inception score means something
+    accuracy: float | None = None                   # on the data's test images at its task, where it is known
+    names: dict[str, str] = {"fd": "fd_{}", "kd": "kd_{}", "is": "is_{}"}
+
+    def score_names(self) -> dict[str, str]:
+        """Names of the Fréchet distance, the kernel distance and the inception score over this network."""
+        return {key: name.format(self.name) for key, name in self.names.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """What a protocol says of the network."""
+        return {
+            "network": self.name,
+            "network_sha256": self.sha256,
+            "network_task": self.task,
+            "network_accuracy": self.accuracy,
+            "resizer": self.resizer,
+        }
+
+    def train(self, mode: bool = True) -> "FeatureNetwork":
+        """A feature network only ever evaluates, once it is frozen."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
+
+    def freeze(self) -> "FeatureNetwork":
+        """Switches to evaluation for good."""
+        return self.requires_grad_(False).eval()

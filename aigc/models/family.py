@@ -1,0 +1,118 @@
+"""What every family of generator has in common; the contract that metrics, samples, resume and generate rely on."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from aigc.ema import EMA
+from aigc.errors import UserError, choices
+from aigc.progress import Progress
+
+Batch = dict[str, Any]
+
+
+class Family(L.LightningModule):
+    """A generator family.
+
+    A subclass keeps its hyper-parameters plain (`save_hyperparameters()`), so that its checkpoint loads with
+    `weights_only=True`, and defines
+
+    - `training_step(batch, batch_idx) -> dict`: scalars by name; every entry is averaged and logged. With automatic
+      optimization the entry `loss` is minimised; the others are detached.
+    - `validation_step(batch, batch_idx) -> dict`: scalars on held-out images, averaged by the scores callback.
+    - `sample(n, *, condition, seeds, **options) -> Tensor`: images `(n, c, h, w)` in [-1, 1].
+    """
+
+    accepts: ClassVar[tuple[str, ...]] = ("images",)       # kinds of batch it can learn from
+    conditions: ClassVar[tuple[str, ...]] = ("none", "label")  # what its images can be conditioned on
+    find_unused_parameters: ClassVar[bool] = False         # DDP: a step leaves parameters out (adversarial families)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.progress = Progress()
+        self._rates: list[tuple[dict, float]] | None = None
+
+    # ---- what the metrics compare ----
+
+    def sample(
+        self, n: int, *, condition: Any = None, seeds: Sequence[int] | None = None, **options: Any
+    ) -> Tensor:
+        """Images `(n, c, h, w)` in [-1, 1]; image k depends on `seeds[k]`, `condition[k]` and `options` alone."""
+        raise UserError(f"{type(self).__name__} turns images into images: it cannot make them from noise")
+
+    def condition_of(self, batch: Batch) -> Any:
+        """The part of a batch that this family is conditioned on, or None."""
+        kind = self.hparams.get("condition", "none")
+        return None if kind == "none" else batch[kind]
+
+    def fakes(self, batch: Batch, *, seeds: Sequence[int] | None = None) -> Tensor:
+        """This family's own images for a batch, `(n, c, h, w)` in [-1, 1]; by default samples of its conditions."""
+        return self.sample(len(self.reals(batch)), condition=self.condition_of(batch), seeds=seeds)
+
+    def reals(self, batch: Batch) -> Tensor:
+        """What `fakes(batch)` should look like, `(n, c, h, w)` in [-1, 1]."""
+        return batch["image"]
+
+    def panels(self, batch: Batch) -> dict[str, Tensor]:
+        """More pictures worth a grid by name, e.g. reconstructions next to their inputs; none by default."""
+        return {}
+
+    def check_options(self, options: dict[str, Any], known: Sequence[str]) -> None:
+        """Refuses an option that `sample` does not know.
+
+        Raises:
+            UserError: names the nearest known options.
+        """
+        for name in options:
+            if name not in known:
+                raise UserError(f"{type(self).__name__} has no sampling option '{name}': {choices(name, known)}")
+
+    # ---- rates and averages, both counted in images ----
+
+    def rate_factor(self) -> float:
+        """Multiplier of every learning rate now: linear warm-up in images, then linear decay to 0 by the budget.
+
+        Reads the hyper-parameters `warmup_images` (0: none) and `decay_from` (share of the budget after which the
+        rate falls linearly to zero; 1: constant).
+        """
+        warmup, decay_from = self.hparams.get("warmup_images", 0), self.hparams.get("decay_from", 1.0)
+        rise = min(1.0, (self.progress.images + 1) / warmup) if warmup else 1.0
+        fall = (1 - self.progress.fraction) / (1 - decay_from) if decay_from < 1 else 1.0
+        return rise * min(1.0, max(0.0, fall))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Sets every optimizer's learning rate for this step."""
+        if self._rates is None:
+            groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+            for group in groups:
+                group.setdefault("initial_lr", group["lr"])
+            self._rates = [(group, group["initial_lr"]) for group in groups]
+        factor = self.rate_factor()
+        for group, rate in self._rates:
+            group["lr"] = rate * factor
+
+    def averages(self) -> list[tuple[EMA, nn.Module]]:
+        """Pairs (average, network that it follows); the EMA callback updates them after every step."""
+        return []
+
+    # ---- checkpoints ----
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a reader needs without the config: the family and how far it has come."""
+        checkpoint["family"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint["progress"] = self.progress.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continues counting images and seconds where the checkpoint stopped."""
+        self.progress.load_state_dict(checkpoint["progress"])
+
+    @staticmethod
+    def seeds_or_fresh(n: int, seeds: Sequence[int] | None) -> list[int]:
+        """`seeds`, checked to be n of them, or n fresh ones from torch's global generator."""
+        if seeds is None:
+            return torch.randint(2**62, (n,)).tolist()
+        assert len(seeds) == n, f"{len(seeds)} seeds for {n} images"
+        return list(seeds)

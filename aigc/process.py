@@ -1,0 +1,288 @@
+"""Diffusion processes: how an image turns into noise, what a network predicts about it, and what an error weighs.
+
+Every process is x_t = alpha(t) x_0 + sigma(t) eps with eps ~ N(0, 1), and the noise level relative to the image is
+s = sigma / alpha (the sigma of Karras et al. 2022). Every parametrisation is one line, a target
+
+    F = p x_0 + q eps,    with p and q depending on alpha and sigma only,
+
+from which x_0 = (sigma F - q x_t) / (p sigma - q alpha), and a squared error of F is (p - q alpha / sigma)^2 times
+the squared error of x_0. So losses of all parametrisations are compared, and weighted, in x_0 space.
+
+A process carries its own clock t: `Cosine` runs from 0 (image) to 1 (noise), `Karras` from sigma_min to sigma_max,
+`Flow` from 0 (noise) to 1 (image), each as in its paper.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from aigc.errors import UserError, choices
+
+Pair = tuple[Tensor, Tensor]
+
+
+# ---- parametrisations: (alpha, sigma, sigma_data) -> (p, q) ----
+
+
+def _x0(alpha: Tensor, sigma: Tensor, sd: Tensor | float) -> Pair:
+    return torch.ones_like(alpha), torch.zeros_like(alpha)
+
+
+def _eps(alpha: Tensor, sigma: Tensor, sd: Tensor | float) -> Pair:
+    """Ho et al. 2020."""
+    return torch.zeros_like(alpha), torch.ones_like(alpha)
+
+
+def _v(alpha: Tensor, sigma: Tensor, sd: Tensor | float) -> Pair:
+    """v = alpha eps - sigma x_0 (Salimans and Ho 2022)."""
+    return -sigma, alpha
+
+
+def _flow(alpha: Tensor, sigma: Tensor, sd: Tensor | float) -> Pair:
+    """Velocity dx/dt = x_0 - eps of x_t = (1 - t) eps + t x_0 (Lipman et al. 2023)."""
+    return torch.ones_like(alpha), -torch.ones_like(alpha)
+
+
+def _edm(alpha: Tensor, sigma: Tensor, sd: Tensor | float) -> Pair:
+    """(D - c_skip x) / c_out of Karras et al. 2022, table 1, written out: unit variance where x_0 has variance sd^2."""
+    norm = (sigma**2 + (alpha * sd) ** 2).sqrt()
+    return sigma / (sd * norm), -alpha * sd / norm
+
+
+PARAMETRISATIONS: dict[str, Callable[[Tensor, Tensor, Tensor | float], Pair]] = {
+    "x0": _x0, "eps": _eps, "v": _v, "flow": _flow, "edm": _edm,
+}
+
+
+@dataclass(frozen=True)
+class Parametrisation:
+    """What the network predicts at (alpha, sigma), tensors that broadcast with images."""
+
+    name: str                # key of PARAMETRISATIONS
+    sigma_data: Tensor | float  # standard deviation of the images in [-1, 1]; only `edm` reads it
+
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> Pair:
+        """(p, q) of the target F = p x_0 + q eps."""
+        return PARAMETRISATIONS[self.name](alpha, sigma, self.sigma_data)
+
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What the network should say for x_t = alpha x_0 + sigma eps."""
+        p, q = self.coefficients(alpha, sigma)
+        return p * x0 + q * eps
+
+    def x0(self, prediction: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The image that a prediction implies."""
+        p, q = self.coefficients(alpha, sigma)
+        return (sigma * prediction - q * x_t) / (p * sigma - q * alpha)
+
+    def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """How often a squared error of x_0 counts in a squared error of the prediction.
+
+        SNR for eps, SNR + 1 for v, 1 / (1 - t)^2 for flow, (s^2 + sd^2) / (s sd)^2 for edm, 1 for x0.
+        """
+        p, q = self.coefficients(alpha, sigma)
+        return (p - q * alpha / sigma) ** 2
+
+
+def loss_factor(
+    weighting: str, parametrisation: Parametrisation, alpha: Tensor, sigma: Tensor, *, min_snr: float = 5.0
+) -> Tensor:
+    """What to multiply the squared error of the prediction by, so that x_0's weighs as `weighting` says.
+
+    `own`: the prediction's plain squared error; the name of a parametrisation: as if that were predicted;
+    `min_snr`: min(SNR, `min_snr`) in x_0 space (Hang et al. 2023).
+    """
+    own = parametrisation.weight(alpha, sigma)
+    if weighting == "own":
+        return torch.ones_like(own)
+    if weighting == "min_snr":
+        return ((alpha / sigma) ** 2).clamp(max=min_snr) / own
+    return Parametrisation(weighting, parametrisation.sigma_data).weight(alpha, sigma) / own
+
+
+WEIGHTINGS = ("own", "min_snr", *PARAMETRISATIONS)
+
+
+# ---- processes ----
+
+
+def normal_quantile(u: Tensor) -> Tensor:
+    """Standard normal value below which a share `u`, in (0, 1), lies."""
+    return torch.special.ndtri(u.double().clamp(1e-9, 1 - 1e-9)).float()
+
+
+class Process(Protocol):
+    """A noise schedule with the times it is trained at."""
+
+    def scales(self, t: Tensor) -> Pair:
+        """(alpha, sigma) at times t."""
+        ...
+
+    def time(self, s: Tensor) -> Tensor:
+        """The time at which sigma / alpha is s, clipped to what is trained; s may be infinite."""
+        ...
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The training-time distribution: the time below which (in noise or in t) a share u of it lies."""
+        ...
+
+    def clock(self, t: Tensor) -> Tensor:
+        """The time as the network reads it, in about [-1, 1]."""
+        ...
+
+    def times(self, steps: int) -> Tensor:
+        """`steps` + 1 times from pure noise to the image, spaced as the paper does for sampling."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """DDPM's variance-preserving process, cosine schedule: alpha = cos(pi t / 2) (Nichol and Dhariwal 2021).
+
+    `terminal_alpha` is alpha at t = 1: 0 is zero terminal SNR (Lin et al. 2024).
+    """
+
+    terminal_alpha: float = 0.0
+
+    @property
+    def _angle(self) -> float:
+        return math.acos(self.terminal_alpha)
+
+    def scales(self, t: Tensor) -> Pair:
+        """(cos, sin) of the angle at t in [0, 1]."""
+        angle = t * self._angle
+        alpha = torch.where(t >= 1, self.terminal_alpha, angle.cos())  # exactly 0, not -4e-8
+        return alpha, angle.sin()
+
+    def time(self, s: Tensor) -> Tensor:
+        """Share of the angle."""
+        return (s.atan() / self._angle).clamp(0, 1)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """Uniform, without an image that has no noise at all."""
+        return u.clamp(min=1e-4)
+
+    def clock(self, t: Tensor) -> Tensor:
+        """t itself, in [0, 1]."""
+        return t
+
+    def times(self, steps: int) -> Tensor:
+        """Evenly spaced."""
+        return torch.linspace(1, 0, steps + 1)
+
+
+@dataclass(frozen=True)
+class Karras:
+    """EDM's variance-exploding process: alpha = 1, sigma = t, log-normal training noise (Karras et al. 2022)."""
+
+    mean: float = -1.2         # P_mean: mean of ln sigma in training
+    std: float = 1.2           # P_std
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def scales(self, t: Tensor) -> Pair:
+        """(1, t)."""
+        return torch.ones_like(t), t
+
+    def time(self, s: Tensor) -> Tensor:
+        """Sigma itself."""
+        return s.clamp(self.sigma_min, self.sigma_max)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """Log-normal."""
+        return (self.mean + self.std * normal_quantile(u)).exp().clamp(self.sigma_min, self.sigma_max)
+
+    def clock(self, t: Tensor) -> Tensor:
+        """c_noise: ln(sigma) / 4, in [-1.6, 1.1]."""
+        return t.log() / 4
+
+    def times(self, steps: int) -> Tensor:
+        """Eq. 5, rho 7, and a last step to 0."""
+        return torch.cat([karras_noises(max(steps, 1), self.sigma_min, self.sigma_max), torch.zeros(1)])
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Flow matching: alpha = t, sigma = 1 - t (Lipman et al. 2023), logit-normal training times (Esser et al. 2024)."""
+
+    mean: float = 0.0          # mean of logit(t) in training; larger is less noise
+    std: float = 1.0
+
+    def scales(self, t: Tensor) -> Pair:
+        """(t, 1 - t)."""
+        return t, 1 - t
+
+    def time(self, s: Tensor) -> Tensor:
+        """t = 1 / (1 + s)."""
+        return 1 / (1 + s)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """Logit-normal."""
+        return torch.sigmoid(self.mean + self.std * normal_quantile(u)).clamp(max=1 - 1e-4)
+
+    def clock(self, t: Tensor) -> Tensor:
+        """t itself, in [0, 1]."""
+        return t
+
+    def times(self, steps: int) -> Tensor:
+        """Evenly spaced."""
+        return torch.linspace(0, 1, steps + 1)
+
+
+def karras_noises(steps: int, low: float, high: float, *, rho: float = 7.0) -> Tensor:
+    """`steps` noise levels from `high` to `low`, even in sigma^(1 / rho) (Karras et al. 2022, eq. 5)."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    return ((high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho).float()
+
+
+PROCESSES: dict[str, Callable[..., Process]] = {"ddpm": Cosine, "edm": Karras, "flow": Flow}
+
+
+def build_process(name: str, prediction: str, options: dict[str, float]) -> Process:
+    """The process called `name` with its `options`, for a network that predicts `prediction`.
+
+    Raises:
+        UserError: an unknown name or option, or eps predicted where pure noise has no trace of the image.
+    """
+    if name not in PROCESSES:
+        raise UserError(f"There is no process '{name}' for model.process.name: {choices(name, PROCESSES)}")
+    if prediction not in PARAMETRISATIONS:
+        raise UserError(f"There is no model.prediction '{prediction}': {choices(prediction, PARAMETRISATIONS)}")
+    known = list(PROCESSES[name].__dataclass_fields__)  # type: ignore[attr-defined]
+    for option in options:
+        if option not in known:
+            raise UserError(f"The process '{name}' has no option '{option}': {choices(option, known or ['none'])}")
+    process = PROCESSES[name](**options)
+    alpha, _ = process.scales(process.times(1)[:1])
+    if prediction == "eps" and float(alpha) == 0:
+        raise UserError(
+            f"model.prediction=eps cannot start from the pure noise of process '{name}' (zero terminal SNR): "
+            "choose model.prediction=v, or model.process.terminal_alpha=0.01 with ddpm"
+        )
+    return process
+
+
+def path(process: Process, steps: int, *, spacing: str = "own", device: torch.device | str = "cpu") -> Tensor:
+    """(alpha, sigma) at `steps` + 1 points from noise to the image (1, 0), shape `(steps + 1, 2)`.
+
+    `own`: the process's times; `karras`: noise levels of Karras et al. 2022 from 80 to 0.002, then 0;
+    `logsnr`: even in log SNR over the same range.
+
+    Raises:
+        UserError: an unknown spacing or no step at all.
+    """
+    if steps < 1:
+        raise UserError(f"Sampling with sampler.steps={steps} makes no image: give at least 1")
+    if spacing == "own":
+        alpha, sigma = process.scales(process.times(steps))
+    elif spacing in ("karras", "logsnr"):
+        rho = 7.0 if spacing == "karras" else 1e4
+        alpha, sigma = process.scales(process.time(karras_noises(steps, 0.002, 80.0, rho=rho)))
+        alpha, sigma = torch.cat([alpha, torch.ones(1)]), torch.cat([sigma, torch.zeros(1)])
+    else:
+        raise UserError(f"There is no sampler.spacing '{spacing}': {choices(spacing, ['own', 'karras', 'logsnr'])}")
+    return torch.stack([alpha, sigma], dim=1).to(device)

@@ -1,0 +1,96 @@
+"""Samplers: free functions from noise to images, each usable with any trained process.
+
+All walk a `path`, `(steps + 1, 2)` pairs (alpha, sigma) from noise to the image (1, 0), and know of the network
+only `denoise(x, alpha, sigma)`: the image expected behind x = alpha x_0 + sigma eps. Steps use the finite changes of
+alpha and sigma themselves, so that the same line is EDM's step where alpha = 1, flow matching's where
+alpha + sigma = 1, and DDIM's on the circle. `noise(c, h, w)` gives fresh N(0, 1) noise `(n, c, h, w)`, image by image.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+Noise = Callable[..., Tensor]
+
+
+@torch.no_grad()
+def ddim(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, eta: float = 0.0) -> Tensor:
+    """Song et al. 2021, eq. 12; `eta` from 0 (deterministic) to 1 (all of DDPM's noise). Order 1."""
+    for (alpha, sigma), (alpha_next, sigma_next) in zip(path, path[1:], strict=False):
+        x0 = denoise(x, alpha, sigma)
+        eps = (x - alpha * x0) / sigma
+        fresh = eta * ancestral_noise(alpha, sigma, alpha_next, sigma_next)
+        x = alpha_next * x0 + (sigma_next**2 - fresh**2).clamp(min=0).sqrt() * eps
+        if fresh > 0:
+            x = x + fresh * noise(*x.shape[1:])
+    return x
+
+
+@torch.no_grad()
+def ancestral(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise) -> Tensor:
+    """Ho et al. 2020, algorithm 2: every step draws from the posterior of the next image given this one and x_0."""
+    return ddim(denoise, x, path, noise=noise, eta=1.0)
+
+
+@torch.no_grad()
+def euler(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: float = 0.0) -> Tensor:
+    """Karras et al. 2022, algorithm 2 without the correction; equals `ddim` where `churn` is 0. Order 1."""
+    for (alpha, sigma), (alpha_next, sigma_next) in zip(path, path[1:], strict=False):
+        x, sigma = churned(x, alpha, sigma, share=churn / (len(path) - 1), noise=noise)
+        x0 = denoise(x, alpha, sigma)
+        eps = (x - alpha * x0) / sigma
+        x = x + (alpha_next - alpha) * x0 + (sigma_next - sigma) * eps
+    return x
+
+
+@torch.no_grad()
+def heun(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: float = 0.0) -> Tensor:
+    """Karras et al. 2022, algorithm 2; two evaluations a step, one in the last. Order 2."""
+    for (alpha, sigma), (alpha_next, sigma_next) in zip(path, path[1:], strict=False):
+        x, sigma = churned(x, alpha, sigma, share=churn / (len(path) - 1), noise=noise)
+        x0 = denoise(x, alpha, sigma)
+        eps = (x - alpha * x0) / sigma
+        ahead = x + (alpha_next - alpha) * x0 + (sigma_next - sigma) * eps
+        if sigma_next > 0:
+            x0_next = denoise(ahead, alpha_next, sigma_next)
+            eps_next = (ahead - alpha_next * x0_next) / sigma_next
+            x0, eps = (x0 + x0_next) / 2, (eps + eps_next) / 2
+            ahead = x + (alpha_next - alpha) * x0 + (sigma_next - sigma) * eps
+        x = ahead
+    return x
+
+
+@torch.no_grad()
+def dpmpp_2m(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise) -> Tensor:
+    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2; one evaluation a step, first and last step of order 1. Order 2."""
+    x0_last, h_last = None, None
+    for (alpha, sigma), (alpha_next, sigma_next) in zip(path, path[1:], strict=False):
+        x0 = denoise(x, alpha, sigma)
+        h = ((alpha_next * sigma) / (alpha * sigma_next)).log()  # change of log(alpha / sigma); infinite at either end
+        ahead = x0
+        if x0_last is not None and h.isfinite():
+            ahead = x0 + h / (2 * h_last) * (x0 - x0_last)
+        x = sigma_next / sigma * x + (alpha_next - alpha * sigma_next / sigma) * ahead
+        x0_last, h_last = x0, h
+    return x
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ddim": ddim, "ancestral": ancestral, "euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m,
+}
+
+
+def ancestral_noise(alpha: Tensor, sigma: Tensor, alpha_next: Tensor, sigma_next: Tensor) -> Tensor:
+    """Standard deviation of the DDPM posterior q(x_next | x, x_0); Song et al. 2021, eq. 16."""
+    ratio = alpha * sigma_next / (alpha_next * sigma)  # how far this step lowers the noise, at equal image
+    return sigma_next * (1 - ratio**2).clamp(min=0).sqrt()
+
+
+def churned(x: Tensor, alpha: Tensor, sigma: Tensor, *, share: float, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Raises the noise of x by a `share`, at most sqrt(2) - 1, before a step; Karras et al. 2022, algorithm 2."""
+    if share <= 0 or alpha == 0:
+        return x, sigma
+    raised = sigma * (1 + min(share, 2**0.5 - 1))
+    return x + (raised**2 - sigma**2).sqrt() * noise(*x.shape[1:]), raised

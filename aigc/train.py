@@ -1,0 +1,77 @@
+"""Trains a generator: `python -m aigc.train model=gan data=mnist`, `... resume=<run folder>`, `... -m seed=1,2,3`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from aigc import cli, launch
+from aigc.errors import RunError, UserError
+from aigc.run import discard_if_unstarted, read_summary, resumed_config
+
+
+def main() -> None:
+    """The command line."""
+    words = {word.split("=", 1)[0]: word.split("=", 1)[1] for word in sys.argv[1:] if "=" in word}
+    if "resume" in words:  # in the same folder, without overwriting its record of the first command
+        folder = Path(words["resume"]).expanduser().resolve()
+        sys.argv += [f"hydra.run.dir={folder}" if folder.is_dir() else "hydra.run.dir=.", "hydra.output_subdir=null"]
+    elif (launch.rank() or 0) > 0:
+        sys.argv += [f"hydra.run.dir={launch.private_folder()}", "hydra.output_subdir=null"]
+    cli.run(train, "train")
+
+
+def train(cfg: Any) -> float | None:
+    """One job: trains, and returns the monitored score for sweepers."""
+    hydra_config = HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
+    folder = Path(hydra_config.runtime.output_dir).resolve()
+    resumed = cfg.resume is not None
+    try:
+        if resumed:
+            cfg = resumed_config(cfg, Path(cfg.resume).expanduser().resolve(), overrides)
+        from aigc import training
+
+        processes = launch.count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
+        if processes > 1 and launch.rank() is None:
+            training.check_pair(cfg)
+            training.prepare_data(cfg)
+            code = launch.launch(processes, overrides, folder)
+            summary = read_summary(folder)
+            if code:
+                reason = summary.get("reason") or f"exit code {code}"
+                raise RunError(f"the {processes} processes in {folder} ended early: {reason}")
+        else:
+            summary = training.fit(cfg, folder, resumed=resumed)
+    except UserError as error:
+        if not resumed and not isinstance(error, RunError) and launch.rank() in (None, 0):
+            discard_if_unstarted(folder)
+        raise
+    if launch.rank() in (None, 0):
+        report(folder, summary)
+    if summary.get("status") == "stopped":
+        sys.exit(143 if summary.get("reason") == "SIGTERM" else 130)
+    return (summary.get("scores") or {}).get("best")
+
+
+def report(folder: Path, summary: dict[str, Any]) -> None:
+    """Prints how the run ended and where its results are."""
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    seconds, images = summary.get("seconds") or 0.0, summary.get("images") or 0
+    print(f"\n{summary['status']}: {images:,} images in {seconds / 60:.1f} minutes of training")
+    for name, value in ((summary.get("scores") or {}).get("last") or {}).items():
+        print(f"  {name:28} {value:.4g}")
+    pictures = sorted((folder / "samples").glob("*.png"))
+    newest = [p for p in pictures if "_" not in p.stem]
+    if newest:
+        print(f"samples   {shown / 'samples' / newest[-1].name}")
+    print(f"scores    {shown / 'summary.json'} (curves: {shown / 'metrics.jsonl'})")
+    if summary["status"] == "finished":
+        print(f"more      python -m aigc.generate run={shown} n=64 out=images")
+    else:
+        print(f"go on     python -m aigc.train resume={shown}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Puts a configuration to work: data, family, callbacks, loggers and trainer, and the record of the run."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from aigc import launch
+from aigc.callbacks.scores import Scores
+from aigc.checkpoints import AtomicCheckpointIO, read_checkpoint
+from aigc.config import CONFIG_DIR, instantiate, locate, to_plain
+from aigc.data.datamodule import ImageData
+from aigc.errors import RunError, UserError, choices
+from aigc.loggers import JsonLines, Wandb
+from aigc.models.family import Family
+from aigc.precision import choose_precision
+from aigc.run import environment, peak_memory_mb, read_summary, signature, write_summary
+
+KINDS_OF = {"images": ("images", "captioned"), "captioned": ("captioned",), "unpaired": ("unpaired",), "paired": ("paired",)}
+
+
+def check_pair(cfg: DictConfig) -> type[Family]:
+    """The family's class, after checking that it can learn from this kind of data under this condition.
+
+    Raises:
+        UserError: names the `data=` choices that fit.
+    """
+    family, data = locate(cfg.model.get("_target_", "")), locate(cfg.data.get("_target_", ""))
+    kinds = {kind for accepted in family.accepts for kind in KINDS_OF[accepted]}
+    if data.kind not in kinds:
+        fitting = []
+        for path in sorted((CONFIG_DIR / "data").glob("*.yaml")):
+            target = OmegaConf.load(path).get("_target_")
+            if target and locate(target).kind in kinds:
+                fitting.append(path.stem)
+        raise UserError(
+            f"{family.__name__} learns from {' or '.join(sorted(kinds))} data, {data.__name__} gives {data.kind}: "
+            f"choose data={'|'.join(fitting)}"
+        )
+    if cfg.condition not in family.conditions:
+        raise UserError(
+            f"{family.__name__} knows no condition '{cfg.condition}': {choices(cfg.condition, family.conditions)}"
+        )
+    return family
+
+
+def prepare_data(cfg: DictConfig) -> ImageData:
+    """The data module, downloaded, checked and set up.
+
+    Raises:
+        UserError: data are missing, broken, or have no labels for `condition=label`.
+    """
+    data = instantiate(cfg.data, "data")
+    data.prepare_data()
+    data.setup()
+    if cfg.condition == "label" and not data.classes:
+        raise UserError(f"condition=label needs labels, and {data.name} has none: use condition=none or other data")
+    return data
+
+
+def build_trainer(cfg: DictConfig, folder: Path, family: type[Family], run_id: str | None) -> L.Trainer:
+    """The trainer with callbacks in the config's order, scores before samples, and both loggers."""
+    nodes = dict(cfg.callbacks)
+    callbacks: list[L.Callback] = []
+    for name, node in nodes.items():
+        if name == "samples" and cfg.metrics:
+            callbacks.append(instantiate(cfg.metrics, "metrics"))
+        callbacks.append(instantiate(node, f"callbacks.{name}"))
+    loggers: list[Any] = [JsonLines(folder)]
+    loggers += [
+        instantiate(node, f"logger.{name}", folder=str(folder), run_id=run_id) for name, node in cfg.logger.items()
+    ]
+    options = to_plain(cfg.trainer)
+    cuda = options["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if options["accelerator"] in ("gpu", "cuda") and not cuda:
+        raise UserError("trainer.accelerator=gpu, but torch sees no GPU: use trainer=cpu or trainer=auto")
+    options["accelerator"] = "gpu" if cuda else "cpu" if options["accelerator"] == "auto" else options["accelerator"]
+    options["precision"] = choose_precision(options["precision"], "cuda" if cuda else "cpu")
+    processes = launch.count_devices(options["accelerator"], options["devices"]) * options["num_nodes"]
+    if options["strategy"] in ("auto", "ddp") and processes > 1:
+        options["strategy"] = "ddp_find_unused_parameters_true" if family.find_unused_parameters else "ddp"
+    return instantiate(
+        options,
+        "trainer",
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(folder),
+        max_epochs=-1,                  # the loader is endless; the budget ends the run
+        limit_val_batches=0,            # the scores callback looks at held-out images, counted in images seen
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the loader deals the global batch out itself
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, Any]:
+    """Trains until the budget is spent or a signal arrives; returns the run's summary.
+
+    Args:
+        cfg: a complete training configuration.
+        folder: the run folder.
+        resumed: whether to go on from `checkpoints/last.ckpt` there.
+
+    Raises:
+        UserError: a mistake in what was asked; nothing has been trained.
+        RunError: the run could not go on; `summary.json` says why.
+    """
+    family = check_pair(cfg)
+    torch.set_float32_matmul_precision("high")
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    before = read_summary(folder) if resumed else {}
+    if resumed and not checkpoint.is_file():
+        raise UserError(f"the run '{folder}' has no checkpoints/last.ckpt yet: there is nothing to resume, start it again")
+    data = prepare_data(cfg)
+    L.seed_everything(cfg.seed, verbose=False)
+    facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes, "condition": cfg.condition}
+    model: Family = instantiate(cfg.model, "model", **facts)
+    if resumed:
+        check_resumable(read_checkpoint(checkpoint), model, checkpoint)
+    trainer = build_trainer(cfg, folder, family, before.get("wandb_id"))
+    if trainer.is_global_zero:
+        begin(cfg, folder, model, trainer, resumed, checkpoint)
+    status, reason = "failed", None
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint if resumed else None, weights_only=True)
+        status = "stopped" if model.progress.interrupted else "finished"
+        reason = model.progress.interrupted
+    except BaseException as error:
+        status = "stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+        reason = str(error) or type(error).__name__
+        raise
+    finally:
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, Wandb):
+                    logger.finish(status == "failed")
+            try:
+                summary = conclude(folder, trainer, model, status, reason)
+            except RunError:  # the disk that ended the run does not take its summary either
+                summary = {"status": status, "reason": reason}
+        else:
+            summary = {"status": status, "reason": reason}
+    return summary
+
+
+def check_resumable(content: dict[str, Any], model: Family, path: Path) -> None:
+    """Refuses a checkpoint of another family, or of the same with another shape.
+
+    Raises:
+        UserError: says which.
+    """
+    name = f"{type(model).__module__}.{type(model).__qualname__}"
+    if content["family"] != name:
+        raise UserError(f"'{path}' holds a {content['family']}, the configuration asks for a {name}: resume its own run")
+
+
+def begin(cfg: DictConfig, folder: Path, model: Family, trainer: L.Trainer, resumed: bool, checkpoint: Path) -> None:
+    """Writes what is known of a run at its start, and cuts the metrics back to the checkpoint."""
+    config = to_plain(cfg)
+    wandb_id = None
+    for logger in trainer.loggers:
+        if isinstance(logger, Wandb):
+            logger.log_hyperparams(config)
+            wandb_id = logger.experiment.id
+        if isinstance(logger, JsonLines) and resumed:
+            logger.rewind(read_checkpoint(checkpoint)["progress"]["images"])
+    write_summary(
+        folder,
+        status="running",
+        reason=None,
+        study=cfg.study,
+        seed=cfg.seed,
+        signature=signature(config),
+        family=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        precision=trainer.precision,
+        devices=trainer.world_size,
+        global_batch=cfg.batch_size * trainer.world_size,
+        wandb_id=wandb_id,
+        **environment(),
+    )
+
+
+def conclude(folder: Path, trainer: L.Trainer, model: Family, status: str, reason: str | None) -> dict[str, Any]:
+    """Writes how a run ended."""
+    scores = next((c for c in trainer.callbacks if isinstance(c, Scores)), None)  # type: ignore[attr-defined]
+    progress = model.progress
+    return write_summary(
+        folder,
+        status=status,
+        reason=reason,
+        images=progress.images,
+        seconds=round(progress.seconds, 2),
+        images_per_second=round(progress.images / progress.seconds, 2) if progress.seconds else None,
+        scores={"last": scores.latest, "best": scores.best, "monitor": scores.monitor} if scores else {},
+        protocol=scores.protocol if scores else {},
+        peak_memory_mb=round(peak_memory_mb(), 1),
+    )
