@@ -1,5 +1,7 @@
 """Puts a configuration to work: data, family, callbacks, loggers and trainer, and the record of the run."""
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +63,12 @@ def prepare_data(cfg: DictConfig) -> ImageData:
 
 
 def build_trainer(cfg: DictConfig, folder: Path, family: type[Family], run_id: str | None) -> L.Trainer:
-    """The trainer with callbacks in the config's order, scores before samples, and both loggers."""
-    nodes = dict(cfg.callbacks)
-    callbacks: list[L.Callback] = []
-    for name, node in nodes.items():
-        if name == "samples" and cfg.metrics:
-            callbacks.append(instantiate(cfg.metrics, "metrics"))
-        callbacks.append(instantiate(node, f"callbacks.{name}"))
+    """The trainer with callbacks in the config's order and both loggers."""
+    callbacks = [
+        instantiate(node, "metrics" if name == "scores" else f"callbacks.{name}")
+        for name, node in cfg.callbacks.items()
+        if node
+    ]
     loggers: list[Any] = [JsonLines(folder)]
     loggers += [
         instantiate(node, f"logger.{name}", folder=str(folder), run_id=run_id) for name, node in cfg.logger.items()
@@ -111,6 +112,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
         RunError: the run could not go on; `summary.json` says why.
     """
     family = check_pair(cfg)
+    quiet()
     torch.set_float32_matmul_precision("high")
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_summary(folder) if resumed else {}
@@ -146,6 +148,13 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
         else:
             summary = {"status": status, "reason": reason}
     return summary
+
+
+def quiet() -> None:
+    """Keeps Lightning's advice off the terminal where it does not apply here; its errors still show."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
 
 
 def check_resumable(content: dict[str, Any], model: Family, path: Path) -> None:

@@ -62,7 +62,7 @@ class Checkpoint(L.Callback):
             scores = self._scores(trainer)
             is_best = scores is None or scores.best is None or scores.best != self.best
             self.best = scores.best if scores is not None else None
-            trainer.save_checkpoint(last)
+            trainer.save_checkpoint(last, weights_only=False)
             if is_best and trainer.is_global_zero:
                 temporary = last.with_name(".best.ckpt.tmp")
                 temporary.unlink(missing_ok=True)

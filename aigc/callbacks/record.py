@@ -84,8 +84,9 @@ class Record(L.Callback):
             logger.log_metrics(means, step=progress.batches)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the last, shorter window."""
-        self.flush(trainer, pl_module)
+        """Logs the last, shorter window; an interrupted run keeps it open for the one that resumes it."""
+        if not pl_module.progress.interrupted:
+            self.flush(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The open window, so that a resumed run's next line is the mean over all of its steps."""

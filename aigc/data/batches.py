@@ -20,7 +20,7 @@ def _epoch(seed: int, epoch: int, n: int) -> Tensor:
 
 
 def stream(seed: int, n: int, start: int, stop: int) -> Tensor:
-    """Positions `[start, stop)` of the endless stream over n images: one permutation after another, `(stop-start,)`."""
+    """Positions `[start, stop)` of the endless stream over n images: one permutation after another; int64."""
     parts = []
     while start < stop:
         epoch, offset = divmod(start, n)

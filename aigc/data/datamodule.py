@@ -41,8 +41,8 @@ class ImageData(L.LightningDataModule):
         memory_gb: float = 2.0,         # decode up to this much (2^30 bytes) once; stream what is larger
     ):
         super().__init__()
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"batch_size must be a whole number above 0, not {batch_size!r}")
+        if batch_size < 1:
+            raise UserError(f"batch_size must be above 0, not {batch_size}")
         if workers != "auto" and (not isinstance(workers, int) or workers < 0):
             raise UserError(f"data.workers must be 'auto' or a number of processes, not {workers!r}")
         self.batch_size = batch_size

@@ -105,11 +105,8 @@ def _eight_bits(image: Any) -> Any:
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image, dtype=np.float64)
-    if image.mode == "F":
-        scaled = values * 255 if values.max() <= 1 else values
-    else:
-        scaled = values / 257
-    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+    scale = 1 / 257 if image.mode != "F" else 255 if values.max() <= 1 else 1
+    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
 
 
 def fit_images(images: Tensor, *, size: tuple[int, int] | None, channels: int | None) -> Tensor:
@@ -125,7 +122,7 @@ def fit_images(images: Tensor, *, size: tuple[int, int] | None, channels: int | 
                             for part in images.split(4096)])
     if size is not None and tuple(images.shape[2:]) != size:
         images = torch.cat([
-            F.interpolate(part.float(), size=size, mode="bicubic", antialias=True).round().clamp(0, 255).to(torch.uint8)
+            F.interpolate(part.float(), size=size, mode="bicubic", antialias=True).round_().clamp_(0, 255).byte()
             for part in images.split(4096)
         ])
     return images.contiguous()

@@ -1,6 +1,6 @@
 """scikit-learn's 1,797 real handwritten digits, 8 x 8 grey: embedded, nothing to download."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,13 +16,16 @@ class Digits(ImageData):
     def __init__(
         self,
         *,
-        validation: int | float = 0.1,    # number or fraction held out of all
-        test: int | float = 0.1,          # likewise
-        size: Any = None,                 # pixels or [height, width]; null: 8
-        channels: int | str = "auto",     # 1, 3, or auto: 1
-        **common: Any,                    # see ImageData
+        batch_size: int,                     # images a batch on every device
+        seed: int = 0,                       # order and augmentation of the training images
+        split_seed: int = 0,                 # what is held out
+        flip: bool = False,                  # mirror training images left to right, half of the time
+        validation: int | float = 0.1,       # number or fraction held out of all
+        test: int | float = 0.1,             # likewise
+        size: int | Sequence[int] | None = None,  # pixels or [height, width]; None: 8
+        channels: int | str = "auto",        # 1, 3, or auto: 1
     ):
-        super().__init__(**common)
+        super().__init__(batch_size=batch_size, seed=seed, split_seed=split_seed, flip=flip)
         self.validation = validation
         self.test = test
         self.wanted_size = parse_size(size)

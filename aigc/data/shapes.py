@@ -8,7 +8,8 @@
 - Edges are antialiased through signed distances (Quilez, "2D distance functions"), so any size looks right.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -272,24 +273,27 @@ class Shapes(ImageData):
     def __init__(
         self,
         *,
-        train: int = 20000,                      # number of images in each split
+        batch_size: int,                     # images a batch on every device
+        seed: int = 0,                       # order and augmentation of the training images
+        split_seed: int = 0,                 # renders by this seed
+        train: int = 20000,                  # number of images in each split
         validation: int = 2000,
         test: int = 5000,
-        heldout: int = 2000,                     # images of combinations that training never shows
-        objects: int | str = 1,                  # 1, 2 or mixed
-        caption_background: bool = False,        # "... on stripes"
-        size: Any = 32,                          # pixels or [height, width]
-        **common: Any,                           # see ImageData
+        heldout: int = 2000,                 # images of combinations that training never shows
+        objects: int | str = 1,              # 1, 2 or mixed
+        caption_background: bool = False,    # "... on stripes"
+        size: int | Sequence[int] = 32,      # pixels or [height, width]
+        workers: int | str = "auto",         # processes that render what does not fit in memory
+        memory_gb: float = 2.0,              # render up to this much (2^30 bytes) once
     ):
-        super().__init__(**common)
+        super().__init__(batch_size=batch_size, seed=seed, split_seed=split_seed, workers=workers,
+                         memory_gb=memory_gb)
         if str(objects) not in OBJECTS:
             raise UserError(f"unknown data.objects '{objects}': {choices(objects, OBJECTS)}")
-        if self.flip:
-            raise UserError("data.flip=true would make captions wrong (left becomes right): leave it false for shapes")
         self.counts = {"train": train, "validation": validation, "test": test, "heldout": heldout}
         for name, n in self.counts.items():
-            if not isinstance(n, int) or n < 1:
-                raise UserError(f"data.{name} must be a number of images above 0, not {n!r}")
+            if n < 1:
+                raise UserError(f"data.{name} must be a number of images above 0, not {n}")
         self.objects = str(objects)
         self.caption_background = caption_background
         self.wanted_size = parse_size(size) or (32, 32)

@@ -68,19 +68,33 @@ class Split:
             digest.update("\0".join(self.texts).encode())
 
 
-def hold_out(n: int, share: int | float, seed: int, *, what: str) -> tuple[Tensor, Tensor]:
+def hold_out(
+    n: int, share: int | float, seed: int, *, what: str, groups: Sequence[Any] | None = None
+) -> tuple[Tensor, Tensor]:
     """Rows `(kept, held)` of n, both sorted: the same `seed` holds out the same rows.
 
-    `share` is a number of images, or a fraction of n where it is below 1; `what` names the option in errors.
+    `share` is a number of images, or a fraction of n where it is below 1 (at least one image); `what` names the
+    option in errors. Rows of one group (n values, equal within a group) stay together, so that up to a group more
+    than `share` is held out.
 
     Raises:
         UserError: nothing would be held out, or nothing would be left.
     """
-    if isinstance(share, bool) or not isinstance(share, int | float):
-        raise UserError(f"{what} must be a number of images or a fraction below 1, not {share!r}")
-    held = round(n * share) if 0 < share < 1 else int(share)
+    held = max(1, round(n * share)) if 0 < share < 1 else int(share)
     if not 0 < held < n:
         raise UserError(f"{what}={share} would hold out {held} of {n} images: choose a fraction between 0 and 1, "
-                        f"or a number from 1 to {n - 1}")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, n)))
-    return order[held:].sort().values, order[:held].sort().values
+                        f"or a number from 1 to {max(1, n - 1)}")
+    generator = torch.Generator().manual_seed(mix(seed, n))
+    if groups is None:
+        taken = torch.zeros(n, dtype=torch.bool)
+        taken[torch.randperm(n, generator=generator)[:held]] = True
+    else:
+        number = {group: k for k, group in enumerate(dict.fromkeys(groups))}
+        group_of = torch.tensor([number[group] for group in groups])
+        order = torch.randperm(len(number), generator=generator)
+        so_far = group_of.bincount()[order].cumsum(0)
+        taken_groups = order[: int((so_far < held).sum()) + 1]
+        taken = torch.isin(group_of, taken_groups)
+        if taken.all():
+            raise UserError(f"{what}={share} would hold out all {len(number)} groups of images: choose fewer")
+    return (~taken).nonzero()[:, 0], taken.nonzero()[:, 0]

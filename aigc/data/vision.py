@@ -1,5 +1,6 @@
 """MNIST, Fashion-MNIST and CIFAR-10 through torchvision: read from `root`, downloaded into it when allowed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,20 +29,23 @@ SOURCES = {
 
 
 class Vision(ImageData):
-    """One of torchvision's data sets, with its own test split; validation images are held out of its training split."""
+    """One of torchvision's data sets, with its own test split; validation images are held out of its train split."""
 
     def __init__(
         self,
         source: str,                         # mnist, fashion_mnist or cifar10
         *,
-        root: str,                           # folder that holds torchvision's own folder (MNIST/, cifar-10-batches-py/)
+        batch_size: int,                     # images a batch on every device
+        seed: int = 0,                       # order and augmentation of the training images
+        split_seed: int = 0,                 # what is held out
+        flip: bool = False,                  # mirror training images left to right, half of the time
+        root: str,                           # folder that holds torchvision's own: MNIST/, cifar-10-batches-py/
         download: bool = True,               # fetch what `root` lacks
         validation: int | float = 5000,      # number or fraction of the training images
-        size: Any = None,                    # pixels or [height, width]; null: as they are (28 or 32)
+        size: int | Sequence[int] | None = None,  # pixels or [height, width]; None: as they are (28 or 32)
         channels: int | str = "auto",        # 1, 3, or auto: as they are
-        **common: Any,                       # see ImageData
     ):
-        super().__init__(**common)
+        super().__init__(batch_size=batch_size, seed=seed, split_seed=split_seed, flip=flip)
         if source not in SOURCES:
             raise UserError(f"unknown data.source '{source}': {choices(source, SOURCES)}")
         self.name = source

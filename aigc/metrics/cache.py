@@ -21,7 +21,8 @@ def cache_folder() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the cache folder {folder} ({error.strerror}): set AIGC_CACHE to another") from error
+        reason = f"cannot make the cache folder {folder} ({error.strerror})"
+        raise UserError(f"{reason}: set AIGC_CACHE to another") from error
     return folder
 
 
@@ -51,7 +52,8 @@ def keep_cached(name: str, value: Any) -> None:
         os.replace(temporary, folder / f"{name}.pt")
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot write to the cache folder {folder} ({reason}): make room, or set AIGC_CACHE") from error
+        where = f"cannot write to the cache folder {folder} ({reason})"
+        raise UserError(f"{where}: make room, or set AIGC_CACHE to another") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

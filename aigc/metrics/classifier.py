@@ -68,7 +68,7 @@ class Classifier(FeatureNetwork):
         self.classes = classes
         self.classifies = classes is not None
         self.task = f"{classes} classes" if classes else "four rotations (RotNet: the data have no labels)"
-        stride = 2 ** max(0, round(math.log2(math.sqrt(self.size[0] * self.size[1]) / 16)))  # to about 16 positions a side
+        stride = 2 ** max(0, round(math.log2(math.sqrt(self.size[0] * self.size[1]) / 16)))  # to about 16 a side
         self.body = nn.Sequential(
             _layer(channels, width, 2 * stride if stride > 1 else 3, stride),
             _layer(width, 2 * width, 3),
@@ -111,7 +111,8 @@ def trained_classifier(data: ImageData, device: torch.device | str = "cpu") -> C
     network.load_state_dict(kept["weights"])
     network.accuracy = kept["accuracy"]
     network.sha256 = state_sha256(kept["weights"])
-    return network.to(device, memory_format=torch.channels_last).freeze()  # type: ignore[call-overload]
+    network.to(device, memory_format=torch.channels_last).freeze()  # type: ignore[call-overload]
+    return network
 
 
 def _examples(network: Classifier, data: ImageData, split: str) -> tuple[Tensor, Tensor | None]:
@@ -180,7 +181,7 @@ def _train(network: Classifier, data: ImageData, device: torch.device) -> Classi
             loss.backward()
             optimizer.step()
             rates.step()
-    return network.freeze()
+    return network.eval()
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ class FeatureNetwork(nn.Module):
     resizer: str                                    # how images become the network's own size
     task: str                                       # what it was trained to do
     classes: int | None = None                      # its logits are the data's own classes, so many of them
-    classifies: bool = True                         # its logits name things, so that an inception score means something
+    classifies: bool = True                         # its logits name things: an inception score means something
     accuracy: float | None = None                   # on the data's test images at its task, where it is known
     names: dict[str, str] = {"fd": "fd_{}", "kd": "kd_{}", "is": "is_{}"}
 

@@ -11,16 +11,14 @@ def matrix_root(covariance: Tensor) -> Tensor:
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
-def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor, *, root1: Tensor | None = None) -> Tensor:
+def frechet_distance(
+    mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor, *, root1: Tensor | None = None
+) -> Tensor:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Dowson and Landau 1982), float64 scalar.
 
     S1 S2 and S1^(1/2) S2 S1^(1/2) have the same eigenvalues, and the latter is symmetric: `eigvalsh` is exact for
     singular covariances too (fewer samples than dimensions) and several times faster than general eigenvalues.
-
-    Args:
-        mean1, mean2: `(d,)`.
-        cov1, cov2: `(d, d)`.
-        root1: `matrix_root(cov1)`, where it is known already.
+    Means are `(d,)`, covariances `(d, d)`; `root1` is `matrix_root(cov1)`, where it is known already.
     """
     mean1, cov1, mean2, cov2 = (t.double() for t in (mean1, cov1, mean2, cov2))
     root = matrix_root(cov1) if root1 is None else root1

@@ -16,7 +16,8 @@ from aigc.errors import UserError
 from aigc.metrics.features import FeatureNetwork
 
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-FEATURES, LOGITS = "2048", "logits_unbiased"     # of Heusel et al. 2017 and Binkowski et al. 2018; of Salimans et al. 2016
+FEATURES = "2048"             # Heusel et al. 2017 (FID), Binkowski et al. 2018 (KID)
+LOGITS = "logits_unbiased"    # Salimans et al. 2016 (IS)
 
 
 class InceptionV3(FeatureNetwork):
@@ -40,12 +41,12 @@ class InceptionV3(FeatureNetwork):
         super().__init__()
         path = _published() if weights is None else Path(weights).expanduser()
         if not path.is_file():
-            raise UserError(f"metrics.weights={path} is no file: give Inception-v3's weights in torch-fidelity's format")
+            raise UserError(f"metrics.weights={path} is no file: give Inception-v3's weights, torch-fidelity's format")
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         try:
             torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run any pickle
             self.network = FeatureExtractorInceptionV3("inception-v3-compat", [FEATURES, LOGITS], str(path))
-        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError) as error:
             raise UserError(
                 f"metrics.weights={path} does not hold Inception-v3's weights in torch-fidelity's format: give its "
                 "file weights-inception-2015-12-05-6726825d.pth, or leave metrics.weights out to download it"
@@ -57,7 +58,9 @@ class InceptionV3(FeatureNetwork):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(n, 2048)` and logits `(n, 1008)` of uint8 images; grey ones are shown as RGB."""
         if images.shape[1] not in (1, 3):
-            raise UserError(f"Inception-v3 sees grey or RGB images, not {images.shape[1]} channels: use metrics=classifier")
+            raise UserError(
+                f"Inception-v3 sees grey or RGB images, not {images.shape[1]} channels: use metrics=classifier"
+            )
         return self.network(images.expand(-1, 3, -1, -1))
 
 
@@ -72,7 +75,7 @@ def _published() -> Path:
         except (OSError, RuntimeError) as error:  # no network (URLError is an OSError), full disk; a wrong hash
             reason = str(getattr(error, "reason", error)).splitlines()[0]
             raise UserError(
-                f"cannot download Inception-v3's weights ({reason}): give a local file with metrics.weights=<file>, or "
-                "use metrics=classifier"
+                f"cannot download Inception-v3's weights ({reason}): give a local file by metrics.weights=<file>, or use "
+                "metrics=classifier"
             ) from error
     return path

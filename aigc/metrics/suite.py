@@ -47,6 +47,7 @@ class Suite:
         kd_subset_size: int = 1000,     # images in each; fewer where there are fewer
         seed: int = 0,                  # of the subsets and of the inception score's splits
     ):
+        self.num_features = network.num_features
         self.names = network.score_names()
         self.classifies = network.classifies
         self.kd_subsets = kd_subsets

@@ -1,0 +1,188 @@
+"""Sets of encoded image files, wherever they lie: checked together, then decoded once or streamed.
+
+Every file is opened and decoded before training starts, so that all broken ones are named at once. What that finds
+out about a set too large for memory is kept in the cache folder, for the next run and the other ranks.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from aigc.data.decode import VERSION, decode, header
+from aigc.data.split import Lazy, Split
+from aigc.errors import UserError
+from aigc.metrics.cache import keep_cached, load_cached
+
+NAMED = 20           # broken files named in an error; the rest are counted
+MIXED_SIZE = 32      # pixels of images whose own sizes differ, unless a size is chosen
+CHUNK = 64           # files a thread takes at a time
+
+
+class Files(Protocol):
+    """Encoded images by number; survives pickling into a worker."""
+
+    key: str  # changes when any file may have changed
+
+    def __len__(self) -> int:
+        """Number of files."""
+
+    def name(self, i: int) -> str:
+        """What a person calls file i."""
+
+    def read(self, i: int) -> bytes:
+        """The content of file i."""
+
+
+@dataclass
+class Scan:
+    """What looking at every file found out."""
+
+    native: tuple[int, int] | None      # (h, w) that all images have, or None: they differ
+    grey: bool                          # no image has colour
+    broken: dict[str, dict[int, str]]   # by part: number of a broken file, and why
+    digests: dict[str, str]             # by part: hash of the content of the others
+
+
+class Encoded:
+    """Images decoded when a batch asks for them, with `Lazy`'s interface."""
+
+    def __init__(self, files: Files, rows: Tensor, *, size: tuple[int, int], channels: int, fit: str):
+        self.files = files
+        self.rows = rows                # numbers of the files that are images 0, 1, ...
+        self.options: dict[str, Any] = {"size": size, "channels": channels, "fit": fit}
+        self.shape = (len(rows), channels, *size)
+
+    def take(self, index: Tensor) -> Tensor:
+        """Images `index` `(k,)` as uint8 `(k, c, h, w)`."""
+        return torch.stack([decode(self.files.read(i), **self.options) for i in self.rows[index].tolist()])
+
+    def select(self, rows: Tensor) -> "Encoded":
+        """Some of these images."""
+        return Encoded(self.files, self.rows[rows], **self.options)
+
+
+class Part(NamedTuple):
+    """The good images of one part, with the numbers of their files."""
+
+    rows: Tensor
+    images: Tensor | Encoded
+    digest: str
+
+    def split(self, rows: Tensor, labels: Tensor | None, texts: Sequence[str] | None) -> Split:
+        """The split of images `rows` of this part; `labels` and `texts` are the whole part's."""
+        images: Tensor | Lazy = self.images[rows] if isinstance(self.images, Tensor) else self.images.select(rows)
+        digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
+        return Split(images, None if labels is None else labels[rows],
+                     None if texts is None else [texts[i] for i in rows.tolist()], f"{self.digest} {digest}")
+
+
+def open_parts(
+    parts: Mapping[str, Files], *, name: str, size: tuple[int, int] | None, channels: int | None, fit: str,
+    skip_broken: bool, fits: Callable[[int, int, tuple[int, int]], bool],
+) -> dict[str, Part]:
+    """Opens every part at one size: `size` (None: their own if all agree, else 32 x 32), `channels` (None: as needed).
+
+    Raises:
+        UserError: broken files, all of them together, unless `skip_broken`; or no good ones.
+    """
+    key = hashlib.sha256(repr([(part, files.key) for part, files in parts.items()]).encode()).hexdigest()[:24]
+    key = f"images_{VERSION}_{key}"
+    kept = load_cached(key)
+    scan = Scan(**kept) if kept is not None else _scan_headers(parts)
+    _refuse_empty(parts, scan, name)
+    size = size or (tuple(scan.native) if scan.native else None) or (MIXED_SIZE, MIXED_SIZE)
+    options: dict[str, Any] = {"size": size, "channels": channels or (1 if scan.grey else 3), "fit": fit}
+    memory = fits(sum(map(len, parts.values())), options["channels"], size)
+    decoded: dict[str, Tensor] = {}
+    if memory or kept is None:
+        for part, files in parts.items():
+            decoded[part] = _decode_all(part, files, scan, options, keep=memory)
+        if not memory:
+            keep_cached(key, asdict(scan))
+    if any(scan.broken.values()) and not skip_broken:
+        raise UserError(_name_broken(parts, scan, name))
+    _refuse_empty(parts, scan, name)
+    opened = {}
+    for part, files in parts.items():
+        rows = torch.tensor([i for i in range(len(files)) if i not in scan.broken[part]], dtype=torch.int64)
+        whole = len(rows) == len(files)
+        images = (decoded[part] if whole else decoded[part][rows]) if memory else Encoded(files, rows, **options)
+        opened[part] = Part(rows, images, f"{scan.digests[part]} {VERSION} {options}")
+    return opened
+
+
+def _scan_headers(parts: Mapping[str, Files]) -> Scan:
+    sizes, grey = set(), True
+    scan = Scan(None, False, {}, {})
+    for part, files in parts.items():
+        found = _each(files, lambda i, data: header(data), range(len(files)))
+        scan.broken[part] = {i: why for i, why in enumerate(found) if isinstance(why, str)}
+        good = [fact for fact in found if not isinstance(fact, str)]
+        sizes |= {fact[0] for fact in good}
+        grey &= all(fact[1] for fact in good)
+    scan.native = sizes.pop() if len(sizes) == 1 else None
+    scan.grey = grey
+    return scan
+
+
+def _decode_all(part: str, files: Files, scan: Scan, options: dict[str, Any], *, keep: bool) -> Tensor:
+    """Decodes every file, completing `scan`; uint8 `(n, c, h, w)`, or one image again and again unless `keep`."""
+    n = len(files)
+    images = torch.zeros(n if keep else 1, options["channels"], *options["size"], dtype=torch.uint8)
+
+    def work(i: int, data: bytes) -> bytes:
+        images[i if keep else 0] = decode(data, **options)
+        return hashlib.sha256(data).digest()
+
+    rows = [i for i in range(n) if i not in scan.broken[part]]
+    digest = hashlib.sha256()
+    for i, found in zip(rows, _each(files, work, rows), strict=True):
+        if isinstance(found, str):
+            scan.broken[part][i] = found
+        else:
+            digest.update(found)
+    scan.digests[part] = digest.hexdigest()
+    return images
+
+
+def _each(files: Files, work: Callable[[int, bytes], Any], rows: Sequence[int]) -> list[Any]:
+    """`work(i, content)` of every file, or the reason (a str) why it is broken, in threads: decoders free the lock."""
+
+    def chunk(start: int) -> list[Any]:
+        found = []
+        for i in rows[start : start + CHUNK]:
+            try:
+                found.append(work(i, files.read(i)))
+            except Exception as error:  # decoders raise what they like: any failure means a broken file
+                found.append(_reason(error))
+        return found
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [fact for part in pool.map(chunk, range(0, len(rows), CHUNK)) for fact in part]
+
+
+def _reason(error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return (str(error).splitlines() or [type(error).__name__])[0][:100]
+
+
+def _name_broken(parts: Mapping[str, Files], scan: Scan, name: str) -> str:
+    words = [f"{parts[part].name(i)} ({why})" for part in parts for i, why in sorted(scan.broken[part].items())]
+    more = f" and {len(words) - NAMED} more" if len(words) > NAMED else ""
+    images = f"{len(words)} of {sum(map(len, parts.values()))} images in {name} cannot be read"
+    return f"{images}: {', '.join(words[:NAMED])}{more}; repair or delete them, or set data.skip_broken=true"
+
+
+def _refuse_empty(parts: Mapping[str, Files], scan: Scan, name: str) -> None:
+    for part, files in parts.items():
+        if len(scan.broken[part]) == len(files):
+            raise UserError(_name_broken(parts, scan, name) + " (which would leave none)")

@@ -1,0 +1,271 @@
+"""Diffusion: DDPM, EDM and flow matching as three settings of one model over one U-Net.
+
+Notable:
+- What noise does and what the network predicts live in `aigc/process.py`; the samplers in `aigc/samplers.py`. Any
+  process, any parametrisation, any weighting and any sampler go together; recipes are `conf/model/diffusion.yaml`
+  (flow matching), `ddpm.yaml` and `edm.yaml`.
+- Training times are stratified over the batch (Kingma et al. 2021, appendix I.1), which quiets the loss.
+- Inputs are scaled to unit variance with the data's own standard deviation, measured on the first images seen.
+- Classifier-free guidance u + w (c - u) (Ho and Salimans 2022): w = 1 is off and costs one evaluation, w = 0 is
+  unconditional. Optionally only between two noise levels (Kynkäänniemi et al. 2024).
+- Samples come from the averaged weights, in float32, every image from its own seed.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aigc.conditions import build_encoder, labels_for
+from aigc.ema import EMA
+from aigc.errors import UserError, choices
+from aigc.models.family import Batch, Family
+from aigc.networks.unet import UNet
+from aigc.noise import SeededNoise, mix
+from aigc.process import WEIGHTINGS, Parametrisation, build_process, loss_factor, path
+from aigc.samplers import SAMPLERS
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
+SAMPLER_OPTIONS = {"ddim": ("eta",), "ancestral": (), "euler": ("churn",), "heun": ("churn",), "dpmpp_2m": ()}
+COMMON_OPTIONS = ("sampler", "steps", "spacing", "guidance", "guidance_interval", "precision")
+GOLDEN = 0.6180339887498949  # steps of the golden ratio cover [0, 1] evenly: validation times by image
+
+
+class ConditionalUNet(nn.Module):
+    """U-Net and condition encoder: what is trained, averaged and sampled."""
+
+    def __init__(self, channels: int, classes: int | None, *, condition: str, **network: Any):
+        super().__init__()
+        self.unet = UNet(channels, **network)
+        self.encoder = build_encoder(condition, classes=classes, width=self.unet.vector)
+
+    def forward(self, x: Tensor, clock: Tensor, labels: Tensor | None, drop: Tensor | None = None) -> Tensor:
+        """Scaled noisy images `(n, c, h, w)`, times `(n,)`, labels `(n,)` or None to predictions `(n, c, h, w)`."""
+        vector = None if self.encoder is None else self.encoder(labels, n=len(x), drop=drop)
+        return self.unet(x, clock, vector)
+
+
+class Diffusion(Family):
+    """Denoising diffusion in pixels; the recipe's numbers are in `conf/model/diffusion.yaml`."""
+
+    conditions: ClassVar[tuple[str, ...]] = ("none", "label")
+
+    def __init__(
+        self,
+        channels: int,                      # image channels
+        size: Sequence[int],                # (height, width)
+        *,
+        classes: int | None = None,         # classes of the data, for condition=label
+        condition: str = "none",            # none | label
+        process: dict[str, Any],            # name: flow | ddpm | edm, and the options of that process
+        prediction: str,                    # what the network says: flow | v | eps | x0 | edm
+        weighting: str,                     # what an error weighs: own | min_snr | name of a prediction
+        min_snr: float,                     # gamma of weighting=min_snr
+        sigma_data: float | str,            # standard deviation of the images in [-1, 1], or auto
+        sigma_images: int,                  # auto: how many of the first images it is measured on
+        network: dict[str, Any],            # arguments of `UNet`
+        drop: float,                        # share of conditions dropped in training, for guidance
+        lr: float,                          # AdamW
+        betas: Sequence[float],             # AdamW
+        weight_decay: float,                # AdamW
+        clip: float,                        # largest gradient norm; 0: no clipping
+        warmup_images: int,                 # linear rise of the rate
+        decay_from: float,                  # share of the budget after which the rate falls to 0
+        ema_halflife_images: float,         # horizon of the averaged weights
+        ema_ramp: float,                    # ... at most this share of the images seen
+        sampler: dict[str, Any],            # name, steps and options of the recipe's own sampler
+        guidance: float,                    # guidance scale w of the recipe; only with a condition
+        guidance_interval: Sequence[float] | None,  # sigma / alpha between which guidance acts; null: everywhere
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        if weighting not in WEIGHTINGS:
+            raise UserError(f"There is no model.weighting '{weighting}': {choices(weighting, WEIGHTINGS)}")
+        if not (sigma_data == "auto" or (isinstance(sigma_data, int | float) and sigma_data > 0)):
+            raise UserError(f"model.sigma_data={sigma_data} is neither a positive number nor auto: give one of them")
+        options = dict(process)
+        self.process = build_process(options.pop("name", "missing"), prediction, options)
+        self.check_sampler(sampler.get("name"), {k: v for k, v in sampler.items() if k not in ("name", "steps")})
+        self.network = ConditionalUNet(channels, classes, condition=condition, **network)
+        self.ema = EMA(self.network, halflife_images=ema_halflife_images, ramp=ema_ramp)
+        # images measured, sum of their means, sum of their mean squares: resuming continues the same measurement
+        self.register_buffer("moments", torch.zeros(3))
+        self.shape = (channels, *size)
+
+    def averages(self) -> list[tuple[EMA, nn.Module]]:
+        """The averaged U-Net."""
+        return [(self.ema, self.network)]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW (Loshchilov and Hutter 2019), fused: one kernel for all parameters."""
+        h = self.hparams
+        return torch.optim.AdamW(
+            self.network.parameters(), lr=h.lr, betas=tuple(h.betas), weight_decay=h.weight_decay, fused=True
+        )
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clips the gradient norm at the recipe's `clip`."""
+        if self.hparams.clip:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hparams.clip, foreach=True)
+
+    # ---- training ----
+
+    def sigma_data(self) -> Tensor:
+        """Standard deviation of the images over all pixels, a scalar; measured so far where it is `auto`."""
+        if self.hparams.sigma_data != "auto":
+            return torch.tensor(float(self.hparams.sigma_data), device=self.moments.device)
+        count, total, squares = self.moments
+        mean = total / count.clamp(min=1)
+        spread = (squares / count.clamp(min=1) - mean**2).clamp(min=1e-4).sqrt()
+        return torch.where(count > 0, spread, 0.5)  # EDM's 0.5 before any image
+
+    def measure(self, images: Tensor) -> None:
+        """Takes the first `sigma_images` images, those of all ranks, into account for `sigma_data`."""
+        if self.hparams.sigma_data != "auto" or self.moments[0] >= self.hparams.sigma_images:
+            return
+        flat = images.flatten(1)
+        new = torch.stack([flat.new_tensor(len(flat)), flat.mean(1).sum(), flat.square().mean(1).sum()])
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(new)
+        self.moments += new
+
+    def predict(
+        self, network: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, drop: Tensor | None = None
+    ) -> Tensor:
+        """The network's output for x_t at times t `(n,)`, float32; its input has unit variance."""
+        alpha, sigma = (c[:, None, None, None] for c in self.process.scales(t))
+        scale = ((alpha * self.sigma_data()) ** 2 + sigma**2).rsqrt()  # c_in of Karras et al. 2022
+        return network(x_t * scale, self.process.clock(t), labels, drop).float()
+
+    def errors(
+        self, network: nn.Module, images: Tensor, labels: Tensor | None, *, u: Tensor, noise: Tensor,
+        drop: Tensor | None = None,
+    ) -> Tensor:
+        """Weighted squared errors `(n,)` at the quantiles `u` `(n,)` of the training times, for given noise."""
+        h, t = self.hparams, self.process.quantile(u)
+        alpha, sigma = (c[:, None, None, None] for c in self.process.scales(t))
+        parametrisation = Parametrisation(h.prediction, self.sigma_data())
+        prediction = self.predict(network, alpha * images + sigma * noise, t, labels, drop)
+        target = parametrisation.target(images, noise, alpha, sigma)
+        factor = loss_factor(h.weighting, parametrisation, alpha, sigma, min_snr=h.min_snr)
+        return (factor * F.mse_loss(prediction, target, reduction="none")).mean((1, 2, 3))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One denoising step; `loss` is the weighted squared error of the prediction."""
+        images, labels = batch["image"], self.condition_of(batch)
+        n, device = len(images), images.device
+        self.measure(images)
+        u = (torch.rand((), device=device) + torch.arange(n, device=device) / n) % 1
+        drop = None if labels is None else torch.rand(n, device=device) < self.hparams.drop
+        loss = self.errors(self.network, images, labels, u=u, noise=torch.randn_like(images), drop=drop).mean()
+        return {"loss": loss}
+
+    @torch.no_grad()
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The averaged network's loss; every image has its own fixed time and noise, so that scores compare."""
+        images, index = batch["image"], batch["index"]
+        u = ((index.double() + 0.5) * GOLDEN % 1).float()
+        noise = SeededNoise([mix(int(i)) for i in index], images.device)(*images.shape[1:])
+        return {"loss": self.errors(self.ema, images, self.condition_of(batch), u=u, noise=noise).mean()}
+
+    # ---- sampling ----
+
+    def check_sampler(self, name: Any, options: dict[str, Any]) -> None:
+        """Refuses a sampler that does not exist or an option that it does not take.
+
+        Raises:
+            UserError: names the nearest known ones.
+        """
+        if name not in SAMPLERS:
+            raise UserError(f"There is no sampler '{name}': {choices(name, SAMPLERS)}")
+        known = (*SAMPLER_OPTIONS[name], *COMMON_OPTIONS)
+        for option in options:
+            if option not in known:
+                raise UserError(f"The sampler '{name}' has no option '{option}': {choices(option, known)}")
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        condition: Tensor | Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Images `(n, c, h, w)` in [-1, 1] from the averaged weights.
+
+        Options, each by default the recipe's: `sampler` (ddim, ancestral, euler, heun, dpmpp_2m), `steps`, `spacing`
+        (own, karras, logsnr), `guidance` w, `guidance_interval` (low, high) in sigma / alpha, `precision` (float32,
+        bf16, float16), `eta` for ddim, `churn` for euler and heun. Image k depends on `seeds[k]`, `condition[k]` and
+        the options alone.
+
+        Raises:
+            UserError: an unknown sampler or option, or guidance without a condition.
+        """
+        h = self.hparams
+        recipe = {k: v for k, v in h.sampler.items() if k in ("steps", "spacing")}
+        if options.get("sampler", h.sampler["name"]) == h.sampler["name"]:
+            recipe = dict(h.sampler)
+        name = options.pop("sampler", h.sampler["name"])
+        self.check_sampler(name, options)
+        if h.condition == "none" and options.get("guidance", 1) != 1:
+            raise UserError("This model was trained with condition=none: leave guidance out, or train with a condition")
+        settings = {"guidance": h.guidance, "guidance_interval": h.guidance_interval, **recipe, **options}
+        precision = settings.get("precision", "float32")
+        if precision not in PRECISIONS:
+            raise UserError(f"There is no sampling precision '{precision}': {choices(precision, PRECISIONS)}")
+
+        seeds = self.seeds_or_fresh(n, seeds)
+        labels = labels_for(condition, kind=h.condition, classes=h.classes, seeds=seeds)
+        labels = None if labels is None else labels.to(self.device)
+        noise = SeededNoise(seeds, self.device)
+        points = path(self.process, settings["steps"], spacing=settings.get("spacing", "own"), device=self.device)
+        special = {k: settings[k] for k in SAMPLER_OPTIONS[name] if k in settings}
+
+        def denoise(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+            return self.denoise(
+                x, alpha, sigma, labels=labels, guidance=settings["guidance"], interval=settings["guidance_interval"]
+            )
+
+        reduced = PRECISIONS[precision]
+        with torch.autocast(self.device.type, dtype=reduced if reduced != torch.float32 else torch.bfloat16,
+                            enabled=reduced != torch.float32):
+            x = SAMPLERS[name](denoise, points[0, 1] * noise(*self.shape), points, noise=noise, **special)
+        return x.float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        x: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        *,
+        labels: Tensor | None = None,
+        guidance: float = 1.0,
+        interval: Sequence[float] | None = None,
+    ) -> Tensor:
+        """The image `(n, c, h, w)` that the averaged network expects behind x = alpha x_0 + sigma eps.
+
+        alpha and sigma are scalars, in any frame: x is rescaled to the point of the trained process that has the same
+        sigma / alpha, so that every sampler's path fits every process. sigma must be positive.
+        """
+        noise_level = sigma / alpha
+        t = self.process.time(noise_level)
+        own_alpha, own_sigma = self.process.scales(t)
+        x, t = x * (own_sigma / sigma), t.expand(len(x))
+        if labels is not None and interval is not None and not interval[0] <= float(noise_level) <= interval[1]:
+            guidance = 1.0
+        if labels is None or guidance == 1:
+            prediction = self.predict(self.ema, x, t, labels)
+        elif guidance == 0:
+            prediction = self.predict(self.ema, x, t, None)
+        else:
+            drop = torch.arange(2 * len(x), device=x.device) >= len(x)
+            both = self.predict(self.ema, x.repeat(2, 1, 1, 1), t.repeat(2), labels.repeat(2), drop)
+            conditional, unconditional = both.chunk(2)
+            prediction = torch.lerp(unconditional, conditional, guidance)
+        return Parametrisation(self.hparams.prediction, self.sigma_data()).x0(prediction, x, own_alpha, own_sigma)

@@ -1,0 +1,386 @@
+"""Generative adversarial networks: DCGAN and a small conditional GAN that is good within minutes.
+
+Notable here:
+- one class for `model=dcgan` (Radford et al. 2016) and `model=gan`: the recipe chooses widths, norm, head and loss
+- any size and channel count: the starting grid is derived from the size, the last rows and columns are cropped
+- five losses, R1, R2 and WGAN-GP penalties, DiffAugment; conditional by projection or by concatenation
+- the generator's images are made once per step: the discriminator learns from them first, then the generator
+- an exponential moving average of the generator is what samples
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from math import ceil
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from aigc.conditions import build_encoder, labels_for
+from aigc.diff_augment import DiffAugment
+from aigc.ema import EMA
+from aigc.errors import UserError, choices
+from aigc.losses.adversarial import adversarial_loss, gradient_penalty, squared_gradient
+from aigc.models.family import Batch, Family
+from aigc.noise import SeededNoise
+
+START = 8                                                  # a larger starting grid gets one more doubling
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch norm whose gain and bias also come from a condition vector (de Vries et al. 2017); plain without one."""
+
+    def __init__(self, features: int, vector: int | None):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(features)
+        self.modulate = nn.Linear(vector, 2 * features) if vector else None
+
+    def forward(self, x: Tensor, vector: Tensor | None) -> Tensor:
+        """`x` `(n, features, h, w)`, `vector` `(n, vector)` or None."""
+        x = self.norm(x)
+        if self.modulate is None:
+            return x
+        gain, bias = self.modulate(vector)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
+        return torch.addcmul(bias + x, gain, x)
+
+
+class Generator(nn.Module):
+    """Latent to image: a linear layer to the starting grid, then doublings by transposed convolution; tanh."""
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        *,
+        latent: int,                                       # length of the latent vector
+        widths: Sequence[int],                             # feature maps, the starting grid's first
+        last: str,                                         # to pixels by "transposed" (doubles) or "convolution" (3x3)
+        condition: str,                                    # none or label
+        classes: int | None,
+        conditioning: str,                                 # projection: modulates batch norm too; concat: joins z only
+        embedding: int,                                    # length of the label's vector
+        init_std: float | None,
+    ):
+        super().__init__()
+        doublings = len(widths) - (last == "convolution")
+        while ceil(max(size) / 2**doublings) > START:
+            doublings, widths = doublings + 1, [widths[0], *widths]
+        self.size, self.latent = tuple(size), latent
+        self.grid = tuple(ceil(side / 2**doublings) for side in size)
+        self.encoder = build_encoder(condition, classes=classes, width=embedding)
+        joined = embedding if self.encoder else 0
+        vector = embedding if self.encoder and conditioning == "projection" else None
+        self.start = nn.Linear(latent + joined, widths[0] * self.grid[0] * self.grid[1], bias=False)
+        self.doublings = nn.ModuleList(
+            nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.norms = nn.ModuleList(ConditionalBatchNorm(width, vector) for width in widths)
+        final = nn.ConvTranspose2d if last == "transposed" else nn.Conv2d
+        self.last = final(widths[-1], channels, *((4, 2, 1) if last == "transposed" else (3, 1, 1)))
+        initialize(self, init_std)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images `(n, c, h, w)` in [-1, 1], float32, from `z` `(n, latent)` and `labels` `(n,)` int64."""
+        vector = self.encoder(labels, n=len(z)) if self.encoder else None
+        x = self.start(z if vector is None else torch.cat([z, vector], dim=1))
+        x = F.relu(self.norms[0](x.unflatten(1, (-1, *self.grid)), vector))
+        for double, norm in zip(self.doublings, self.norms[1:], strict=True):
+            x = F.relu(norm(double(x), vector))
+        x = self.last(x)
+        top, left = ((have - want) // 2 for have, want in zip(x.shape[2:], self.size, strict=True))
+        return x[:, :, top : top + self.size[0], left : left + self.size[1]].float().tanh()
+
+
+class Discriminator(nn.Module):
+    """Image to logit: strided convolutions with LeakyReLU down to a grid of about 4x4, then a linear head."""
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        *,
+        widths: Sequence[int],                             # feature maps; convolutions stop halving at 4x4
+        norm: str,                                         # spectral, batch (not after the first layer), or none
+        head: str,                                         # mean: averages the grid; flatten: keeps places apart
+        condition: str,
+        classes: int | None,
+        conditioning: str,                                 # projection (Miyato and Koyama 2018) or concat
+        embedding: int,
+        init_std: float | None,
+    ):
+        super().__init__()
+        self.mean, self.concat = head == "mean", conditioning == "concat"
+        self.batch_norm = norm == "batch"                  # real and generated images then need batches of their own
+        self.encoder = build_encoder(condition, classes=classes, width=embedding)
+        if self.encoder and self.concat:
+            self.map = nn.Linear(embedding, size[0] * size[1])
+        grid, width, layers, widths = tuple(size), channels + bool(self.encoder and self.concat), [], list(widths)
+        while widths or max(grid) > 4:
+            out = widths.pop(0) if widths else width
+            halve = [side > 4 for side in grid]
+            kernel, stride = tuple(4 if h else 3 for h in halve), tuple(2 if h else 1 for h in halve)
+            later = norm == "batch" and bool(layers)
+            layers += [nn.Conv2d(width, out, kernel, stride, 1, bias=not later)]
+            layers += [*([nn.BatchNorm2d(out)] if later else []), nn.LeakyReLU(0.2)]
+            grid, width = tuple(side // step for side, step in zip(grid, stride, strict=True)), out
+        self.layers = nn.Sequential(*layers)
+        features = width if self.mean else width * grid[0] * grid[1]
+        self.head = nn.Linear(features, 1)
+        if self.encoder and not self.concat:
+            self.project = nn.Linear(embedding, features, bias=False)
+        initialize(self, init_std)
+        if norm == "spectral":                             # every layer between image and logit
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear) and module is not getattr(self, "map", None):
+                    spectral_norm(module)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits `(n,)`, float32, for `images` `(n, c, h, w)` and `labels` `(n,)` int64."""
+        vector = self.encoder(labels, n=len(images)) if self.encoder else None
+        if vector is not None and self.concat:
+            images = torch.cat([images, self.map(vector).view(-1, 1, *images.shape[2:])], dim=1)
+        x = self.layers(images)
+        x = x.float().mean((2, 3)) if self.mean else x.flatten(1)
+        logits = self.head(x).squeeze(1).float()
+        if vector is not None and not self.concat:
+            logits = logits + (self.project(vector) * x).sum(1).float()
+        return logits
+
+
+class GAN(Family):
+    """A generator against a discriminator, one step of each per batch, by manual optimization.
+
+    Raises:
+        UserError: an option's value is unknown, or two of them contradict each other.
+    """
+
+    find_unused_parameters = True                          # each backward reaches only one of the two networks
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        *,
+        classes: int | None = None,
+        condition: str = "none",                           # none or label
+        latent: int,                                       # length of the generator's input
+        generator_widths: list[int],                       # feature maps from the starting grid on
+        generator_last: str,                               # transposed: doubles into pixels; convolution: 3x3
+        discriminator_widths: list[int],                   # feature maps of the strided convolutions
+        discriminator_norm: str,                           # spectral, batch or none
+        discriminator_head: str,                           # mean of the grid, or flatten
+        conditioning: str,                                 # projection (and conditional batch norm), or concat
+        embedding: int,                                    # length of a label's vector
+        init_std: float | None,                            # N(0, init_std) weights; None: torch's own
+        loss: str,                                         # a name of losses.adversarial.LOSSES
+        r1: float,                                         # gamma of R1 (on real images), 0: none
+        r2: float,                                         # gamma of R2 (on generated images), 0: none
+        gradient_penalty: float,                           # weight of WGAN-GP's penalty, 0: none
+        penalty_every: int,                                # steps between penalties, weighted up to match (lazy)
+        generator_every: int,                              # discriminator steps per generator step
+        augment: list[str],                                # DiffAugment policies, [] for none
+        generator_rate: float,
+        discriminator_rate: float,
+        betas: list[float],                                # Adam's, of both
+        clip: float,                                       # largest gradient norm of each network, 0: no limit
+        warmup_images: float,
+        decay_from: float,                                 # share of the budget after which the rates fall to 0
+        ema_halflife_images: float,
+        ema_ramp: float,                                   # halflife is at most this share of the images seen
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        for name, value, known in (
+            ("conditioning", conditioning, ("projection", "concat")),
+            ("generator_last", generator_last, ("transposed", "convolution")),
+            ("discriminator_norm", discriminator_norm, ("spectral", "batch", "none")),
+            ("discriminator_head", discriminator_head, ("mean", "flatten")),
+        ):
+            if value not in known:
+                raise UserError(f"model.{name}={value} is unknown: {choices(value, known)}")
+        if discriminator_norm == "batch" and (r1 or r2 or gradient_penalty):
+            raise UserError("penalties need one gradient per image: set model.discriminator_norm to spectral or none")
+        if loss == "wasserstein" and not gradient_penalty:
+            raise UserError("model.loss=wasserstein needs its gradient penalty: set model.gradient_penalty=10")
+        self.automatic_optimization = False
+        self.loss = adversarial_loss(loss)
+        self.augment = DiffAugment(augment)
+        shared = {
+            "condition": condition, "classes": classes, "conditioning": conditioning, "embedding": embedding,
+            "init_std": init_std,
+        }
+        self.generator = Generator(
+            channels, size, latent=latent, widths=generator_widths, last=generator_last, **shared
+        )
+        self.discriminator = Discriminator(
+            channels, size, widths=discriminator_widths, norm=discriminator_norm, head=discriminator_head, **shared
+        )
+        self.ema = EMA(self.generator, halflife_images=ema_halflife_images, ramp=ema_ramp)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam for the discriminator, then for the generator."""
+        networks = ((self.discriminator, "discriminator_rate"), (self.generator, "generator_rate"))
+        return [
+            torch.optim.Adam(net.parameters(), lr=self.hparams[rate], betas=tuple(self.hparams.betas), foreach=True)
+            for net, rate in networks
+        ]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Discriminator, then generator, on the same generated images.
+
+        The discriminator's gradients are off while the generator learns. That also keeps autocast from reusing the
+        low-precision copies of its weights that it made before their update: only leaves that require gradients
+        are cached.
+        """
+        discriminator_optimizer, generator_optimizer = self.optimizers()
+        real, labels = batch["image"], self.condition_of(batch)
+        step = self.progress.batches
+        turn = step % self.hparams.generator_every == 0    # the generator's, too
+        with torch.set_grad_enabled(turn):
+            fake = self.generator(torch.randn(len(real), self.hparams.latent, device=self.device), labels)
+
+        loss, logs = self.discriminator_loss(real, fake.detach(), labels, step % self.hparams.penalty_every == 0)
+        discriminator_optimizer.zero_grad()
+        self.manual_backward(loss)
+        discriminator_optimizer.step()
+
+        if turn:
+            self.discriminator.requires_grad_(False)
+            loss, more = self.generator_loss(real, fake, labels)
+            generator_optimizer.zero_grad()
+            self.manual_backward(loss)
+            generator_optimizer.step()
+            self.discriminator.requires_grad_(True)
+            logs |= more
+        return logs
+
+    def discriminator_loss(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, penalise: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the discriminator minimises, and its parts, on images `(n, c, h, w)`; `fake` is detached.
+
+        With `penalise` the penalties that the recipe asks for are added, `penalty_every` times as heavy.
+        """
+        options, n = self.hparams, len(real)
+        transform = self.augment.draw(n, real.device)
+        zero_centred = penalise and bool(options.r1 or options.r2)
+        with torch.autocast(real.device.type, enabled=torch.is_autocast_enabled(real.device.type) and not zero_centred):
+            if zero_centred:
+                real, fake = real.detach().requires_grad_(), fake.detach().requires_grad_()
+            on_real, on_fake = self.logits(transform(real), transform(fake), labels)
+        loss = adversarial = self.loss.discriminator(on_real, on_fake)
+        logs = {"loss/discriminator": adversarial, "logits/real": on_real.mean(), "logits/fake": on_fake.mean()}
+        heavier = options.penalty_every if penalise else 0
+        if penalise:
+            for name, gamma, logits, images in (("r1", options.r1, on_real, real), ("r2", options.r2, on_fake, fake)):
+                if gamma:
+                    logs[f"penalty/{name}"] = squared_gradient(logits, images).mean()
+                    loss = loss + heavier * gamma / 2 * logs[f"penalty/{name}"]
+            if options.gradient_penalty:
+                logs["penalty/gradient"] = gradient_penalty(
+                    lambda images: self.discriminator(transform(images), labels), real, fake
+                )
+                loss = loss + heavier * options.gradient_penalty * logs["penalty/gradient"]
+        return loss, {name: value.detach() for name, value in logs.items()}
+
+    def generator_loss(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the generator minimises, and its log, on images `(n, c, h, w)`."""
+        transform = self.augment.draw(len(real), real.device)
+        if self.loss.relativistic:
+            on_real, on_fake = self.logits(transform(real), transform(fake), labels)
+        else:
+            on_fake = on_real = self.discriminator(transform(fake), labels)
+        loss = self.loss.generator(on_real, on_fake)
+        return loss, {"loss/generator": loss.detach()}
+
+    def logits(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits of real and of generated images, in one pass unless batch norm would mix them."""
+        if self.discriminator.batch_norm:
+            return self.discriminator(real, labels), self.discriminator(fake, labels)
+        twice = None if labels is None else torch.cat([labels, labels])
+        return self.discriminator(torch.cat([real, fake]), twice).chunk(2)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Limits the gradient norm; here and not in the step, because here fp16 gradients are unscaled."""
+        if self.hparams.clip:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.hparams.clip)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The mean logit on held-out images: far below `logits/real`, the discriminator knows its training images."""
+        with torch.no_grad():
+            return {"logits/held_out": self.discriminator(batch["image"], self.condition_of(batch)).mean()}
+
+    def averages(self) -> list[tuple[EMA, nn.Module]]:
+        """The averaged generator."""
+        return [(self.ema, self.generator)]
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, *, condition: Any = None, seeds: Sequence[int] | None = None, **options: Any
+    ) -> Tensor:
+        """Images `(n, c, h, w)` in [-1, 1] of the averaged generator; labels are drawn where `condition` is None.
+
+        Options: `truncation` (positive; latents from a normal cut off at +-truncation, Brock et al. 2019: smaller is
+        more typical, None is the whole normal); `standing_statistics` (images; batch-norm statistics are recomputed
+        over so many images of the averaged weights themselves, Brock et al. 2019, instead of copied from training).
+
+        Raises:
+            UserError: an option is unknown or out of range, or the labels are.
+        """
+        self.check_options(options, ("truncation", "standing_statistics"))
+        seeds = self.seeds_or_fresh(n, seeds)
+        labels = labels_for(
+            condition, kind=self.hparams.condition, classes=self.hparams.classes, seeds=seeds
+        )
+        z = SeededNoise(seeds)(self.hparams.latent)
+        if options.get("truncation") is not None:
+            z = truncate(z, options["truncation"])
+        with torch.autocast(self.device.type, enabled=False):
+            generator = self.ema.network
+            if options.get("standing_statistics"):
+                generator = self.with_standing_statistics(options["standing_statistics"])
+            return generator(z.to(self.device), None if labels is None else labels.to(self.device))
+
+    def with_standing_statistics(self, images: int, batch: int = 64) -> Generator:
+        """A copy of the averaged generator with batch-norm statistics over `images` images of fixed seeds."""
+        generator = deepcopy(self.ema.network).train()
+        for module in generator.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+                module.momentum = None                     # a plain average over all batches
+        for start in range(0, images, batch):
+            seeds = range(start, start + batch)
+            labels = labels_for(None, kind=self.hparams.condition, classes=self.hparams.classes, seeds=seeds)
+            z = SeededNoise(seeds)(self.hparams.latent).to(self.device)
+            generator(z, None if labels is None else labels.to(self.device))
+        return generator.eval()
+
+
+def truncate(z: Tensor, threshold: float) -> Tensor:
+    """Standard normal numbers to normal ones cut off at +-threshold, by their quantiles: monotone and without redraws.
+
+    Raises:
+        UserError: the threshold is not positive.
+    """
+    if not threshold > 0:
+        raise UserError(f"truncation={threshold} leaves no latents: give a positive number, e.g. 1")
+    low = torch.special.ndtr(torch.tensor(-float(threshold), dtype=torch.float64))
+    return torch.special.ndtri(low + (1 - 2 * low) * torch.special.ndtr(z.double())).to(z.dtype)
+
+
+def initialize(network: nn.Module, std: float | None) -> None:
+    """Weights N(0, std), batch-norm gains N(1, std), biases 0 (Radford et al. 2016); None leaves torch's own."""
+    for module in network.modules() if std is not None else ():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.normal_(module.weight, 0, std)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1, std)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

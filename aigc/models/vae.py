@@ -1,0 +1,377 @@
+"""Variational autoencoder and beta-VAE (Kingma and Welling 2014, Higgins et al. 2017).
+
+Notable here:
+- the objective is a true evidence lower bound in nats per image: log-likelihood summed over pixels minus KL
+- Gaussian likelihood with a learned or fixed scale, a density on the continuous scale [-1, 1], or Bernoulli on [0, 1]
+- what the likelihood sees is a choice: grey levels as they are, dequantised, or binarised
+- samples from the prior, or from a Gaussian mixture fitted on the latents of the last training images; these travel
+  in the checkpoint, so a checkpoint samples without data
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, log, pi
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aigc.conditions import build_encoder, labels_for
+from aigc.ema import EMA
+from aigc.errors import UserError, choices
+from aigc.models.family import Batch, Family
+from aigc.noise import SeededNoise
+
+GRID = 8                                                   # images are halved once more while a side is above this
+GREY_LEVEL = 2 / 255                                       # distance of two grey levels on [-1, 1]
+
+
+class Residual(nn.Module):
+    """x + conv(silu(conv(silu(x)))), the second convolution zero at first: deep stacks start as the identity."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, width, h, w)` to the same."""
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+class Autoencoder(nn.Module):
+    """Encoder, decoder and the likelihood's scale: what is averaged, and all that sampling needs."""
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        *,
+        latent: int,                                       # length of the latent vector
+        widths: Sequence[int],                             # feature maps of the halvings, the first at half the size
+        blocks: int,                                       # residual blocks after each halving and doubling
+        hidden: int,                                       # units between the last grid and the latent vector
+        condition: str,                                    # none or label
+        classes: int | None,
+        embedding: int,                                    # length of the label's vector
+        scale: float,                                      # of the Gaussian likelihood, at first
+    ):
+        super().__init__()
+        widths = list(widths)
+        while ceil(max(size) / 2 ** len(widths)) > GRID:
+            widths.append(widths[-1])
+        self.size = tuple(size)
+        grid = tuple(ceil(side / 2 ** len(widths)) for side in size)
+        flat = widths[-1] * grid[0] * grid[1]
+        self.labels = build_encoder(condition, classes=classes, width=embedding)
+        joined = embedding if self.labels is not None else 0
+
+        layers: list[nn.Module] = []
+        for before, after in zip([channels, *widths[:-1]], widths, strict=True):
+            layers += [nn.Conv2d(before, after, 3, 2, 1), *(Residual(after) for _ in range(blocks)), nn.SiLU()]
+        self.down = nn.Sequential(*layers, nn.Flatten())
+        self.narrow = nn.Sequential(nn.Linear(flat + joined, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latent))
+
+        self.widen = nn.Sequential(
+            nn.Linear(latent + joined, hidden), nn.SiLU(), nn.Linear(hidden, flat), nn.Unflatten(1, (-1, *grid))
+        )
+        layers = []
+        for before, after in zip(widths[::-1], [*widths[-2::-1], widths[0]], strict=True):
+            layers += [nn.SiLU(), nn.ConvTranspose2d(before, after, 4, 2, 1), *(Residual(after) for _ in range(blocks))]
+        self.up = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(widths[0], channels, 3, 1, 1))
+        self.log_scale = nn.Parameter(torch.tensor(log(scale)))
+
+    def encode(self, images: Tensor, labels: Tensor | None = None, drop: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(z | images), both `(n, latent)`, float32."""
+        x = self.down(images)
+        if self.labels is not None:
+            x = torch.cat([x, self.labels(labels, n=len(x), drop=drop)], dim=1)
+        mean, log_deviation = self.narrow(x).float().chunk(2, dim=1)
+        return mean, log_deviation.clamp(-10, 10).exp()
+
+    def decode(self, z: Tensor, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+        """The likelihood's parameters `(n, c, h, w)`, float32, before tanh (Gaussian mean) or sigmoid (Bernoulli)."""
+        if self.labels is not None:
+            z = torch.cat([z, self.labels(labels, n=len(z), drop=drop)], dim=1)
+        return self.up(self.widen(z))[:, :, : self.size[0], : self.size[1]].float()
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation of the Gaussian likelihood, on [-1, 1], never below one grey level."""
+        return self.log_scale.clamp(min=log(GREY_LEVEL)).exp()
+
+
+def gaussian_log_density(x: Tensor, mean: Tensor, scale: Tensor | float) -> Tensor:
+    """Log N(x; mean, scale^2) in nats, summed over all but the first axis: `(n,)`."""
+    scale = torch.as_tensor(scale, dtype=x.dtype, device=x.device)
+    return (-0.5 * ((x - mean) / scale).square() - scale.log() - 0.5 * log(2 * pi)).flatten(1).sum(1)
+
+
+def bernoulli_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:
+    """Log p in nats for `x` in [-1, 1], read as the share of ones (x + 1) / 2, summed over all but the first axis.
+
+    A probability for black and white images; for grey ones the cross-entropy, which is not normalised.
+    """
+    return -F.binary_cross_entropy_with_logits(logits, (x + 1) / 2, reduction="none").flatten(1).sum(1)
+
+
+def kl_to_standard_normal(mean: Tensor, deviation: Tensor) -> Tensor:
+    """KL(N(mean, deviation^2) || N(0, 1)) in nats, summed over the last axis (Kingma and Welling 2014, appendix B)."""
+    return 0.5 * (mean.square() + deviation.square() - 1 - 2 * deviation.log()).sum(-1)
+
+
+@dataclass
+class Mixture:
+    """A Gaussian mixture over latents."""
+
+    shares: Tensor                                         # (k,) float64, cumulative
+    means: Tensor                                          # (k, latent)
+    factors: Tensor                                        # (k, latent, latent) lower Cholesky factors
+
+    def __call__(self, normals: Tensor, temperature: float) -> Tensor:
+        """Latents `(n, latent)` from standard normal numbers `(n, 1 + latent)`; the first picks the component."""
+        picked = torch.searchsorted(self.shares, torch.special.ndtr(normals[:, 0].double()))
+        picked = picked.clamp(max=len(self.shares) - 1)
+        return self.means[picked] + temperature * torch.einsum("nij,nj->ni", self.factors[picked], normals[:, 1:])
+
+
+def fit_mixture(latents: Tensor, components: int) -> Mixture:
+    """Expectation maximisation (scikit-learn) on `latents` `(n, latent)`; at most one component per 2 x latent of them.
+
+    The same latents give the same mixture.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    n, width = latents.shape
+    fit = GaussianMixture(max(1, min(components, n // (2 * width))), reg_covar=1e-3, max_iter=50, random_state=0)
+    fit.fit(latents.double().cpu().numpy())
+    return Mixture(
+        torch.from_numpy(fit.weights_).cumsum(0),
+        torch.from_numpy(fit.means_).float(),
+        torch.linalg.cholesky(torch.from_numpy(fit.covariances_)).float(),
+    )
+
+
+class VAE(Family):
+    """An autoencoder with a normal prior on its latents, trained on the evidence lower bound.
+
+    Raises:
+        UserError: an option's value is unknown, or two of them contradict each other.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        *,
+        classes: int | None = None,
+        condition: str = "none",                           # none or label
+        latent: int,                                       # length of the latent vector
+        widths: list[int],                                 # feature maps of the halvings
+        blocks: int,                                       # residual blocks after each halving and doubling
+        hidden: int,                                       # units between the last grid and the latent vector
+        embedding: int,                                    # length of a label's vector
+        condition_drop: float,                             # share of images that are trained without their label
+        likelihood: str,                                   # gaussian or bernoulli
+        observe: str,                                      # what it sees: grey, dequantised or binarised images
+        scale: float,                                      # of the Gaussian, on [-1, 1]; at first, or throughout
+        scale_rate: float,                                 # learning rate of log scale, 0: fixed
+        beta: float,                                       # weight of the KL term; 1: the bound itself
+        kl_warmup_images: float,                           # images over which that weight rises from 0
+        prior: str,                                        # what samples come from: normal or mixture
+        mixture_components: int,                           # of all classes together
+        mixture_images: int,                               # last training images whose latents the mixture is fitted on
+        importance_samples: int,                           # of the tighter IWAE bound in validation, 0: none
+        rate: float,
+        betas: list[float],                                # Adam's
+        clip: float,                                       # largest gradient norm, 0: no limit
+        warmup_images: float,
+        decay_from: float,                                 # share of the budget after which the rate falls to 0
+        ema_halflife_images: float,
+        ema_ramp: float,                                   # halflife is at most this share of the images seen
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        seen = {"gaussian": ("grey", "dequantised"), "bernoulli": ("grey", "binarised")}
+        for name, value, known in (
+            ("likelihood", likelihood, tuple(seen)),
+            ("observe", observe, ("grey", "dequantised", "binarised")),
+            ("prior", prior, ("normal", "mixture")),
+        ):
+            if value not in known:
+                raise UserError(f"model.{name}={value} is unknown: {choices(value, known)}")
+        if observe not in seen[likelihood]:
+            fit = " or ".join(seen[likelihood])
+            raise UserError(f"model.observe={observe} does not fit model.likelihood={likelihood}: set it to {fit}")
+        if scale <= 0:
+            raise UserError(f"model.scale={scale} is no standard deviation: give a positive number, e.g. 0.5")
+        self.network = Autoencoder(
+            channels, size, latent=latent, widths=widths, blocks=blocks, hidden=hidden,
+            condition=condition, classes=classes, embedding=embedding, scale=scale,
+        )
+        if likelihood == "bernoulli" or not scale_rate:
+            self.network.log_scale.requires_grad_(False)
+        self.ema = EMA(self.network, halflife_images=ema_halflife_images, ramp=ema_ramp)
+        self.register_buffer("latents", torch.zeros(mixture_images, latent))          # of the last training images
+        self.register_buffer("latent_labels", torch.zeros(mixture_images, dtype=torch.int64))
+        self.register_buffer("latents_seen", torch.zeros((), dtype=torch.int64))
+        self._mixtures: tuple[int, list[Mixture]] | None = None                       # fitted at so many latents
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam; the likelihood's scale has a rate of its own."""
+        weights = [p for name, p in self.network.named_parameters() if name != "log_scale"]
+        groups: list[dict[str, Any]] = [{"params": weights, "lr": self.hparams.rate}]
+        if self.network.log_scale.requires_grad:
+            groups.append({"params": [self.network.log_scale], "lr": self.hparams.scale_rate})
+        return torch.optim.Adam(groups, betas=tuple(self.hparams.betas), foreach=True)
+
+    # ---- training ----
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Minus the bound with the KL term weighted by beta and its warm-up; the logged terms are unweighted, in nats."""
+        images, labels = batch["image"], self.condition_of(batch)
+        n = len(images)
+        drop = None if labels is None else torch.rand(n, device=images.device) < self.hparams.condition_drop
+        x = self.observed(images, torch.rand_like(images))
+        mean, deviation = self.network.encode(x, labels, drop)
+        z = torch.addcmul(mean, deviation, torch.randn_like(mean))
+        reconstruction = self.log_likelihood(self.network, x, self.network.decode(z, labels, drop)).mean()
+        kl = kl_to_standard_normal(mean, deviation).mean()
+        self.remember(z.detach(), labels)
+        warmup = self.hparams.kl_warmup_images
+        weight = self.hparams.beta * (min(1.0, self.progress.images / warmup) if warmup else 1.0)
+        logs = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+        if self.hparams.likelihood == "gaussian":
+            logs["scale"] = self.network.scale
+        return {"loss": weight * kl - reconstruction} | {name: value.detach() for name, value in logs.items()}
+
+    def observed(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """What the likelihood sees of images `(n, c, h, w)` in [-1, 1], given uniform numbers of their shape."""
+        if self.hparams.observe == "binarised":
+            return torch.where(uniform < (images + 1) / 2, 1.0, -1.0)
+        if self.hparams.observe == "dequantised":
+            return images + (uniform - 0.5) * GREY_LEVEL
+        return images
+
+    def log_likelihood(self, network: Autoencoder, x: Tensor, parameters: Tensor) -> Tensor:
+        """Log p(x | z) in nats, `(n,)`, float32, from what the decoder said."""
+        with torch.autocast(x.device.type, enabled=False):
+            if self.hparams.likelihood == "bernoulli":
+                return bernoulli_log_likelihood(x, parameters)
+            return gaussian_log_density(x, parameters.tanh(), network.scale)
+
+    @torch.no_grad()
+    def remember(self, z: Tensor, labels: Tensor | None) -> None:
+        """Keeps the latents of the last training images, of all ranks, for the mixture."""
+        kept = torch.zeros(len(z), dtype=torch.int64, device=z.device) if labels is None else labels
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            z, kept = self.all_gather(z).flatten(0, -2), self.all_gather(kept).flatten()
+        z, kept = z[-len(self.latents) :], kept[-len(self.latents) :]
+        place = (self.latents_seen + torch.arange(len(z), device=z.device)) % len(self.latents)
+        self.latents[place], self.latent_labels[place] = z, kept
+        self.latents_seen += len(z)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Limits the gradient norm."""
+        if self.hparams.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.hparams.clip)
+
+    def averages(self) -> list[tuple[EMA, nn.Module]]:
+        """The averaged autoencoder."""
+        return [(self.ema, self.network)]
+
+    # ---- evaluation, all of the averaged weights ----
+
+    @torch.no_grad()
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The bound and its two terms on held-out images, nats per image; its noise belongs to each image.
+
+        With `importance_samples` k also `iwae`, the tighter bound over k samples (Burda et al. 2016, equation 8), and
+        for dequantised images `bits_per_dim`, an upper bound at 256 grey levels.
+        """
+        images, labels = batch["image"], self.condition_of(batch)
+        noise = SeededNoise(batch.get("index", torch.arange(len(images))).tolist(), images.device)
+        network = self.ema.network
+        x = self.observed(images, torch.special.ndtr(noise(*images.shape[1:])))
+        mean, deviation = network.encode(x, labels)
+        kl = kl_to_standard_normal(mean, deviation)
+        ratios = []                                        # log p(x | z) p(z) / q(z | x), one (n,) a sample
+        for k in range(max(1, self.hparams.importance_samples)):
+            epsilon = noise(self.hparams.latent)
+            z = mean + deviation * epsilon
+            likelihood = self.log_likelihood(network, x, network.decode(z, labels))
+            if k == 0:
+                reconstruction = likelihood
+            ratios.append(likelihood + (0.5 * (epsilon.square() - z.square()) + deviation.log()).sum(1))
+        scores = {"elbo": (reconstruction - kl).mean(), "reconstruction": reconstruction.mean(), "kl": kl.mean()}
+        if self.hparams.importance_samples:
+            scores["iwae"] = (torch.stack(ratios).logsumexp(0) - log(len(ratios))).mean()
+        if self.hparams.observe == "dequantised":          # density per grey level, not per unit
+            scores["bits_per_dim"] = -(scores["elbo"] / images[0].numel() + log(GREY_LEVEL)) / log(2)
+        return scores
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, *, condition: Any = None) -> Tensor:
+        """Latents `(n, latent)`: the means of q(z | images) for `images` `(n, c, h, w)` in [-1, 1]."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.ema.network.encode(images.to(self.device), self._labels(condition, len(images)))[0]
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, *, condition: Any = None) -> Tensor:
+        """Images `(n, c, h, w)` in [-1, 1]: the likelihood's mean for `latents` `(n, latent)`."""
+        with torch.autocast(self.device.type, enabled=False):
+            parameters = self.ema.network.decode(latents.to(self.device), self._labels(condition, len(latents)))
+        return 2 * parameters.sigmoid() - 1 if self.hparams.likelihood == "bernoulli" else parameters.tanh()
+
+    def panels(self, batch: Batch) -> dict[str, Tensor]:
+        """Reconstructions, each beside its input: `(n, c, h, 2 w)`."""
+        images, labels = batch["image"], self.condition_of(batch)
+        again = self.decode(self.encode(images, condition=labels), condition=labels)
+        return {"reconstructions": torch.cat([images, again.to(images.device)], dim=3)}
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, *, condition: Any = None, seeds: Sequence[int] | None = None, **options: Any
+    ) -> Tensor:
+        """Images `(n, c, h, w)` in [-1, 1], the likelihood's mean; labels are drawn where `condition` is None.
+
+        Options: `prior` (normal, or mixture: fitted on the latents of the last training images, for each class on its
+        own; without enough of them the normal prior), `temperature` (scales the deviations; 1 is the model itself).
+
+        Raises:
+            UserError: an option is unknown, or the labels are out of range.
+        """
+        self.check_options(options, ("prior", "temperature"))
+        prior, temperature = options.get("prior") or self.hparams.prior, options.get("temperature", 1.0)
+        if prior not in ("normal", "mixture"):
+            raise UserError(f"prior={prior} is unknown: {choices(prior, ('normal', 'mixture'))}")
+        seeds = self.seeds_or_fresh(n, seeds)
+        labels = labels_for(condition, kind=self.hparams.condition, classes=self.hparams.classes, seeds=seeds)
+        normals = SeededNoise(seeds)(1 + self.hparams.latent)
+        z = temperature * normals[:, 1:]
+        if prior == "mixture":
+            for label, mixture in enumerate(self.mixtures()):
+                chosen = slice(None) if labels is None else labels == label
+                if mixture is not None:
+                    z[chosen] = mixture(normals[chosen], temperature)
+        return self.decode(z, condition=labels)
+
+    def mixtures(self) -> list[Mixture | None]:
+        """One mixture for each class, or one in all; None where fewer than two latents per dimension are known."""
+        seen = int(self.latents_seen)
+        if self._mixtures is None or self._mixtures[0] != seen:
+            known, labels = self.latents[:seen], self.latent_labels[:seen]
+            groups = self.hparams.classes if self.hparams.condition == "label" else 1
+            components = max(1, self.hparams.mixture_components // groups)
+            chosen = [known[labels == label] if groups > 1 else known for label in range(groups)]
+            fitted = [fit_mixture(z, components) if len(z) >= 2 * z.shape[1] else None for z in chosen]
+            self._mixtures = (seen, fitted)
+        return self._mixtures[1]
+
+    def _labels(self, condition: Any, n: int) -> Tensor | None:
+        """Checked labels on this device; None where there are none, which a conditional model has learned, too."""
+        if condition is None:
+            return None
+        labels = labels_for(condition, kind=self.hparams.condition, classes=self.hparams.classes, seeds=range(n))
+        return None if labels is None else labels.to(self.device)

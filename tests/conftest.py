@@ -1,0 +1,70 @@
+"""What every test stands on: one thread, a cache of its own, no account, and small configurations."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+from aigc.config import CONFIG_DIR, register_schemas
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+COMMON = ["data=digits", "trainer=cpu", "logger=none", "batch_size=16"]
+TINY = {  # seconds, not minutes, and every mechanism of the family in use
+    "gan": ["model=gan", "model.generator_widths=[16,8,8]", "model.discriminator_widths=[8,8]", "model.latent=8"],
+    "vae": ["model=vae", "model.widths=[8]", "model.hidden=16", "model.latent=4", "model.mixture_images=256"],
+    "diffusion": ["model=diffusion", "model.network.width=16", "model.network.vector=16", "model.sampler.steps=3",
+                  "model.sigma_images=64"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("AIGC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real data beside the checkout; the test is skipped where there is none."""
+    if not SHARED.is_dir():
+        pytest.skip("the real data (../shared/data) are not on this machine")
+    return SHARED
+
+
+def compose_train(*overrides: str, common: bool = True) -> DictConfig:
+    """A complete training configuration, as `python -m aigc.train` would compose it."""
+    register_schemas()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("train", overrides=[*(COMMON if common else []), *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+@pytest.fixture
+def composed() -> Callable[..., DictConfig]:
+    return compose_train
+
+
+def python_train(*overrides: str) -> list[str]:
+    """The command line of a training run in a process of its own."""
+    return [sys.executable, "-m", "aigc.train", *overrides]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a child process: this checkout on its path, one thread."""
+    root = str(Path(__file__).resolve().parents[1])
+    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **extra}

@@ -1,0 +1,110 @@
+import subprocess
+import sys
+
+import pytest
+from hydra.errors import HydraException
+
+from aigc.cli import explain
+from aigc.config import CONFIG_DIR, instantiate, locate
+from aigc.data.datamodule import ImageData
+from aigc.errors import UserError
+from aigc.models.family import Family
+from aigc.training import check_pair
+
+from .conftest import compose_train
+
+MODELS = sorted(p.stem for p in (CONFIG_DIR / "model").glob("*.yaml"))
+DATA = sorted(p.stem for p in (CONFIG_DIR / "data").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("size", ["cpu", "gpu"])
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_pair_composes_and_instantiates_or_is_refused(model, data, size):
+    needed = [f"data.path={CONFIG_DIR}"] if data in ("image_folder", "huggingface") else []
+    cfg = compose_train(f"model={model}", f"data={data}", f"size={size}", *needed, common=False)
+    family = check_pair(cfg)
+    module = instantiate(cfg.data, "data")
+    assert isinstance(module, ImageData)
+    assert module.batch_size == cfg.batch_size
+    if size == "cpu":
+        built = instantiate(cfg.model, "model", channels=3, size=(32, 32), classes=None, condition="none")
+        assert isinstance(built, Family) and type(built) is family
+        assert sum(p.numel() for p in built.parameters()) > 1000
+
+
+def test_a_pair_that_does_not_fit_is_refused_with_the_right_choices(monkeypatch):
+    from aigc.models.gan import GAN
+
+    monkeypatch.setattr(GAN, "accepts", ("unpaired",))
+    with pytest.raises(UserError, match=r"GAN learns from unpaired data, .* gives images: choose data="):
+        check_pair(compose_train("model=gan"))
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "torch.load", "subprocess.run", "aigc.launch.subprocess.run", "builtins.eval", "aigc.run.os.remove"],
+)
+def test_targets_outside_the_allowed_packages_are_refused(target):
+    with pytest.raises(UserError, match="not in an allowed package"):
+        locate(target)
+
+
+def test_nested_targets_are_checked_before_anything_is_built():
+    node = {"_target_": "torch.nn.Sequential", "modules": [{"_target_": "os.getcwd"}]}
+    with pytest.raises(UserError, match=r"os\.getcwd"):
+        instantiate(node, "model")
+
+
+def test_own_package_is_allowed_by_the_environment_alone(monkeypatch):
+    with pytest.raises(UserError, match="AIGC_ALLOW_TARGETS"):
+        locate("fractions.Fraction")
+    monkeypatch.setenv("AIGC_ALLOW_TARGETS", "fractions")
+    assert locate("fractions.Fraction")(1, 2) == 0.5
+
+
+def test_unknown_option_names_the_nearest_and_wrong_type_is_named():
+    node = {"_target_": "aigc.ema.EMA", "halflife_imges": 3}
+    with pytest.raises(UserError, match="'average' has no option 'halflife_imges': did you mean 'halflife_images'?"):
+        instantiate(node, "average", network=None)
+    with pytest.raises(UserError, match=r"'average.halflife_images' is 'many', which does not fit float"):
+        instantiate({"_target_": "aigc.ema.EMA", "halflife_images": "many"}, "average", network=None)
+    with pytest.raises(UserError, match="needs the option 'halflife_images'"):
+        instantiate({"_target_": "aigc.ema.EMA"}, "average", network=None)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model=gann", "'model=gann' does not exist: did you mean 'gan'?"),
+        ("data=mnits", "'data=mnits' does not exist: did you mean 'mnist'"),
+        ("budjet.minutes=3", "there is no option 'budjet.minutes': did you mean 'budget.minutes'"),
+        ("budget.minuts=3", "there is no option 'budget.minuts': did you mean 'budget.minutes'"),
+        ("+budget.hours=3", "there is no option 'budget.hours'"),
+        ("+speed=3", "there is no option 'speed': "),
+        ("seed=abc", "seed: Value 'abc' of type 'str' could not be converted to Integer"),
+    ],
+)
+def test_hydra_errors_become_one_sentence(override, sentence):
+    with pytest.raises(HydraException) as caught:
+        compose_train(override, common=False)
+    said = explain(caught.value, [override])
+    assert said.startswith(sentence), said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("module", ["aigc.train", "aigc.generate"])
+def test_help_and_cfg_do_not_import_torch(module, tmp_path):
+    code = (
+        "import sys, runpy; sys.argv = ['x', *{args!r}]\n"
+        "try:\n    runpy.run_module({module!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules and 'lightning' not in sys.modules\n"
+    )
+    for args in (["--help"], ["--cfg", "job"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(args=args, module=module)], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        assert "seed" in done.stdout
+    assert list(tmp_path.iterdir()) == []

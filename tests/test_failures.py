@@ -1,0 +1,172 @@
+"""What goes wrong says so in one sentence, with the right exit code, and nothing half-written."""
+
+import json
+import os
+import resource
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from aigc.checkpoints import AtomicCheckpointIO, find_checkpoint, load_family, read_checkpoint
+from aigc.errors import RunError, UserError, choices
+from aigc.run import discard_if_unstarted, read_summary
+from aigc.training import fit
+
+from .conftest import COMMON, TINY, compose_train, environment, python_train
+
+FAST = ["metrics=none", "~callbacks.samples"]
+
+
+def run(*overrides: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(python_train(*overrides), env=environment(), capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["model=gann"], "aigc: 'model=gann' does not exist: did you mean 'gan'?"),
+        (["model.latnt=3", "model=vae"], "aigc: there is no option 'model.latnt': did you mean 'model.latent'"),
+        (["model=vae", "model.latent=many"], "aigc: 'model.latent' is 'many', which does not fit int"),
+        (["seed=abc"], "aigc: seed: Value 'abc' of type 'str' could not be converted to Integer"),
+        (["data=mnist", "data.root=nowhere", "data.download=false"], "aigc: "),
+        (["data=image_folder", "data.path=nowhere"], "aigc: "),
+        (["condition=lable"], "aigc: Diffusion knows no condition 'lable': did you mean 'label'?"),
+        (["resume=nowhere"], "aigc: resume="),
+        (["trainer=gpu"], "aigc: trainer.accelerator=gpu, but torch sees no GPU"),
+    ],
+)
+def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing(overrides, sentence, tmp_path):
+    if overrides == ["trainer=gpu"] and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = run(*overrides, cwd=tmp_path)
+    said = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stderr
+    assert said[-1].startswith(sentence), done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_corrupt_data_are_named(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        (raw / name).write_bytes(b"not an idx file")
+    done = run("data=mnist", f"data.root={tmp_path}", "data.download=false", "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert str(tmp_path) in done.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+
+def test_nan_in_a_loss_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    from aigc.models.vae import VAE
+
+    healthy = VAE.training_step
+
+    def poisoned(self, batch, batch_idx):
+        out = healthy(self, batch, batch_idx)
+        return {**out, "loss": out["loss"] * float("nan")} if self.progress.images >= 480 else out
+
+    monkeypatch.setattr(VAE, "training_step", poisoned)
+    cfg = compose_train(*TINY["vae"], *FAST, "budget.images=3200", "log_every=3", "callbacks.checkpoint.every_seconds=0")
+    with pytest.raises(RunError, match=r"became (nan|infinite or NaN).* the last good checkpoint is kept"):
+        fit(cfg, tmp_path)
+    good = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert good["progress"]["images"] == 480
+    assert all(torch.isfinite(v).all() for v in good["state_dict"].values() if v.is_floating_point())
+    assert read_summary(tmp_path)["status"] == "failed"
+    assert "NaN" in read_summary(tmp_path)["reason"] or "nan" in read_summary(tmp_path)["reason"]
+
+    monkeypatch.setattr(VAE, "training_step", healthy)
+    assert fit(cfg, tmp_path, resumed=True)["status"] == "finished"
+
+
+def limited(bytes_: int):
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_))
+
+
+def test_a_disk_that_takes_no_more_ends_the_run_and_keeps_the_checkpoint(tmp_path):
+    cfg = compose_train(*TINY["gan"], *FAST, "budget.images=160")
+    fit(cfg, tmp_path)
+    before = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / ".hydra").mkdir()
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(cfg, tmp_path / ".hydra" / "config.yaml")
+    done = subprocess.run(
+        python_train(f"resume={tmp_path}", "budget.images=320"), env=environment(), capture_output=True, text=True,
+        preexec_fn=limited(len(before) // 2),
+    )
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("aigc: the checkpoint ") and "make room and resume" in last
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(*COMMON, *TINY["vae"], "budget.images=160", "hydra.run.dir=file/run", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "file/run" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_checkpoints_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"family": "x", "state_dict": {}, "n": 1}, path)
+
+    def half(obj, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(RunError, match="No space left on device.*last.ckpt of before is whole"):
+        AtomicCheckpointIO().save_checkpoint({"family": "x", "state_dict": {}, "n": 2}, path)
+    assert read_checkpoint(path)["n"] == 1
+    assert os.listdir(path.parent) == ["last.ckpt"]
+
+
+def test_missing_and_foreign_checkpoints_are_refused(tmp_path):
+    with pytest.raises(UserError, match="neither a run folder nor a checkpoint"):
+        find_checkpoint(tmp_path / "none")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        find_checkpoint(tmp_path)
+    junk = tmp_path / "junk.ckpt"
+    junk.write_bytes(b"junk")
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        load_family(junk)
+    torch.save({"state_dict": {}}, junk)
+    with pytest.raises(UserError, match="not a checkpoint of aigc"):
+        load_family(junk)
+    torch.save({"state_dict": {}, "family": "os.system", "hyper_parameters": {}}, junk)
+    with pytest.raises(UserError, match="not in an allowed package"):
+        load_family(junk)
+
+
+def test_only_unstarted_folders_are_discarded(tmp_path):
+    fresh, used = tmp_path / "runs" / "fresh", tmp_path / "used"
+    (fresh / ".hydra").mkdir(parents=True)
+    discard_if_unstarted(fresh)
+    assert not (tmp_path / "runs").exists()
+    (used / "checkpoints").mkdir(parents=True)
+    discard_if_unstarted(used)
+    assert used.exists()
+
+
+def test_choices_names_the_nearest_or_all():
+    assert choices("heunn", ["heun", "euler"]) == "did you mean 'heun'?"
+    assert choices("zzz", ["b", "a"]) == "choose from a, b"
+
+
+def test_a_run_says_what_it_is(tmp_path):
+    fit(compose_train(*TINY["gan"], *FAST, "budget.images=160"), tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["images"] == 160
+    assert summary["family"] == "GAN" and summary["parameters"] > 1000 and summary["global_batch"] == 16
+    assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert summary["images_per_second"] == pytest.approx(160 / summary["seconds"], rel=0.02)
+    assert summary["peak_memory_mb"] > 50

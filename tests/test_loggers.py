@@ -1,0 +1,70 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wandb
+
+from aigc.loggers import JsonLines, Wandb, logged_in
+from aigc.progress import Progress
+
+
+def test_jsonl_lines_carry_images_and_seconds_and_are_rewound(tmp_path):
+    logger = JsonLines(tmp_path)
+    logger.progress = Progress(images=64, seconds=1.5)
+    logger.log_metrics({"loss": 2.0}, step=1)
+    logger.progress.images = 128
+    logger.log_metrics({"loss": 1.0}, step=2)
+    lines = [json.loads(line) for line in logger.path.read_text().splitlines()]
+    assert lines[0] == {"step": 1, "images": 64, "seconds": 1.5, "loss": 2.0}
+    with open(logger.path, "a") as file:
+        file.write('{"step": 3, "ima')  # what a kill leaves behind
+    logger.rewind(64)
+    assert [json.loads(line)["images"] for line in logger.path.read_text().splitlines()] == [64]
+
+
+def test_offline_unless_logged_in_and_never_a_prompt(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not logged_in()
+    assert Wandb(str(tmp_path))._wandb_init["mode"] == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert logged_in()
+    assert Wandb(str(tmp_path))._wandb_init["mode"] == "online"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert Wandb(str(tmp_path))._wandb_init["mode"] == "offline"
+    assert Wandb(str(tmp_path), offline=True)._wandb_init["mode"] == "offline"
+
+
+def inspect(run: Path) -> list[dict]:
+    """What W&B's own reader finds in an offline run."""
+    files = list(run.glob("wandb/offline-run-*/run-*.wandb"))
+    records = []
+    for file in files:
+        command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(file)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        records += [json.loads(line) for line in found.stdout.splitlines()]
+    return records
+
+
+@pytest.mark.slow
+def test_an_offline_run_is_readable_by_wandb_leet(tmp_path, composed):
+    from aigc.training import fit
+
+    from .conftest import TINY
+
+    cfg = composed(
+        *TINY["vae"], "logger=default", "budget.images=640", "metrics=none", "callbacks.samples.n=4", "log_every=10",
+        "logger.wandb.tags=[vae,digits]",
+    )
+    summary = fit(cfg, tmp_path)
+    assert wandb.run is None
+    text = json.dumps(inspect(tmp_path))
+    assert summary["wandb_id"] in text
+    for expected in ("images", "loss", "samples", "batch_size"):
+        assert f'"{expected}' in text or expected in text, expected
+    history = [line for line in text.split("history") if "images" in line]
+    assert history

@@ -1,0 +1,143 @@
+"""A run that was stopped, in whatever way, and resumed is the run that never stopped, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from aigc.checkpoints import read_checkpoint
+from aigc.errors import UserError
+from aigc.run import read_summary, resumed_config
+from aigc.training import fit
+
+from .conftest import COMMON, TINY, compose_train, environment, python_train
+
+IMAGES = 3200
+CLOCKWORK = ("seconds", "loops", "callbacks", "epoch")  # what clocks and Lightning's own counters of restarts say
+FAST = ["metrics=none", "~callbacks.samples", "log_every=7"]
+
+
+def assert_same(first, second, where="checkpoint"):
+    """Equal to the last bit, through dicts, lists and tensors."""
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            if key not in CLOCKWORK:
+                assert_same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), where
+        for i, (a, b) in enumerate(zip(first, second, strict=True)):
+            assert_same(a, b, f"{where}[{i}]")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
+def curve(folder: Path) -> list[dict]:
+    """The logged lines without what a clock measured."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+def start(folder: Path, family: str, *more: str) -> subprocess.Popen:
+    command = python_train(
+        *COMMON, *TINY[family], *FAST, f"budget.images={IMAGES}", "budget.minutes=null",
+        "callbacks.checkpoint.every_seconds=0.2", f"hydra.run.dir={folder}", *more,
+    )
+    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def images_in(path: Path) -> int:
+    return read_checkpoint(path)["progress"]["images"]
+
+
+@pytest.mark.parametrize(
+    ("family", "number"),
+    [("gan", signal.SIGKILL), ("vae", signal.SIGKILL), ("diffusion", signal.SIGKILL),
+     ("gan", signal.SIGTERM), ("vae", signal.SIGINT)],
+)
+def test_stopped_at_any_moment_and_resumed_equals_uninterrupted(family, number, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    cfg = compose_train(*TINY[family], *FAST, f"budget.images={IMAGES}", "budget.minutes=null")
+    fit(cfg, whole)
+
+    child = start(broken, family)
+    last = broken / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.kill(child.pid, number)
+    _, said = child.communicate(timeout=60)
+    expected = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert child.returncode == expected, said
+    stopped_at = images_in(last)
+    assert 0 < stopped_at < IMAGES
+    if number != signal.SIGKILL:
+        assert read_summary(broken)["status"] == "stopped"
+        assert read_summary(broken)["reason"] == number.name
+        assert "Traceback" not in said
+
+    saved = compose_train(*TINY[family], *FAST, f"budget.images={IMAGES}", "budget.minutes=null")
+    summary = fit(saved, broken, resumed=True)
+    assert summary["status"] == "finished"
+    assert_same(read_checkpoint(whole / "checkpoints" / "last.ckpt"), read_checkpoint(last))
+    assert curve(whole) == curve(broken)
+
+
+def test_resume_from_the_command_line_continues_in_the_same_folder(tmp_path):
+    folder = tmp_path / "run"
+    cfg = compose_train(*TINY["vae"], *FAST, "budget.images=640", "budget.minutes=null")
+    fit(cfg, folder)
+    assert images_in(folder / "checkpoints" / "last.ckpt") == 640
+    (folder / ".hydra").mkdir()
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
+    before = (folder / ".hydra" / "config.yaml").read_bytes()
+    done = subprocess.run(
+        python_train(f"resume={folder}", "budget.images=1280"),
+        env=environment(), capture_output=True, text=True, cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert images_in(folder / "checkpoints" / "last.ckpt") == 1280
+    assert (folder / ".hydra" / "config.yaml").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+    seen = [line["images"] for line in curve(folder)]
+    assert seen == sorted(set(seen)) and seen[-1] == 1280
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    cfg = compose_train(*TINY["vae"], *FAST, "budget.images=320", "budget.minutes=null")
+    fit(cfg, tmp_path)
+    before = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert fit(cfg, tmp_path, resumed=True)["images"] == 320
+    assert_same(before, read_checkpoint(tmp_path / "checkpoints" / "last.ckpt"))
+
+
+def test_resume_refuses_what_would_make_another_experiment(tmp_path):
+    from omegaconf import OmegaConf
+
+    cfg = compose_train(*TINY["vae"], *FAST, "budget.images=320")
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save(cfg, tmp_path / ".hydra" / "config.yaml")
+    with pytest.raises(UserError, match=r"'model\.latent' cannot change when a run is resumed"):
+        resumed_config(cfg, tmp_path, ["resume=x", "model.latent=3"])
+    cfg.budget.images = 999
+    changed = resumed_config(cfg, tmp_path, ["resume=x", "budget.images=999"])
+    assert changed.budget.images == 999
+    with pytest.raises(UserError, match="no run folder"):
+        resumed_config(cfg, tmp_path / "none", [])
+
+
+def test_another_family_in_the_folder_is_refused(tmp_path):
+    fit(compose_train(*TINY["vae"], *FAST, "budget.images=160"), tmp_path)
+    with pytest.raises(UserError, match=r"holds a aigc\.models\.vae\.VAE, the configuration asks for"):
+        fit(compose_train(*TINY["gan"], *FAST, "budget.images=160"), tmp_path, resumed=True)
