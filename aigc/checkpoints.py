@@ -1,7 +1,6 @@
 """Checkpoints: written whole or not at all, found from a run folder, and turned back into a family."""
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            temporary.unlink(missing_ok=True)
             kept = f"{path.name} of before is whole" if path.exists() else "nothing was saved before"
             raise RunError(f"the checkpoint {path} could not be written ({error}); {kept}: make room and resume") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def find_checkpoint(run: str | Path, which: str = "last") -> Path:
@@ -59,7 +59,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a foreign file fails in whatever way its bytes lead to
         raise UserError(f"'{path}' cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or "family" not in content or "state_dict" not in content:
         raise UserError(f"'{path}' is not a checkpoint of aigc: give a run folder or its checkpoints/*.ckpt")

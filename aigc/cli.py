@@ -4,42 +4,58 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from aigc.config import CONFIG_DIR, register_schemas
+from aigc.config import CONFIG_DIR, SCHEMAS, check_closed, register_schemas
 from aigc.errors import RunError, UserError, choices
 
 Task = Callable[[Any], Any]
 
 
 def run(task: Task, config_name: str) -> None:
-    """Runs `task(cfg)` with the command line composed over `conf/<config_name>.yaml`, and exits.
+    """Runs `task(cfg)` with the command line composed over `conf/<config_name>.yaml`; exits unless all went well.
 
-    Exit codes: 0 done, 1 the run failed after it had started, 2 a mistake in what was asked, 130/143 interrupted.
+    In a multirun, a job that fails is reported and the others go on.
+    Exit codes: 1 a run failed after it had started, 2 a mistake in what was asked, 130/143 interrupted.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
     register_schemas()
+    codes: list[int] = []
+
+    def job(cfg: Any) -> Any:
+        try:
+            check_closed(cfg, SCHEMAS[config_name])
+            return task(cfg)
+        except UserError as error:
+            codes.append(_say(error))
+            return None
+
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(job)()
     except UserError as error:
-        _leave(str(error), 1 if isinstance(error, RunError) else 2)
+        codes.append(_say(error))
     except (HydraException, OmegaConfBaseException) as error:
-        _leave(explain(error, sys.argv[1:]), 2)
+        codes.append(_say(UserError(explain(error, sys.argv[1:], config_name))))
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:  # from making the run folder
+        codes.append(_say(UserError(f"the folder '{error.filename}' cannot be made ({error.strerror}): choose another")))
     except KeyboardInterrupt:
-        _leave("interrupted", 130)
+        codes.append(_say(UserError("interrupted")))
+        codes.append(130)
+    if codes:
+        sys.exit(max(codes))
 
 
-def _leave(sentence: str, code: int) -> None:
-    print(f"aigc: {sentence}", file=sys.stderr, flush=True)
-    sys.exit(code)
+def _say(error: UserError) -> int:
+    """Prints the sentence; returns the exit code that belongs to it."""
+    print(f"aigc: {error}", file=sys.stderr, flush=True)
+    return 1 if isinstance(error, RunError) else 2
 
 
-def explain(error: Exception, argv: list[str]) -> str:
+def explain(error: Exception, argv: list[str], config_name: str) -> str:
     """One sentence for an error of Hydra's or OmegaConf's, with the nearest option that exists."""
     chain, cause = [], error
     while cause is not None and len(chain) < 5:
@@ -54,7 +70,7 @@ def explain(error: Exception, argv: list[str]) -> str:
         if full := re.search(r"full_key: (\S+)", text):
             key = full.group(1)
         key = next((a.lstrip("+~").split("=")[0] for a in argv if a.lstrip("+~").split("=")[0].endswith(key)), key)
-        return f"there is no option '{key}': {choices(key, known_keys(argv))}"
+        return f"there is no option '{key}': {choices(key, known_keys(argv, config_name))}"
     if "MissingMandatoryValue" in text or "Missing mandatory value" in text:
         key = re.search(r"(?:value: |full_key: )(\S+)", text)
         return f"the option '{key.group(1) if key else '?'}' is needed: give it as <option>=<value>"
@@ -74,7 +90,7 @@ def _options(group: str, text: str) -> list[str]:
     return [path.stem for path in (CONFIG_DIR / group).glob("*.yaml")]
 
 
-def known_keys(argv: list[str]) -> list[str]:
+def known_keys(argv: list[str], config_name: str) -> list[str]:
     """Every option there is with the groups that `argv` chooses: `model`, `budget.minutes`, ..."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -85,7 +101,7 @@ def known_keys(argv: list[str]) -> list[str]:
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         for overrides in (chosen, []):
             try:
-                cfg = compose(_config_name(), overrides=overrides)
+                cfg = compose(config_name, overrides=overrides)
                 break
             except (HydraException, OmegaConfBaseException):
                 continue
@@ -102,6 +118,3 @@ def known_keys(argv: list[str]) -> list[str]:
     walk(OmegaConf.to_container(cfg, resolve=False), "")
     return [key for key in keys if not key.endswith("_target_")]
 
-
-def _config_name() -> str:
-    return Path(sys.argv[0]).stem

@@ -6,7 +6,7 @@ Nothing here imports torch: `--help` and `--cfg job` answer before it could have
 import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -68,11 +68,27 @@ class GenerateConfig:
     device: str = "auto"
 
 
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "generate": GenerateConfig}
+
+
 def register_schemas() -> None:
-    """Makes the schemas known to Hydra."""
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=TrainConfig)
-    store.store(name="generate_schema", node=GenerateConfig)
+    """Makes the schemas known to Hydra, as `<entry point>_schema`."""
+    for name, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+
+
+def check_closed(cfg: Any, schema: type, where: str = "") -> None:
+    """Refuses keys that the schema does not have, which `+key=value` would add in silence.
+
+    Raises:
+        UserError: names the nearest keys there are.
+    """
+    known = {field.name: field.type for field in fields(schema)}
+    for name in cfg:
+        if name not in known:
+            raise UserError(f"there is no option '{where}{name}': {choices(f'{where}{name}', [where + k for k in known])}")
+        if is_dataclass(known[name]):
+            check_closed(cfg[name], known[name], f"{where}{name}.")  # type: ignore[arg-type]
 
 
 def allowed(path: str) -> bool:

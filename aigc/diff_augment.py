@@ -64,14 +64,15 @@ def _translation(images: Tensor, u: Tensor) -> Tensor:
     """Shift by whole pixels, up to an eighth of each side; zeros come in."""
     n, _, h, w = images.shape
 
-    def sources(uniform: Tensor, side: int) -> Tensor:     # (n, side): for each output row, the input row; 0 is the border
+    def sources(uniform: Tensor, side: int) -> Tensor:     # (n, side): row to read for each row, 0 the border
         reach = int(side * _TRANSLATION + 0.5)
         shift = (uniform * (2 * reach + 1)).floor().long() - reach
         return (torch.arange(side, device=u.device) + shift[:, None] + 1).clamp(0, side + 1)
 
     rows, columns = sources(u[:, 0], h), sources(u[:, 1], w)
     image = torch.arange(n, device=u.device)[:, None, None]
-    return F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+    padded = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
+    return padded[image, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
 def _cutout(images: Tensor, u: Tensor) -> Tensor:

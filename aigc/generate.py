@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from aigc import cli
 from aigc.errors import UserError, choices
-from aigc.noise import mix
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,6 +80,7 @@ def sample_uint8(
     from tqdm import tqdm
 
     from aigc.metrics.features import to_uint8
+    from aigc.noise import mix
 
     with tqdm(total=n, unit=" images", disable=None) as bar:
         for start in range(0, n, batch_size):

@@ -38,7 +38,7 @@ def _eps(alpha: Tensor, sigma: Tensor, sd: Tensor | float) -> Pair:
 
 
 def _v(alpha: Tensor, sigma: Tensor, sd: Tensor | float) -> Pair:
-    """v = alpha eps - sigma x_0 (Salimans and Ho 2022)."""
+    """Says v = alpha eps - sigma x_0 (Salimans and Ho 2022)."""
     return -sigma, alpha
 
 
@@ -48,7 +48,7 @@ def _flow(alpha: Tensor, sigma: Tensor, sd: Tensor | float) -> Pair:
 
 
 def _edm(alpha: Tensor, sigma: Tensor, sd: Tensor | float) -> Pair:
-    """(D - c_skip x) / c_out of Karras et al. 2022, table 1, written out: unit variance where x_0 has variance sd^2."""
+    """(D - c_skip x) / c_out of Karras et al. 2022, table 1, written out: unit variance for data of variance sd^2."""
     norm = (sigma**2 + (alpha * sd) ** 2).sqrt()
     return sigma / (sd * norm), -alpha * sd / norm
 
@@ -167,7 +167,7 @@ class Cosine:
         return u.clamp(min=1e-4)
 
     def clock(self, t: Tensor) -> Tensor:
-        """t itself, in [0, 1]."""
+        """The share t itself, in [0, 1]."""
         return t
 
     def times(self, steps: int) -> Tensor:
@@ -207,7 +207,7 @@ class Karras:
 
 @dataclass(frozen=True)
 class Flow:
-    """Flow matching: alpha = t, sigma = 1 - t (Lipman et al. 2023), logit-normal training times (Esser et al. 2024)."""
+    """Flow matching, alpha = t, sigma = 1 - t (Lipman et al. 2023), logit-normal in training (Esser et al. 2024)."""
 
     mean: float = 0.0          # mean of logit(t) in training; larger is less noise
     std: float = 1.0
@@ -217,7 +217,7 @@ class Flow:
         return t, 1 - t
 
     def time(self, s: Tensor) -> Tensor:
-        """t = 1 / (1 + s)."""
+        """From s = (1 - t) / t."""
         return 1 / (1 + s)
 
     def quantile(self, u: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class Flow:
         return torch.sigmoid(self.mean + self.std * normal_quantile(u)).clamp(max=1 - 1e-4)
 
     def clock(self, t: Tensor) -> Tensor:
-        """t itself, in [0, 1]."""
+        """The share t itself, in [0, 1]."""
         return t
 
     def times(self, steps: int) -> Tensor:
@@ -249,7 +249,7 @@ def build_process(name: str, prediction: str, options: dict[str, float]) -> Proc
         UserError: an unknown name or option, or eps predicted where pure noise has no trace of the image.
     """
     if name not in PROCESSES:
-        raise UserError(f"There is no process '{name}' for model.process.name: {choices(name, PROCESSES)}")
+        raise UserError(f"There is no process '{name}' for model.process: {choices(name, PROCESSES)}")
     if prediction not in PARAMETRISATIONS:
         raise UserError(f"There is no model.prediction '{prediction}': {choices(prediction, PARAMETRISATIONS)}")
     known = list(PROCESSES[name].__dataclass_fields__)  # type: ignore[attr-defined]
@@ -261,13 +261,13 @@ def build_process(name: str, prediction: str, options: dict[str, float]) -> Proc
     if prediction == "eps" and float(alpha) == 0:
         raise UserError(
             f"model.prediction=eps cannot start from the pure noise of process '{name}' (zero terminal SNR): "
-            "choose model.prediction=v, or model.process.terminal_alpha=0.01 with ddpm"
+            "choose model.prediction=v, or model.process=ddpm model.processes.ddpm.terminal_alpha=0.01"
         )
     return process
 
 
-def path(process: Process, steps: int, *, spacing: str = "own", device: torch.device | str = "cpu") -> Tensor:
-    """(alpha, sigma) at `steps` + 1 points from noise to the image (1, 0), shape `(steps + 1, 2)`.
+def path(process: Process, steps: int, *, spacing: str = "own") -> Tensor:
+    """(alpha, sigma) at `steps` + 1 points from noise to the image (1, 0), shape `(steps + 1, 2)`, on the CPU.
 
     `own`: the process's times; `karras`: noise levels of Karras et al. 2022 from 80 to 0.002, then 0;
     `logsnr`: even in log SNR over the same range.
@@ -285,4 +285,4 @@ def path(process: Process, steps: int, *, spacing: str = "own", device: torch.de
         alpha, sigma = torch.cat([alpha, torch.ones(1)]), torch.cat([sigma, torch.zeros(1)])
     else:
         raise UserError(f"There is no sampler.spacing '{spacing}': {choices(spacing, ['own', 'karras', 'logsnr'])}")
-    return torch.stack([alpha, sigma], dim=1).to(device)
+    return torch.stack([alpha, sigma], dim=1)

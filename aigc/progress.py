@@ -31,6 +31,11 @@ class Progress:
             shares.append(self.seconds / self.budget_seconds)
         return min(1.0, max(shares))
 
+    @property
+    def running(self) -> bool:
+        """Whether the clock runs: not before training, nor while something else than training goes on."""
+        return self._mark is not None
+
     def start(self) -> None:
         """Starts or restarts the clock."""
         self._mark = time.perf_counter()
@@ -45,7 +50,7 @@ class Progress:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """What happens inside is not training time."""
-        running = self._mark is not None
+        running = self.running
         if running:
             self.tick()
         self._mark = None

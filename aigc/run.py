@@ -95,14 +95,16 @@ def peak_memory_mb() -> float:
 
 
 def discard_if_unstarted(folder: Path) -> None:
-    """Removes a run folder in which nothing but Hydra's record of the command was written."""
+    """Removes a run folder in which nothing but Hydra's record of the command was written, and its empty parents."""
     if not folder.is_dir():
         return
     if any(entry.name not in (".hydra", "summary.json") for entry in folder.iterdir()):
         return
     shutil.rmtree(folder, ignore_errors=True)
-    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
-        folder.parent.rmdir()
+    for parent in folder.parents:
+        if not parent.is_relative_to(Path.cwd()) or parent == Path.cwd() or any(parent.iterdir()):
+            break
+        parent.rmdir()
 
 
 def resumed_config(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> DictConfig:

@@ -7,6 +7,7 @@ alpha + sigma = 1, and DDIM's on the circle. `noise(c, h, w)` gives fresh N(0, 1
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ Noise = Callable[..., Tensor]
 @torch.no_grad()
 def ddim(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, eta: float = 0.0) -> Tensor:
     """Song et al. 2021, eq. 12; `eta` from 0 (deterministic) to 1 (all of DDPM's noise). Order 1."""
-    for (alpha, sigma), (alpha_next, sigma_next) in zip(path, path[1:], strict=False):
+    for (alpha, sigma), (alpha_next, sigma_next) in pairwise(path):
         x0 = denoise(x, alpha, sigma)
         eps = (x - alpha * x0) / sigma
         fresh = eta * ancestral_noise(alpha, sigma, alpha_next, sigma_next)
@@ -37,7 +38,7 @@ def ancestral(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise) -> Ten
 @torch.no_grad()
 def euler(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: float = 0.0) -> Tensor:
     """Karras et al. 2022, algorithm 2 without the correction; equals `ddim` where `churn` is 0. Order 1."""
-    for (alpha, sigma), (alpha_next, sigma_next) in zip(path, path[1:], strict=False):
+    for (alpha, sigma), (alpha_next, sigma_next) in pairwise(path):
         x, sigma = churned(x, alpha, sigma, share=churn / (len(path) - 1), noise=noise)
         x0 = denoise(x, alpha, sigma)
         eps = (x - alpha * x0) / sigma
@@ -48,7 +49,7 @@ def euler(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: flo
 @torch.no_grad()
 def heun(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: float = 0.0) -> Tensor:
     """Karras et al. 2022, algorithm 2; two evaluations a step, one in the last. Order 2."""
-    for (alpha, sigma), (alpha_next, sigma_next) in zip(path, path[1:], strict=False):
+    for (alpha, sigma), (alpha_next, sigma_next) in pairwise(path):
         x, sigma = churned(x, alpha, sigma, share=churn / (len(path) - 1), noise=noise)
         x0 = denoise(x, alpha, sigma)
         eps = (x - alpha * x0) / sigma
@@ -64,16 +65,16 @@ def heun(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: floa
 
 @torch.no_grad()
 def dpmpp_2m(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise) -> Tensor:
-    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2; one evaluation a step, first and last step of order 1. Order 2."""
-    x0_last, h_last = None, None
-    for (alpha, sigma), (alpha_next, sigma_next) in zip(path, path[1:], strict=False):
+    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2; one evaluation a step, the first and last of order 1. Order 2."""
+    last: tuple[Tensor, Tensor] | None = None  # x_0 and h of the step before
+    for (alpha, sigma), (alpha_next, sigma_next) in pairwise(path):
         x0 = denoise(x, alpha, sigma)
         h = ((alpha_next * sigma) / (alpha * sigma_next)).log()  # change of log(alpha / sigma); infinite at either end
         ahead = x0
-        if x0_last is not None and h.isfinite():
-            ahead = x0 + h / (2 * h_last) * (x0 - x0_last)
+        if last is not None and h.isfinite():
+            ahead = x0 + h / (2 * last[1]) * (x0 - last[0])
         x = sigma_next / sigma * x + (alpha_next - alpha * sigma_next / sigma) * ahead
-        x0_last, h_last = x0, h
+        last = x0, h
     return x
 
 

@@ -132,8 +132,11 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint if resumed else None, weights_only=True)
         status = "stopped" if model.progress.interrupted else "finished"
         reason = model.progress.interrupted
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+        status, reason = "stopped", model.progress.interrupted
+        if reason is None:
+            raise
     except BaseException as error:
-        status = "stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
         reason = str(error) or type(error).__name__
         raise
     finally:
@@ -204,7 +207,7 @@ def conclude(folder: Path, trainer: L.Trainer, model: Family, status: str, reaso
         status=status,
         reason=reason,
         images=progress.images,
-        seconds=round(progress.seconds, 2),
+        seconds=round(progress.seconds, 3),
         images_per_second=round(progress.images / progress.seconds, 2) if progress.seconds else None,
         scores={"last": scores.latest, "best": scores.best, "monitor": scores.monitor} if scores else {},
         protocol=scores.protocol if scores else {},

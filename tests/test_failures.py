@@ -26,7 +26,7 @@ def run(*overrides: str, cwd: Path) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["model=gann"], "aigc: 'model=gann' does not exist: did you mean 'gan'?"),
+        (["model=gann"], "aigc: 'model=gann' does not exist: did you mean 'gan' or 'dcgan'?"),
         (["model.latnt=3", "model=vae"], "aigc: there is no option 'model.latnt': did you mean 'model.latent'"),
         (["model=vae", "model.latent=many"], "aigc: 'model.latent' is 'many', which does not fit int"),
         (["seed=abc"], "aigc: seed: Value 'abc' of type 'str' could not be converted to Integer"),
@@ -147,11 +147,12 @@ def test_missing_and_foreign_checkpoints_are_refused(tmp_path):
         load_family(junk)
 
 
-def test_only_unstarted_folders_are_discarded(tmp_path):
+def test_only_unstarted_folders_are_discarded(tmp_path, monkeypatch):
     fresh, used = tmp_path / "runs" / "fresh", tmp_path / "used"
     (fresh / ".hydra").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     discard_if_unstarted(fresh)
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "runs").exists() and tmp_path.exists()
     (used / "checkpoints").mkdir(parents=True)
     discard_if_unstarted(used)
     assert used.exists()

@@ -16,7 +16,8 @@ class Budget(L.Callback):
     """Stops at the first step that has spent `images` or `minutes`, or that follows SIGINT or SIGTERM.
 
     With several processes rank 0 decides for all, every `check_every` steps for the clock and signals and at once for
-    images, which all ranks count alike. A second signal ends the process where it stands.
+    images, which all ranks count alike. A signal that comes between two steps, while something is scored or drawn, and
+    a second signal end the process where it stands: the last checkpoint is whole.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Budget(L.Callback):
         self.images = images
         self.check_every = check_every
         self.received: str | None = None
+        self.progress: Progress | None = None
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -39,6 +41,7 @@ class Budget(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listens for signals; ends a run at once whose budget was spent before it was resumed."""
+        self.progress = pl_module.progress if trainer.world_size == 1 else None
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._on_signal)
@@ -69,10 +72,12 @@ class Budget(L.Callback):
         return images or clock
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        again, self.received = self.received is not None, signal.Signals(number).name
+        if again or (self.progress is not None and not self.progress.running):
+            if self.progress is not None:
+                self.progress.interrupted = self.received
             self._restore()
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
         print(f"\n{self.received}: stopping after this step and saving; once more to stop at once", file=sys.stderr)
 
     def _restore(self) -> None:

@@ -1,0 +1,1 @@
+"""Data: one LightningDataModule for each kind of source, all with the same endless, resumable batches."""

@@ -9,7 +9,7 @@
 import hashlib
 import os
 import signal
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning as L
 import torch
@@ -28,7 +28,7 @@ class ImageData(L.LightningDataModule):
     `class_names` are its to set; `channels`, `size` and `fingerprint` follow from what `load` returns.
     """
 
-    kind: ClassVar[str] = "images"  # "captioned" where batches have `text`
+    kind: str = "images"  # "captioned" where batches have `text`
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class ImageData(L.LightningDataModule):
 
     def _loader(self, batches: Dataset, split: Split, sampler: Endless | None = None) -> DataLoader:
         workers = 0 if split.in_memory else self._workers()
-        extra = {"prefetch_factor": 4, "persistent_workers": True} if workers and sampler else {}
+        extra: dict[str, Any] = {"prefetch_factor": 4, "persistent_workers": True} if workers and sampler else {}
         return DataLoader(batches, batch_size=None, sampler=sampler, num_workers=workers,
                           pin_memory=torch.cuda.is_available(), worker_init_fn=_start_worker, **extra)
 
@@ -194,7 +194,8 @@ class ImageData(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands, and what must be equal for the same batches to follow."""
-        batches = self.trainer.lightning_module.progress.batches if self.trainer else self.start_batch
+        family: Any = self.trainer.lightning_module if self.trainer else None
+        batches = family.progress.batches if family else self.start_batch
         return {"batches": batches, "global_batch": self.global_batch, "seed": self.seed,
                 "images": self.count("train"), "fingerprint": self.fingerprint}
 

@@ -62,7 +62,8 @@ def header(data: bytes) -> tuple[tuple[int, int], bool]:
 
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
-        if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # EXIF orientation: a quarter turn
+        looked_up = image.format != "PNG" or "exif" in image.info   # Pillow decodes a PNG to look for more
+        if looked_up and image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # EXIF orientation: a quarter turn
             width, height = height, width
         return (height, width), image.mode in GREY_MODES
 
@@ -79,9 +80,10 @@ def decode(data: bytes, *, size: tuple[int, int], channels: int, fit: str = "cro
     from PIL import Image, ImageOps
 
     height, width = size
-    with Image.open(io.BytesIO(data)) as image:
-        image.draft(None, (2 * max(size), 2 * max(size)))  # JPEG: decode at 1/2, 1/4, 1/8 where that is enough
-        image = ImageOps.exif_transpose(image)
+    with Image.open(io.BytesIO(data)) as opened:
+        image: Image.Image = opened
+        opened.draft(None, (2 * max(size), 2 * max(size)))  # JPEG: decode at 1/2, 1/4, 1/8 where that is enough
+        ImageOps.exif_transpose(image, in_place=True)
         image = _eight_bits(image)
         if image.mode in ALPHA_MODES or "transparency" in image.info:
             image = image.convert("RGBA")

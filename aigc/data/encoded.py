@@ -96,9 +96,10 @@ def open_parts(
     kept = load_cached(key)
     scan = Scan(**kept) if kept is not None else _scan_headers(parts)
     _refuse_empty(parts, scan, name)
-    size = size or (tuple(scan.native) if scan.native else None) or (MIXED_SIZE, MIXED_SIZE)
-    options: dict[str, Any] = {"size": size, "channels": channels or (1 if scan.grey else 3), "fit": fit}
-    memory = fits(sum(map(len, parts.values())), options["channels"], size)
+    height, width = size or scan.native or (MIXED_SIZE, MIXED_SIZE)
+    channels = channels or (1 if scan.grey else 3)
+    options: dict[str, Any] = {"size": (height, width), "channels": channels, "fit": fit}
+    memory = fits(sum(map(len, parts.values())), channels, (height, width))
     decoded: dict[str, Tensor] = {}
     if memory or kept is None:
         for part, files in parts.items():

@@ -9,7 +9,6 @@
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -268,7 +267,7 @@ class Renders:
 class Shapes(ImageData):
     """Rendered shapes with labels and captions; splits train, validation, test and heldout."""
 
-    kind: ClassVar[str] = "captioned"
+    kind = "captioned"
 
     def __init__(
         self,

@@ -90,7 +90,7 @@ class Vision(ImageData):
         return getattr(datasets, self.source.attribute)(str(self.root), train=train, download=download)
 
     def _read(self, *, train: bool, or_none: bool = False) -> Any:
-        """torchvision's data set, or None where it is missing and `or_none`."""
+        """The data set of torchvision, or None where it is missing and `or_none`."""
         try:
             return self._dataset(train=train)
         except RuntimeError as error:

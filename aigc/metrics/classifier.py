@@ -24,7 +24,7 @@ VERSION = 1                 # of architecture and training: a change makes new c
 FEATURES = 256
 LONGEST = 64                # longer sides are shrunk to this
 IMAGES = 240_000            # seen in training at least as often as ...
-EPOCHS = 40                 # ... this many epochs of a small data set allow
+EPOCHS = 25                 # ... this many epochs of a small data set allow
 KEPT = 60_000               # training images looked at, at most
 BATCH = 128
 RATE, DECAY = 5e-3, 0.05    # AdamW, one cycle
@@ -97,17 +97,21 @@ class Classifier(FeatureNetwork):
 
 def trained_classifier(data: ImageData, device: torch.device | str = "cpu") -> Classifier:
     """The classifier of a data set, frozen, on `device`: from the cache, or trained now and kept there."""
-    network = Classifier(data.channels, data.size, classes=data.classes)
+    device = torch.device(device)
     key = f"classifier-v{VERSION}-{data.fingerprint}-{data.classes or 'rotations'}"
     kept = load_cached(key)
-    if kept is None:
-        log.info("training the classifier that scores %s: once, about a minute on two cores", data.name)
-        started = time.perf_counter()
-        network = _train(network, data, torch.device(device))
-        accuracy = _accuracy(network, data, torch.device(device))
-        kept = {"weights": {k: v.cpu() for k, v in network.state_dict().items()}, "accuracy": accuracy}
-        keep_cached(key, kept)
-        log.info("it knows %.2f%% of the test images (%.0f s)", 100 * accuracy, time.perf_counter() - started)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(SEED)
+        network = Classifier(data.channels, data.size, classes=data.classes)
+        if kept is None:
+            log.info("training the classifier that scores %s: once, about a minute on two cores", data.name)
+            started = time.perf_counter()
+            network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            _train(network, data, device)
+            accuracy = _accuracy(network, data, device)
+            kept = {"weights": {k: v.cpu() for k, v in network.state_dict().items()}, "accuracy": accuracy}
+            keep_cached(key, kept)
+            log.info("it knows %.2f%% of the test images (%.0f s)", 100 * accuracy, time.perf_counter() - started)
     network.load_state_dict(kept["weights"])
     network.accuracy = kept["accuracy"]
     network.sha256 = state_sha256(kept["weights"])
@@ -149,39 +153,36 @@ def _moved(x: Tensor) -> Tensor:
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def _train(network: Classifier, data: ImageData, device: torch.device) -> Classifier:
+@torch.enable_grad()
+def _train(network: Classifier, data: ImageData, device: torch.device) -> None:
     images, labels = _examples(network, data, "train")
     n = len(images)
     batch = min(BATCH, n)
     steps = max(1, min(IMAGES, EPOCHS * n) // batch)
     precision = choose_precision("auto", device.type)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        torch.manual_seed(SEED)
-        network = Classifier(data.channels, data.size, classes=data.classes)  # its weights drawn from this seed
-        network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        optimizer = torch.optim.AdamW(network.parameters(), RATE, betas=(0.9, 0.99), weight_decay=DECAY)
-        rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.15)
-        order = torch.empty(0, dtype=torch.long)
-        for _ in range(steps):
-            if len(order) < batch:
-                order = torch.cat([order, torch.randperm(n)])
-            index, order = order[:batch], order[batch:]
-            x = images[index].to(device).float() / 127.5 - 1
-            if labels is None:
-                target = torch.randint(4, (batch,), device=device)
-                x = _rotated(x, target)
-            else:
-                target = labels[index].to(device)
-            x = _moved(x)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-                features = network.features(x)
-            loss = F.cross_entropy(network.head(features), target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rates.step()
-    return network.eval()
+    optimizer = torch.optim.AdamW(network.train().parameters(), RATE, betas=(0.9, 0.99), weight_decay=DECAY)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.15)
+    order = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        if len(order) < batch:
+            order = torch.cat([order, torch.randperm(n)])
+        index, order = order[:batch], order[batch:]
+        x = images[index].to(device).float() / 127.5 - 1
+        if labels is None:
+            target = torch.randint(4, (batch,), device=device)
+            x = _rotated(x, target)
+        else:
+            target = labels[index].to(device)
+        x = _moved(x)
+        # no cache of cast weights: inside an outer autocast context, even a disabled one, it would outlive the step
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
+            features = network.features(x)
+        loss = F.cross_entropy(network.head(features), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rates.step()
+    network.eval()
 
 
 @torch.no_grad()

@@ -112,7 +112,8 @@ class Suite:
             scores[self.names["kd"]] = self.kernel.compute()[0].item()
             if self.classifies and len(features) >= IS_SPLITS * IS_LEAST:
                 self.inception.reset()
-                self.inception.update(logits)
+                sure = logits.double().log_softmax(1).clamp_min(-600)  # beyond, a probability is 0 and the score NaN
+                self.inception.update(sure)
                 scores[self.names["is"]] = self.inception.compute()[0].item()
         assert all(math.isfinite(value) for value in scores.values()), scores
         return scores

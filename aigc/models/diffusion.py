@@ -51,6 +51,7 @@ class Diffusion(Family):
     """Denoising diffusion in pixels; the recipe's numbers are in `conf/model/diffusion.yaml`."""
 
     conditions: ClassVar[tuple[str, ...]] = ("none", "label")
+    moments: Tensor                         # images measured, sum of their means, sum of their mean squares
 
     def __init__(
         self,
@@ -59,7 +60,8 @@ class Diffusion(Family):
         *,
         classes: int | None = None,         # classes of the data, for condition=label
         condition: str = "none",            # none | label
-        process: dict[str, Any],            # name: flow | ddpm | edm, and the options of that process
+        process: str,                       # flow | ddpm | edm
+        processes: dict[str, dict[str, float]],  # options of each process, by its name
         prediction: str,                    # what the network says: flow | v | eps | x0 | edm
         weighting: str,                     # what an error weighs: own | min_snr | name of a prediction
         min_snr: float,                     # gamma of weighting=min_snr
@@ -85,13 +87,12 @@ class Diffusion(Family):
             raise UserError(f"There is no model.weighting '{weighting}': {choices(weighting, WEIGHTINGS)}")
         if not (sigma_data == "auto" or (isinstance(sigma_data, int | float) and sigma_data > 0)):
             raise UserError(f"model.sigma_data={sigma_data} is neither a positive number nor auto: give one of them")
-        options = dict(process)
-        self.process = build_process(options.pop("name", "missing"), prediction, options)
+        self.process = build_process(process, prediction, processes.get(process, {}))
         self.check_sampler(sampler.get("name"), {k: v for k, v in sampler.items() if k not in ("name", "steps")})
         self.network = ConditionalUNet(channels, classes, condition=condition, **network)
         self.ema = EMA(self.network, halflife_images=ema_halflife_images, ramp=ema_ramp)
-        # images measured, sum of their means, sum of their mean squares: resuming continues the same measurement
-        self.register_buffer("moments", torch.zeros(3))
+        self.register_buffer("moments", torch.zeros(3))  # in the checkpoint: resuming continues the same measurement
+        self._measuring = sigma_data == "auto"
         self.shape = (channels, *size)
 
     def averages(self) -> list[tuple[EMA, nn.Module]]:
@@ -125,7 +126,9 @@ class Diffusion(Family):
 
     def measure(self, images: Tensor) -> None:
         """Takes the first `sigma_images` images, those of all ranks, into account for `sigma_data`."""
-        if self.hparams.sigma_data != "auto" or self.moments[0] >= self.hparams.sigma_images:
+        if self._measuring:  # asked of the device no longer than needed
+            self._measuring = float(self.moments[0]) < self.hparams.sigma_images
+        if not self._measuring:
             return
         flat = images.flatten(1)
         new = torch.stack([flat.new_tensor(len(flat)), flat.mean(1).sum(), flat.square().mean(1).sum()])
@@ -213,7 +216,7 @@ class Diffusion(Family):
         name = options.pop("sampler", h.sampler["name"])
         self.check_sampler(name, options)
         if h.condition == "none" and options.get("guidance", 1) != 1:
-            raise UserError("This model was trained with condition=none: leave guidance out, or train with a condition")
+            raise UserError("This model was trained with condition=none: leave guidance out, or train with a label")
         settings = {"guidance": h.guidance, "guidance_interval": h.guidance_interval, **recipe, **options}
         precision = settings.get("precision", "float32")
         if precision not in PRECISIONS:
@@ -223,7 +226,7 @@ class Diffusion(Family):
         labels = labels_for(condition, kind=h.condition, classes=h.classes, seeds=seeds)
         labels = None if labels is None else labels.to(self.device)
         noise = SeededNoise(seeds, self.device)
-        points = path(self.process, settings["steps"], spacing=settings.get("spacing", "own"), device=self.device)
+        points = path(self.process, settings["steps"], spacing=settings.get("spacing", "own"))
         special = {k: settings[k] for k in SAMPLER_OPTIONS[name] if k in settings}
 
         def denoise(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -250,13 +253,13 @@ class Diffusion(Family):
     ) -> Tensor:
         """The image `(n, c, h, w)` that the averaged network expects behind x = alpha x_0 + sigma eps.
 
-        alpha and sigma are scalars, in any frame: x is rescaled to the point of the trained process that has the same
+        alpha and sigma are scalar tensors, in any frame: x is rescaled to the point of the trained process that has the same
         sigma / alpha, so that every sampler's path fits every process. sigma must be positive.
         """
         noise_level = sigma / alpha
         t = self.process.time(noise_level)
         own_alpha, own_sigma = self.process.scales(t)
-        x, t = x * (own_sigma / sigma), t.expand(len(x))
+        x, t = x * (own_sigma / sigma), t.to(x.device).expand(len(x))
         if labels is not None and interval is not None and not interval[0] <= float(noise_level) <= interval[1]:
             guidance = 1.0
         if labels is None or guidance == 1:

@@ -9,12 +9,13 @@ Notable here:
 """
 
 from collections.abc import Sequence
-from copy import deepcopy
+from itertools import pairwise
 from math import ceil
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -24,26 +25,10 @@ from aigc.ema import EMA
 from aigc.errors import UserError, choices
 from aigc.losses.adversarial import adversarial_loss, gradient_penalty, squared_gradient
 from aigc.models.family import Batch, Family
+from aigc.networks.batch_norm import ConditionalBatchNorm, share_statistics, standing_statistics
 from aigc.noise import SeededNoise
 
 START = 8                                                  # a larger starting grid gets one more doubling
-
-
-class ConditionalBatchNorm(nn.Module):
-    """Batch norm whose gain and bias also come from a condition vector (de Vries et al. 2017); plain without one."""
-
-    def __init__(self, features: int, vector: int | None):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(features)
-        self.modulate = nn.Linear(vector, 2 * features) if vector else None
-
-    def forward(self, x: Tensor, vector: Tensor | None) -> Tensor:
-        """`x` `(n, features, h, w)`, `vector` `(n, vector)` or None."""
-        x = self.norm(x)
-        if self.modulate is None:
-            return x
-        gain, bias = self.modulate(vector)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
-        return torch.addcmul(bias + x, gain, x)
 
 
 class Generator(nn.Module):
@@ -70,11 +55,11 @@ class Generator(nn.Module):
         self.size, self.latent = tuple(size), latent
         self.grid = tuple(ceil(side / 2**doublings) for side in size)
         self.encoder = build_encoder(condition, classes=classes, width=embedding)
-        joined = embedding if self.encoder else 0
-        vector = embedding if self.encoder and conditioning == "projection" else None
+        joined = embedding if self.encoder is not None else 0
+        vector = joined if conditioning == "projection" else 0
         self.start = nn.Linear(latent + joined, widths[0] * self.grid[0] * self.grid[1], bias=False)
         self.doublings = nn.ModuleList(
-            nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False) for a, b in pairwise(widths)
         )
         self.norms = nn.ModuleList(ConditionalBatchNorm(width, vector) for width in widths)
         final = nn.ConvTranspose2d if last == "transposed" else nn.Conv2d
@@ -83,7 +68,7 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images `(n, c, h, w)` in [-1, 1], float32, from `z` `(n, latent)` and `labels` `(n,)` int64."""
-        vector = self.encoder(labels, n=len(z)) if self.encoder else None
+        vector = self.encoder(labels, n=len(z)) if self.encoder is not None else None
         x = self.start(z if vector is None else torch.cat([z, vector], dim=1))
         x = F.relu(self.norms[0](x.unflatten(1, (-1, *self.grid)), vector))
         for double, norm in zip(self.doublings, self.norms[1:], strict=True):
@@ -114,21 +99,22 @@ class Discriminator(nn.Module):
         self.mean, self.concat = head == "mean", conditioning == "concat"
         self.batch_norm = norm == "batch"                  # real and generated images then need batches of their own
         self.encoder = build_encoder(condition, classes=classes, width=embedding)
-        if self.encoder and self.concat:
+        joined = self.encoder is not None and self.concat  # the label's map is one more channel
+        if joined:
             self.map = nn.Linear(embedding, size[0] * size[1])
-        grid, width, layers, widths = tuple(size), channels + bool(self.encoder and self.concat), [], list(widths)
+        layers: list[nn.Module] = []
+        grid, width, widths = (size[0], size[1]), channels + joined, list(widths)
         while widths or max(grid) > 4:
             out = widths.pop(0) if widths else width
-            halve = [side > 4 for side in grid]
-            kernel, stride = tuple(4 if h else 3 for h in halve), tuple(2 if h else 1 for h in halve)
+            stride = (1 + (grid[0] > 4), 1 + (grid[1] > 4))
             later = norm == "batch" and bool(layers)
-            layers += [nn.Conv2d(width, out, kernel, stride, 1, bias=not later)]
+            layers += [nn.Conv2d(width, out, (2 + stride[0], 2 + stride[1]), stride, 1, bias=not later)]
             layers += [*([nn.BatchNorm2d(out)] if later else []), nn.LeakyReLU(0.2)]
-            grid, width = tuple(side // step for side, step in zip(grid, stride, strict=True)), out
+            grid, width = (grid[0] // stride[0], grid[1] // stride[1]), out
         self.layers = nn.Sequential(*layers)
         features = width if self.mean else width * grid[0] * grid[1]
         self.head = nn.Linear(features, 1)
-        if self.encoder and not self.concat:
+        if self.encoder is not None and not self.concat:
             self.project = nn.Linear(embedding, features, bias=False)
         initialize(self, init_std)
         if norm == "spectral":                             # every layer between image and logit
@@ -138,7 +124,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits `(n,)`, float32, for `images` `(n, c, h, w)` and `labels` `(n,)` int64."""
-        vector = self.encoder(labels, n=len(images)) if self.encoder else None
+        vector = self.encoder(labels, n=len(images)) if self.encoder is not None else None
         if vector is not None and self.concat:
             images = torch.cat([images, self.map(vector).view(-1, 1, *images.shape[2:])], dim=1)
         x = self.layers(images)
@@ -207,7 +193,7 @@ class GAN(Family):
         self.automatic_optimization = False
         self.loss = adversarial_loss(loss)
         self.augment = DiffAugment(augment)
-        shared = {
+        shared: dict[str, Any] = {
             "condition": condition, "classes": classes, "conditioning": conditioning, "embedding": embedding,
             "init_std": init_std,
         }
@@ -234,7 +220,7 @@ class GAN(Family):
         low-precision copies of its weights that it made before their update: only leaves that require gradients
         are cached.
         """
-        discriminator_optimizer, generator_optimizer = self.optimizers()
+        discriminator_optimizer, generator_optimizer = cast(list[LightningOptimizer], self.optimizers())
         real, labels = batch["image"], self.condition_of(batch)
         step = self.progress.batches
         turn = step % self.hparams.generator_every == 0    # the generator's, too
@@ -254,6 +240,7 @@ class GAN(Family):
             generator_optimizer.step()
             self.discriminator.requires_grad_(True)
             logs |= more
+        share_statistics(self.generator, self.discriminator)
         return logs
 
     def discriminator_loss(
@@ -266,7 +253,8 @@ class GAN(Family):
         options, n = self.hparams, len(real)
         transform = self.augment.draw(n, real.device)
         zero_centred = penalise and bool(options.r1 or options.r2)
-        with torch.autocast(real.device.type, enabled=torch.is_autocast_enabled(real.device.type) and not zero_centred):
+        device = real.device.type
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not zero_centred):
             if zero_centred:
                 real, fake = real.detach().requires_grad_(), fake.detach().requires_grad_()
             on_real, on_fake = self.logits(transform(real), transform(fake), labels)
@@ -346,19 +334,16 @@ class GAN(Family):
                 generator = self.with_standing_statistics(options["standing_statistics"])
             return generator(z.to(self.device), None if labels is None else labels.to(self.device))
 
-    def with_standing_statistics(self, images: int, batch: int = 64) -> Generator:
+    def with_standing_statistics(self, images: int) -> Generator:
         """A copy of the averaged generator with batch-norm statistics over `images` images of fixed seeds."""
-        generator = deepcopy(self.ema.network).train()
-        for module in generator.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.reset_running_stats()
-                module.momentum = None                     # a plain average over all batches
-        for start in range(0, images, batch):
-            seeds = range(start, start + batch)
+
+        def inputs(seeds: range) -> tuple[Tensor, Tensor | None]:
             labels = labels_for(None, kind=self.hparams.condition, classes=self.hparams.classes, seeds=seeds)
             z = SeededNoise(seeds)(self.hparams.latent).to(self.device)
-            generator(z, None if labels is None else labels.to(self.device))
-        return generator.eval()
+            return z, None if labels is None else labels.to(self.device)
+
+        batches = (inputs(range(start, start + 64)) for start in range(0, images, 64))
+        return cast(Generator, standing_statistics(self.ema.network, batches))
 
 
 def truncate(z: Tensor, threshold: float) -> Tensor:
@@ -375,7 +360,9 @@ def truncate(z: Tensor, threshold: float) -> Tensor:
 
 def initialize(network: nn.Module, std: float | None) -> None:
     """Weights N(0, std), batch-norm gains N(1, std), biases 0 (Radford et al. 2016); None leaves torch's own."""
-    for module in network.modules() if std is not None else ():
+    if std is None:
+        return
+    for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(module.weight, 0, std)
         elif isinstance(module, nn.BatchNorm2d):

@@ -78,11 +78,14 @@ class Autoencoder(nn.Module):
         )
         layers = []
         for before, after in zip(widths[::-1], [*widths[-2::-1], widths[0]], strict=True):
-            layers += [nn.SiLU(), nn.ConvTranspose2d(before, after, 4, 2, 1), *(Residual(after) for _ in range(blocks))]
+            layers += [nn.SiLU(), nn.ConvTranspose2d(before, after, 4, 2, 1)]
+            layers += [Residual(after) for _ in range(blocks)]
         self.up = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(widths[0], channels, 3, 1, 1))
         self.log_scale = nn.Parameter(torch.tensor(log(scale)))
 
-    def encode(self, images: Tensor, labels: Tensor | None = None, drop: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, images: Tensor, labels: Tensor | None = None, drop: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q(z | images), both `(n, latent)`, float32."""
         x = self.down(images)
         if self.labels is not None:
@@ -137,7 +140,7 @@ class Mixture:
 
 
 def fit_mixture(latents: Tensor, components: int) -> Mixture:
-    """Expectation maximisation (scikit-learn) on `latents` `(n, latent)`; at most one component per 2 x latent of them.
+    """Expectation maximisation (scikit-learn) on `latents` `(n, latent)`, 2 x latent of them or more a component.
 
     The same latents give the same mixture.
     """
@@ -160,6 +163,10 @@ class VAE(Family):
         UserError: an option's value is unknown, or two of them contradict each other.
     """
 
+    latents: Tensor
+    latent_labels: Tensor
+    latents_seen: Tensor
+
     def __init__(
         self,
         channels: int,
@@ -181,7 +188,7 @@ class VAE(Family):
         kl_warmup_images: float,                           # images over which that weight rises from 0
         prior: str,                                        # what samples come from: normal or mixture
         mixture_components: int,                           # of all classes together
-        mixture_images: int,                               # last training images whose latents the mixture is fitted on
+        mixture_images: int,                               # last training images, whose latents the mixture fits
         importance_samples: int,                           # of the tighter IWAE bound in validation, 0: none
         rate: float,
         betas: list[float],                                # Adam's
@@ -216,7 +223,7 @@ class VAE(Family):
         self.register_buffer("latents", torch.zeros(mixture_images, latent))          # of the last training images
         self.register_buffer("latent_labels", torch.zeros(mixture_images, dtype=torch.int64))
         self.register_buffer("latents_seen", torch.zeros((), dtype=torch.int64))
-        self._mixtures: tuple[int, list[Mixture]] | None = None                       # fitted at so many latents
+        self._mixtures: tuple[int, list[Mixture | None]] = (-1, [])                   # fitted at so many latents
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam; the likelihood's scale has a rate of its own."""
@@ -229,7 +236,7 @@ class VAE(Family):
     # ---- training ----
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Minus the bound with the KL term weighted by beta and its warm-up; the logged terms are unweighted, in nats."""
+        """Minus the bound, KL weighted by beta and its warm-up; the logged terms are unweighted, nats per image."""
         images, labels = batch["image"], self.condition_of(batch)
         n = len(images)
         drop = None if labels is None else torch.rand(n, device=images.device) < self.hparams.condition_drop
@@ -266,7 +273,8 @@ class VAE(Family):
         """Keeps the latents of the last training images, of all ranks, for the mixture."""
         kept = torch.zeros(len(z), dtype=torch.int64, device=z.device) if labels is None else labels
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            z, kept = self.all_gather(z).flatten(0, -2), self.all_gather(kept).flatten()
+            every: Any = self.all_gather((z, kept))        # `(ranks, n, ...)`
+            z, kept = every[0].flatten(0, -2), every[1].flatten()
         z, kept = z[-len(self.latents) :], kept[-len(self.latents) :]
         place = (self.latents_seen + torch.arange(len(z), device=z.device)) % len(self.latents)
         self.latents[place], self.latent_labels[place] = z, kept
@@ -283,6 +291,11 @@ class VAE(Family):
 
     # ---- evaluation, all of the averaged weights ----
 
+    @property
+    def averaged(self) -> Autoencoder:
+        """The autoencoder that samples, reconstructs and is scored."""
+        return self.ema.network  # type: ignore[return-value]
+
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The bound and its two terms on held-out images, nats per image; its noise belongs to each image.
@@ -292,13 +305,13 @@ class VAE(Family):
         """
         images, labels = batch["image"], self.condition_of(batch)
         noise = SeededNoise(batch.get("index", torch.arange(len(images))).tolist(), images.device)
-        network = self.ema.network
+        network = self.averaged
         x = self.observed(images, torch.special.ndtr(noise(*images.shape[1:])))
         mean, deviation = network.encode(x, labels)
         kl = kl_to_standard_normal(mean, deviation)
         ratios = []                                        # log p(x | z) p(z) / q(z | x), one (n,) a sample
-        for k in range(max(1, self.hparams.importance_samples)):
-            epsilon = noise(self.hparams.latent)
+        draws = noise(max(1, self.hparams.importance_samples), self.hparams.latent)
+        for k, epsilon in enumerate(draws.unbind(1)):
             z = mean + deviation * epsilon
             likelihood = self.log_likelihood(network, x, network.decode(z, labels))
             if k == 0:
@@ -315,13 +328,13 @@ class VAE(Family):
     def encode(self, images: Tensor, *, condition: Any = None) -> Tensor:
         """Latents `(n, latent)`: the means of q(z | images) for `images` `(n, c, h, w)` in [-1, 1]."""
         with torch.autocast(self.device.type, enabled=False):
-            return self.ema.network.encode(images.to(self.device), self._labels(condition, len(images)))[0]
+            return self.averaged.encode(images.to(self.device), self._labels(condition, len(images)))[0]
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, condition: Any = None) -> Tensor:
         """Images `(n, c, h, w)` in [-1, 1]: the likelihood's mean for `latents` `(n, latent)`."""
         with torch.autocast(self.device.type, enabled=False):
-            parameters = self.ema.network.decode(latents.to(self.device), self._labels(condition, len(latents)))
+            parameters = self.averaged.decode(latents.to(self.device), self._labels(condition, len(latents)))
         return 2 * parameters.sigmoid() - 1 if self.hparams.likelihood == "bernoulli" else parameters.tanh()
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:
@@ -360,13 +373,14 @@ class VAE(Family):
     def mixtures(self) -> list[Mixture | None]:
         """One mixture for each class, or one in all; None where fewer than two latents per dimension are known."""
         seen = int(self.latents_seen)
-        if self._mixtures is None or self._mixtures[0] != seen:
+        if self._mixtures[0] != seen:
             known, labels = self.latents[:seen], self.latent_labels[:seen]
             groups = self.hparams.classes if self.hparams.condition == "label" else 1
             components = max(1, self.hparams.mixture_components // groups)
             chosen = [known[labels == label] if groups > 1 else known for label in range(groups)]
-            fitted = [fit_mixture(z, components) if len(z) >= 2 * z.shape[1] else None for z in chosen]
-            self._mixtures = (seen, fitted)
+            self._mixtures = (
+                seen, [fit_mixture(z, components) if len(z) >= 2 * z.shape[1] else None for z in chosen]
+            )
         return self._mixtures[1]
 
     def _labels(self, condition: Any, n: int) -> Tensor | None:

@@ -30,6 +30,12 @@ def groups_for(channels: int) -> int:
     return math.gcd(32, max(1, channels // 8)) if channels % 8 == 0 else 1
 
 
+def silence(layer: nn.Module) -> None:
+    """Sets a layer's weights and bias to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class Block(nn.Module):
     """Residual block of two 3x3 convolutions; the vector scales and shifts between them."""
 
@@ -51,8 +57,7 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.attention = Attention(outputs, heads=heads) if heads else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # every block starts as the identity (Ho et al. 2020)
-        nn.init.zeros_(self.conv2.bias)
+        silence(self.conv2)  # every block starts as the identity (Ho et al. 2020)
 
     def forward(self, x_NCHW: Tensor, vector_ND: Tensor) -> Tensor:
         """`(N, inputs, H, W)` and `(N, vector)` to `(N, outputs, H, W)`."""
@@ -73,8 +78,7 @@ class Attention(nn.Module):
         self.norm = nn.GroupNorm(groups_for(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        silence(self.out)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """`(N, C, H, W)` to the same."""
@@ -85,7 +89,7 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Images and a vector to images of the same size; one resolution per entry of `multipliers`, each half the last."""
+    """Images and a vector to images of the same size; a resolution per entry of `multipliers`, each half the last."""
 
     def __init__(
         self,
@@ -93,7 +97,7 @@ class UNet(nn.Module):
         width: int,                                # channels at the finest level, best a multiple of 16
         *,
         multipliers: Sequence[int] = (1, 2),       # width of each level as a multiple of `width`
-        blocks: int | Sequence[int] = 1,           # residual blocks per level on the way down (one more on the way up)
+        blocks: int | Sequence[int] = 1,           # residual blocks per level on the way down, as many up
         middle: int = 1,                           # residual blocks at the coarsest level between down and up
         patch: int = 1,                            # space-to-depth block of the stem: 1, 2, 4
         attention: Sequence[int] = (),             # levels with self-attention; 0 is the finest
@@ -104,6 +108,7 @@ class UNet(nn.Module):
         super().__init__()
         counts = [blocks] * len(multipliers) if isinstance(blocks, int) else list(blocks)
         assert len(counts) == len(multipliers), f"blocks {counts} for {len(multipliers)} levels"
+        assert min(counts) >= 1, f"blocks {counts}: every level needs at least one"
         assert all(0 <= level < len(multipliers) for level in attention), f"attention {attention}: no such level"
         widths = [width * m for m in multipliers]
         self.patch, self.multiple, self.vector = patch, patch * 2 ** (len(widths) - 1), vector
@@ -114,28 +119,19 @@ class UNet(nn.Module):
 
         self.clock = nn.Sequential(nn.Linear(vector, vector), nn.SiLU(), nn.Linear(vector, vector))
         self.stem = nn.Conv2d(channels * patch**2, width, 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        skips = [width]
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()  # layers, one list a level, finest first
         for level, count in enumerate(counts):
-            if level:
-                self.down.append(nn.Conv2d(skips[-1], widths[level], 3, stride=2, padding=1))
-                skips.append(widths[level])
-            for _ in range(count):
-                self.down.append(block(skips[-1], level))
-                skips.append(widths[level])
+            first = widths[max(0, level - 1)]
+            shrink = [nn.Conv2d(first, widths[level], 3, stride=2, padding=1)] if level else []
+            self.down.append(nn.ModuleList([*shrink, *(block(widths[level], level) for _ in range(count))]))
         self.middle = nn.ModuleList(block(widths[-1], len(widths) - 1) for _ in range(middle))
-        current = widths[-1]
-        for level in reversed(range(len(widths))):
-            for _ in range(counts[level] + 1):
-                self.up.append(block(current + skips.pop(), level))
-                current = widths[level]
-            if level:
-                self.up.append(nn.Conv2d(current, widths[level - 1], 3, padding=1))
-                current = widths[level - 1]
+        for level, count in enumerate(counts):
+            wide = [2 * widths[level]] + [widths[level]] * (count - 1)  # the skip is concatenated once per level
+            grow = [nn.Conv2d(widths[level], widths[level - 1], 1)] if level else []  # before enlarging: cheap
+            self.up.append(nn.ModuleList([*(block(inputs, level) for inputs in wide), *grow]))
         self.norm = nn.GroupNorm(groups_for(width), width)
         self.out = nn.Conv2d(width, channels * patch**2, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        silence(self.out)
 
     def forward(self, x_NCHW: Tensor, clock_N: Tensor, vector_ND: Tensor | None = None) -> Tensor:
         """Any-size images `(N, C, H, W)`, times `(N,)` in about [-1, 1] and conditions `(N, vector)` to images."""
@@ -147,16 +143,16 @@ class UNet(nn.Module):
 
         x = F.pad(x_NCHW, (0, -w % self.multiple, 0, -h % self.multiple))
         x = self.stem(F.pixel_unshuffle(x, self.patch))
-        skips = [x]
-        for layer in self.down:
-            x = layer(x, embedded) if isinstance(layer, Block) else layer(x)
+        skips = []
+        for level in self.down:
+            for layer in level.children():
+                x = layer(x, embedded) if isinstance(layer, Block) else layer(x)
             skips.append(x)
         for layer in self.middle:
             x = layer(x, embedded)
-        for layer in self.up:
-            if isinstance(layer, Block):
-                x = layer(torch.cat([x, skips.pop()], dim=1), embedded)
-            else:
-                x = layer(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        for level in reversed(self.up):
+            x = torch.cat([x, skips.pop()], dim=1)
+            for layer in level.children():
+                x = layer(x, embedded) if isinstance(layer, Block) else F.interpolate(layer(x), scale_factor=2.0)
         x = self.out(F.silu(self.norm(x)))
         return F.pixel_shuffle(x, self.patch)[..., :h, :w]

@@ -1,0 +1,162 @@
+"""Reads the attributes of rendered shapes back from an image, so that composition can be measured.
+
+A small network sees fresh renders of all combinations, those held out of the data's training included, and learns
+every attribute of both objects at once. It is trained once for each image size and kept in the cache folder.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aigc.data.shapes import BACKGROUNDS, COLOURS, COLUMNS, RELATIONS, SHAPES, SIZES, Scenes
+from aigc.data.shapes import VERSION as DRAWING
+from aigc.metrics.cache import keep_cached, load_cached
+from aigc.precision import choose_precision
+
+VERSION = 1                     # of architecture and training: a change makes new cache entries
+SIDE = 32                       # larger images are shrunk to this
+CHOICES = {"count": 2, "relation": len(RELATIONS), "size": len(SIZES), "colour": len(COLOURS), "shape": len(SHAPES),
+           "size2": len(SIZES), "colour2": len(COLOURS), "shape2": len(SHAPES), "background": len(BACKGROUNDS)}
+SECOND = ("relation", "size2", "colour2", "shape2")   # only where there are two objects
+SEED = 7001                     # of its renders: another than any data set's
+POOL = 40_000                   # renders it learns from
+EPOCHS = 4
+BATCH = 128
+RATE, DECAY = 4e-3, 0.02        # AdamW, one cycle
+NOISE = 8.0                     # grey levels: generated images are not as clean as renders
+
+log = logging.getLogger(__name__)
+
+
+def _layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class ShapesOracle(nn.Module):
+    """Five convolutions down to 4 x 4 positions and one hidden layer, which still knows what was where."""
+
+    def __init__(self, size: tuple[int, int] = (32, 32), *, width: int = 24):
+        super().__init__()
+        self.size = (min(size[0], SIDE), min(size[1], SIDE))
+        down = tuple(-(-side // 8) for side in self.size)
+        self.body = nn.Sequential(
+            _layer(3, width, 1), _layer(width, 2 * width, 2), _layer(2 * width, 3 * width, 1),
+            _layer(3 * width, 4 * width, 2), _layer(4 * width, 4 * width, 2),
+        )
+        self.hidden = nn.Linear(4 * width * down[0] * down[1], 8 * width)
+        self.head = nn.Linear(8 * width, sum(CHOICES.values()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(n, 36)`, the attributes' one after another, of images uint8 or float in 0..255."""
+        x = images.float()
+        if tuple(x.shape[2:]) != self.size:
+            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
+        x = (x / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        return self.head(F.relu(self.hidden(self.body(x).flatten(1)))).float()
+
+    @torch.no_grad()
+    def read(self, images: Tensor, *, batch_size: int = 500) -> Tensor:
+        """Attributes `(n, 9)` int64, columns as in `shapes.COLUMNS`, of images uint8 `(n, 3, h, w)`."""
+        parts = []
+        for part in images.split(batch_size):
+            logits = self(part).split(list(CHOICES.values()), dim=1)
+            found = torch.stack([one.argmax(1) for one in logits], dim=1)
+            found[:, 0] += 1                                             # counts are 1 and 2
+            columns = [COLUMNS.index(name) for name in SECOND]
+            found[:, columns] = torch.where(found[:, :1] == 2, found[:, columns], -1)
+            parts.append(found)
+        return torch.cat(parts)
+
+
+def agreement(found: Tensor, asked: Tensor) -> dict[str, float]:
+    """Shares of images whose attributes `(n, 9)` are as asked for: each attribute, and `all` that a caption says.
+
+    Attributes of a second object count only where one was asked for; the background is not part of `all`.
+    """
+    right = found == asked
+    scores = {}
+    for k, name in enumerate(COLUMNS):
+        where = asked[:, k] >= 0
+        if where.any():
+            scores[name] = right[where, k].float().mean().item()
+    said = [k for k, name in enumerate(COLUMNS) if name != "background"]
+    scores["all"] = right[:, said].all(1).float().mean().item()
+    return scores
+
+
+def shapes_oracle(size: tuple[int, int] = (32, 32), device: torch.device | str = "cpu") -> ShapesOracle:
+    """The oracle for images of this size, frozen, on `device`: from the cache, or trained now and kept there."""
+    key = f"oracle-v{VERSION}-{DRAWING}-{size[0]}x{size[1]}"
+    kept: dict[str, Tensor] | None = load_cached(key)
+    if kept is None:
+        log.info("training the oracle that reads shapes: once, about a minute on two cores")
+        started = time.perf_counter()
+        kept = {name: value.cpu() for name, value in train_oracle(size, device=device).state_dict().items()}
+        keep_cached(key, kept)
+        log.info("the oracle is trained (%.0f s)", time.perf_counter() - started)
+    oracle = ShapesOracle(size)
+    oracle.load_state_dict(kept)
+    return oracle.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+
+
+def train_oracle(
+    size: tuple[int, int], *, objects: str = "mixed", pool: int = POOL, epochs: int = EPOCHS, width: int = 24,
+    device: torch.device | str = "cpu", seed: int = SEED,
+) -> ShapesOracle:
+    """A new oracle, trained on `pool` renders, half of them with combinations that the data hold out.
+
+    The global random state is left as it was.
+    """
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        oracle = ShapesOracle(size, width=width)
+        oracle.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.AdamW(oracle.parameters(), lr=RATE, weight_decay=DECAY)
+        steps = epochs * (pool // BATCH)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.15)
+        for images, attributes in _batches(size, objects, pool, epochs, seed):
+            images, attributes = images.to(device).float(), attributes.to(device)
+            images = images + NOISE * torch.rand(len(images), 1, 1, 1, device=device) * torch.randn_like(images)
+            with _autocast(device):
+                logits = oracle(images)
+            loss = _loss(logits, attributes)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return oracle.eval().requires_grad_(False)
+
+
+def _batches(
+    size: tuple[int, int], objects: str, pool: int, epochs: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of renders uint8 with their attributes; the last, smaller one of an epoch is left out."""
+    half = torch.arange(pool // 2)
+    scenes = [Scenes(seed, split, objects=objects, size=size) for split in ("train", "heldout")]
+    images = torch.cat([one.images(half) for one in scenes])
+    attributes = torch.cat([one.attributes(half) for one in scenes])
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images))[: pool // BATCH * BATCH].split(BATCH):
+            yield images[rows], attributes[rows]
+
+
+def _loss(logits: Tensor, attributes: Tensor) -> Tensor:
+    """Sum of the attributes' cross-entropies, each over the images that have it."""
+    total = logits.new_zeros(())
+    for k, (name, one) in enumerate(zip(COLUMNS, logits.split(list(CHOICES.values()), dim=1), strict=True)):
+        target = attributes[:, k] - (name == "count")
+        if (target >= 0).any():
+            total = total + F.cross_entropy(one, target, ignore_index=-1)
+    return total
+
+
+def _autocast(device: torch.device) -> Any:
+    halves = choose_precision("auto", device.type) == "bf16-mixed"
+    return torch.autocast(device.type, torch.bfloat16, enabled=halves, cache_enabled=False)

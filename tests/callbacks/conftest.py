@@ -1,0 +1,98 @@
+"""A family whose samples are known, tiny data, and a trainer that only says what callbacks ask."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from aigc.data.digits import Digits
+from aigc.models.family import Family
+from aigc.noise import SeededNoise
+
+
+class Copies(Family):
+    """Knows the digits: sample k is a training image of the label asked for, chosen by seeds[k], with a little noise."""
+
+    def __init__(self, *, channels=1, size=(8, 8), classes=10, condition="label", spread=0.0, wrong=0.0):
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1), nn.Dropout(0.5))
+        self.layer[2].eval()  # one module in another mode than the rest
+        data = Digits(batch_size=16)
+        data.setup()
+        self.shown, self.digits = data.to_float({"image": data.images("train")})["image"], data.labels("train")
+        self.asked = []  # (number of images, training mode, gradients on, autocast on)
+
+    def training_step(self, batch, batch_idx):
+        return {"loss": self.layer(batch["image"].mean((1, 2, 3))[:, None]).square().mean()}
+
+    def validation_step(self, batch, batch_idx):
+        noise = torch.randn(len(batch["image"]))
+        return {"brightness": batch["image"].mean(), "noise": noise.mean(), "rows": float(len(noise))}
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+    def sample(self, n, *, condition=None, seeds=None, **options):
+        self.asked.append((n, self.training, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        torch.rand(n)  # a careless sampler, which takes random numbers from everybody
+        noise = SeededNoise(seeds)
+        labels = [k % 10 for k in seeds] if condition is None else condition.tolist()
+        drawn = noise(2).abs()
+        images = []
+        for label, (choice, slip) in zip(labels, drawn.tolist(), strict=True):
+            if self.hparams.wrong and slip < self.hparams.wrong:
+                label = (label + 1) % 10
+            rows = (self.digits == label).nonzero()[:, 0]
+            images.append(self.shown[rows[int(choice * 1000) % len(rows)]])
+        return torch.stack(images) + self.hparams.spread * noise(1, 8, 8)
+
+    def panels(self, batch):
+        return {"pairs": torch.cat([batch["image"], -batch["image"]], 3)}
+
+
+class Lines(L.pytorch.loggers.Logger):
+    """Keeps what is logged."""
+
+    name = version = "lines"
+
+    def __init__(self):
+        super().__init__()
+        self.lines, self.pictures = [], []
+
+    def log_metrics(self, metrics, step=None):
+        self.lines.append((step, dict(metrics)))
+
+    def log_image(self, key, images, step=None):
+        self.pictures.append((key, [Path(image).name for image in images], step))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+class Alone:
+    """The strategy of one process."""
+
+    def broadcast(self, value, src=0):
+        return value
+
+    def barrier(self, name=None):
+        pass
+
+
+@pytest.fixture(scope="session")
+def digits():
+    data = Digits(batch_size=16)
+    data.setup()
+    return data
+
+
+@pytest.fixture
+def trainer(digits, tmp_path):
+    return SimpleNamespace(
+        datamodule=digits, loggers=[Lines()], strategy=Alone(), world_size=1, global_rank=0, is_global_zero=True,
+        should_stop=False, default_root_dir=str(tmp_path),
+    )

@@ -1,0 +1,240 @@
+"""Scores: what they say, when they are taken, and that taking them changes nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+from aigc.callbacks.record import Record
+from aigc.callbacks.scores import Scores
+from aigc.errors import RunError, UserError
+from aigc.metrics.cache import cache_folder
+from aigc.metrics.items import items
+from tests.callbacks.conftest import Copies, Lines
+from tests.conftest import environment
+
+FEW = {"network": "classifier", "every_images": 100, "num_samples": 120, "batch_size": 50, "validation_images": 70,
+       "kd_subsets": 2, "kd_subset_size": 100}
+
+
+def test_good_samples_score_well_and_bad_ones_do_not(trainer):
+    good = Scores(**FEW).score(trainer, Copies())
+    blurred = Scores(**FEW).score(trainer, Copies(spread=0.8))
+    assert good["label_accuracy"] > 0.97
+    assert good["fd_classifier_over_floor"] < 1.3 < 2 < blurred["fd_classifier_over_floor"]
+    assert good["kd_classifier"] < blurred["kd_classifier"]
+    assert good["is_classifier"] > 6
+
+
+def test_label_accuracy_counts_what_was_asked_for(trainer):
+    wrong = Scores(**{**FEW, "num_samples": 400}).score(trainer, Copies(wrong=0.6745))  # half of |N(0, 1)| is below
+    assert wrong["label_accuracy"] == pytest.approx(0.5, abs=0.08)
+    assert "label_accuracy" not in Scores(**FEW).score(trainer, Copies(condition="none"))
+
+
+def test_labels_are_balanced_or_as_in_the_data(trainer, monkeypatch):
+    counts = {}
+    for balanced in (True, False):
+        model, seen = Copies(), []
+        monkeypatch.setattr(model, "sample", lambda n, condition, seeds, seen=seen: (
+            seen.append(condition), torch.randn(n, 1, 8, 8))[1])
+        Scores(**FEW, balanced=balanced).score(trainer, model)
+        counts[balanced] = torch.bincount(torch.cat(seen), minlength=10).tolist()
+    assert counts[True] == [12] * 10
+    data = torch.cat([batch["label"] for _, batch in items(trainer.datamodule, "train", 120, batch_size=120)])
+    assert counts[False] == torch.bincount(data, minlength=10).tolist()
+
+
+def test_batch_size_does_not_matter(trainer):
+    one, other = (Scores(**{**FEW, "batch_size": n}).score(trainer, Copies(spread=0.1)) for n in (120, 32))
+    for name in ("fd_classifier", "kd_classifier", "is_classifier", "label_accuracy", "val/brightness"):
+        assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
+
+
+def test_held_out_losses_are_means_over_images(trainer):
+    scores = Scores(**FEW).score(trainer, Copies())
+    batches = list(trainer.datamodule.eval_dataloader("validation", limit=70, batch_size=50))
+    images = torch.cat([batch["image"] for batch in batches]).float() / 127.5 - 1
+    assert [len(batch["image"]) for batch in batches] == [50, 20]
+    assert scores["val/brightness"] == pytest.approx(images.mean().item(), rel=1e-5)
+    assert scores["val/rows"] == pytest.approx((50 * 50 + 20 * 20) / 70)
+
+
+def test_scoring_changes_nothing(trainer):
+    model, scores = Copies(), Scores(**FEW)
+    scores.prepare(trainer, model)
+    model.progress.start()
+    torch.manual_seed(5)
+    state, modes = torch.get_rng_state(), [module.training for module in model.modules()]
+    with torch.autocast("cpu", torch.bfloat16):
+        first = scores.score(trainer, model)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in model.modules()] == modes and not all(modes)
+    assert all(asked[1:] == (False, False, False) for asked in model.asked)
+    assert model.progress.seconds < 0.5  # the clock stood still
+    torch.rand(3)
+    assert scores.score(trainer, model) == first
+    assert not any(isinstance(value, torch.nn.Module) and value is scores.network for value in model.modules())
+
+
+def test_protocol_says_how(trainer):
+    scores = Scores(**FEW)
+    assert scores.protocol == {}
+    scores.prepare(trainer, Copies())
+    protocol, data = scores.protocol, trainer.datamodule
+    json.dumps(protocol)
+    assert scores.monitor == protocol["metric"] == "fd_classifier"
+    assert protocol["network"] == "classifier" and len(protocol["network_sha256"]) == 64
+    assert protocol["network_accuracy"] > 0.97 and protocol["resizer"] == "none"
+    assert (protocol["num_samples"], protocol["num_reals"], protocol["split"]) == (120, data.count("train"), "train")
+    assert (protocol["data"], protocol["data_fingerprint"]) == (data.name, data.fingerprint)
+    assert protocol["floor"] > 0 and protocol["kd_subset_size"] == 100 and protocol["is_splits"] == 10
+
+
+def test_floor_needs_as_many_test_images(trainer):
+    few = Scores(**{**FEW, "num_samples": trainer.datamodule.count("test") + 1})
+    scores = few.score(trainer, Copies())
+    assert few.protocol["floor"] is None and "fd_classifier_over_floor" not in scores
+    assert scores["fd_classifier"] > 0
+
+
+def test_real_side_is_looked_at_once(trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("AIGC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("aigc.metrics.classifier.EPOCHS", 1)
+    options = {**FEW, "num_reals": 300}
+    fresh = Scores(**options)
+    expected = fresh.score(trainer, Copies())
+    assert fresh.protocol["num_reals"] == 300
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()) == ["classifier", "floor", "reals"]
+    again = Scores(**options)
+    monkeypatch.setattr(again, "_real_features", None)  # must not be asked for
+    assert again.score(trainer, Copies()) == expected
+    other = Scores(**{**options, "num_reals": 200})
+    other.prepare(trainer, Copies())
+    assert len(list((tmp_path / "cache").glob("reals-*"))) == 2
+
+
+def test_more_samples_at_the_end_stay_apart(trainer):
+    model, scores = Copies(spread=0.1), Scores(**FEW, num_samples_final=170)
+    usual = scores.score(trainer, model)
+    final = scores.score(trainer, model, final=True)
+    assert {name: final[name] for name in usual} == usual  # the first 120 of the 170
+    assert final["final/fd_classifier"] != usual["fd_classifier"]
+    assert 0 < scores.protocol["floor_final"] != scores.protocol["floor"] > 0
+
+
+def test_best_follows_monitor_and_mode(trainer):
+    scores = Scores(**FEW, monitor="label_accuracy", mode="max")
+    found = []
+    for wrong in (2.0, 0.0, 1.0):
+        scores.score(trainer, Copies(wrong=wrong))
+        found.append((scores.is_best, scores.best == scores.latest["label_accuracy"]))
+    assert found == [(True, True), (True, True), (False, False)]
+    assert [line["label_accuracy"] for line in scores.history][1] == scores.best
+    with pytest.raises(UserError, match="did you mean 'fd_classifier'"):
+        Scores(**FEW, monitor="fd_clasifier").score(trainer, Copies())
+
+
+def test_scores_are_logged_with_the_step(trainer):
+    model, scores = Copies(), Scores(**FEW)
+    model.progress.images, model.progress.batches = 640, 40
+    latest = scores.score(trainer, model)
+    assert trainer.loggers[0].lines == [(40, latest)] and scores.latest == latest
+    assert scores.history[0]["images"] == scores.scored_images == 640
+
+
+def test_without_a_network_only_losses(trainer):
+    scores = Scores(**{**FEW, "network": None})
+    assert set(scores.score(trainer, Copies())) == {"val/brightness", "val/noise", "val/rows"}
+    assert scores.protocol == {} and scores.best is None and not scores.is_best
+
+
+def test_infinite_samples_end_the_run_in_one_sentence(trainer):
+    with pytest.raises(RunError, match="samples became infinite or NaN after 0 images"):
+        Scores(**FEW).score(trainer, Copies(spread=float("nan")))
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    ({"network": "inceptoin"}, "did you mean 'inception'"),
+    ({"network": "classifier", "weights": "a.pth"}, "belongs to metrics=inception"),
+    ({"mode": "least"}, "choose from max, min"),
+    ({"num_samples": 1}, "num_samples must be a whole number of at least 2"),
+    ({"every_images": 0.5}, "every_images must be a whole number"),
+    ({"num_samples_final": 100}, "num_samples_final must be a whole number of at least 120"),
+])
+def test_mistakes_are_one_sentence(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Scores(**{**FEW, **options})
+
+
+# ---- in a run ----
+
+
+class Stop(L.Callback):
+    def __init__(self, batches, interrupted=None):
+        self.batches, self.interrupted = batches, interrupted
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        if pl_module.progress.batches >= self.batches:
+            pl_module.progress.interrupted = self.interrupted
+            trainer.should_stop = True
+
+
+def train(folder, batches, *, checkpoint=None, interrupted=None, **options):
+    torch.manual_seed(0)
+    model, lines = Copies(), Lines()
+    scores = Scores(**{**FEW, "num_samples": 20, "validation_images": 0, **options})
+    trainer = L.Trainer(
+        default_root_dir=str(folder), max_epochs=-1, accelerator="cpu", logger=[lines], limit_val_batches=0,
+        callbacks=[Record(seed=0), Stop(batches, interrupted), scores], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    )
+    from aigc.data.digits import Digits
+
+    trainer.fit(model, datamodule=Digits(batch_size=16), ckpt_path=checkpoint, weights_only=True)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return [line["images"] for line in scores.history], scores, model
+
+
+def test_every_boundary_and_the_end_are_scored_once(tmp_path):
+    images, scores, model = train(tmp_path, 21)  # 336 images
+    assert images == [112, 208, 304, 336]
+    images, *_ = train(tmp_path, 26, checkpoint=tmp_path / "last.ckpt")  # 416 images
+    assert images == [112, 208, 304, 336, 400, 416]
+
+
+def test_an_interrupted_run_is_not_scored_and_loses_nothing(tmp_path):
+    images, *_ = train(tmp_path, 7, interrupted="SIGTERM")  # stopped at the very step that crosses 100
+    assert images == []
+    images, scores, _ = train(tmp_path, 9, checkpoint=tmp_path / "last.ckpt")
+    assert images == [128, 144]
+    assert scores.best == min(line["fd_classifier"] for line in scores.history)
+
+
+def test_scoring_leaves_training_as_it_is(tmp_path):
+    often, rarely = (train(tmp_path / str(n), 12, every_images=n)[2].state_dict() for n in (16, 100000))
+    assert all(torch.equal(often[name], rarely[name]) for name in often)
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(tmp_path, trainer):
+    script = Path(__file__).with_name("two_processes.py")
+    root = str(Path(__file__).resolve().parents[2])
+    run = subprocess.run([sys.executable, str(script), str(tmp_path)], env=environment(), cwd=root, timeout=240,
+                         capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    for path in cache_folder().glob("[rf]*-classifier-*.pt"):  # one process looks at the real side for itself
+        path.unlink()
+    alone = Scores(**FEW, num_samples_final=130, num_reals=200)
+    expected = alone.score(trainer, Copies(spread=0.1), final=True)
+    assert ranks[0]["scores"] == ranks[1]["scores"]
+    assert set(ranks[0]["scores"]) == set(expected)
+    for name, value in expected.items():
+        assert ranks[0]["scores"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert 0 < ranks[0]["asked"] < 130 and ranks[0]["asked"] + ranks[1]["asked"] == 130  # the work was shared

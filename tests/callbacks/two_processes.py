@@ -1,0 +1,43 @@
+"""Two processes over gloo score one family together; each writes what it got to <folder>/<rank>.json."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from lightning.pytorch.strategies import DDPStrategy
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def work(rank: int, folder: str) -> None:
+    from aigc.callbacks.scores import Scores
+    from aigc.data.digits import Digits
+    from tests.callbacks.conftest import Copies
+    from tests.callbacks.test_scores import FEW
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    strategy = DDPStrategy(process_group_backend="gloo", parallel_devices=[torch.device("cpu")] * 2)
+    data = Digits(batch_size=16)
+    data.setup()
+    trainer = SimpleNamespace(
+        datamodule=data, loggers=[], strategy=strategy, world_size=2, global_rank=rank, is_global_zero=rank == 0,
+        should_stop=False, default_root_dir=folder,
+    )
+    model = Copies(spread=0.1)
+    # a real side that neither the cache nor the other test has seen
+    scores = Scores(**FEW, num_samples_final=130, num_reals=200, seed=0)
+    got = scores.score(trainer, model, final=True)
+    asked = sum(n for n, *_ in model.asked)
+    Path(folder, f"{rank}.json").write_text(json.dumps({"scores": got, "asked": asked}))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    mp.spawn(work, args=(sys.argv[1],), nprocs=2)

@@ -1,0 +1,120 @@
+"""The Inception path against torch-fidelity itself, with random weights in a local file."""
+
+import socket
+
+import pytest
+import torch
+from torch import nn
+
+from aigc.errors import UserError
+from aigc.metrics.inception import InceptionV3
+from aigc.metrics.suite import Suite
+
+N = 16      # on each side: a forward pass is 5.7 billion multiplications
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random weights that keep the scale of the signal, in torch-fidelity's layout."""
+    from torch_fidelity import feature_extractor_inceptionv3 as source
+
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        patch.setattr(source, "load_state_dict_from_url", lambda *args, **kwargs: {})
+        patch.setattr(source.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        network = source.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(weights):
+    return InceptionV3(weights)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Two sets of uint8 RGB images, 24 x 20, the second smoother and darker."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randint(0, 256, (N, 3, 24, 20), generator=generator).to(torch.uint8)
+    second = nn.functional.avg_pool2d(torch.rand(N, 3, 26, 22, generator=generator), 3, 1) * 200
+    return first, second.to(torch.uint8)
+
+
+@pytest.mark.slow
+def test_fid_and_kid_agree_with_torch_fidelity(weights, network, images):
+    import torch_fidelity
+
+    class Images(torch.utils.data.Dataset):
+        def __init__(self, pixels):
+            self.pixels = pixels
+
+        def __len__(self):
+            return len(self.pixels)
+
+        def __getitem__(self, k):
+            return self.pixels[k]
+
+    fake, real = images
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Images(fake), input2=Images(real), fid=True, kid=True, kid_subset_size=N, kid_subsets=1, batch_size=N,
+        feature_extractor_weights_path=str(weights), cuda=False, cache=False, verbose=False, save_cpu_ram=True,
+    )
+    suite = Suite(network, kd_subset_size=N, kd_subsets=1)
+    suite.add_real(network(real)[0])
+    ours = suite.compute(*network(fake))
+    assert ours["fd_inception"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
+    assert ours["kd_inception"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
+    assert ours["fd_inception"] > 1e-3 and ours["kd_inception"] > 1e-4  # numbers, not rounding
+
+
+def test_grey_is_shown_as_rgb_and_other_channels_are_refused(network, images):
+    grey = images[0][:2, :1]
+    features, logits = network(grey)
+    assert features.shape == (2, 2048) and logits.shape == (2, 1008)
+    assert torch.equal(features, network(grey.repeat(1, 3, 1, 1))[0])
+    with pytest.raises(UserError, match=r"not 2 channels.*metrics=classifier"):
+        network(images[0][:2, :2])
+
+
+def test_only_the_published_weights_are_called_fid(weights, network, monkeypatch):
+    assert network.score_names() == {"fd": "fd_inception", "kd": "kd_inception", "is": "is_inception"}
+    monkeypatch.setattr("aigc.metrics.inception.PUBLISHED_SHA256", network.sha256)
+    assert InceptionV3(weights).score_names() == {"fd": "fid", "kd": "kid", "is": "is"}
+    assert network.train().training is False and not any(p.requires_grad for p in network.parameters())
+
+
+def test_missing_and_wrong_files_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="is no file"):
+        InceptionV3(tmp_path / "nothing.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    for name in ("text.pth", "other.pth"):
+        with pytest.raises(UserError, match=r"does not hold Inception-v3's weights.*torch-fidelity"):
+            InceptionV3(tmp_path / name)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"a": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="does not hold"):
+        InceptionV3(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_network_is_one_sentence(tmp_path, monkeypatch):
+    def nowhere(*args, **kwargs):
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    monkeypatch.setattr(socket, "create_connection", nowhere)
+    with pytest.raises(UserError, match=r"cannot download Inception-v3's weights.*metrics.weights=<file>"):
+        InceptionV3()

@@ -1,0 +1,115 @@
+"""Scores over features: against torchmetrics and formulas, with few samples, and from the cache."""
+
+import pytest
+import torch
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from aigc.metrics.features import FeatureNetwork
+from aigc.metrics.frechet import frechet_distance
+from aigc.metrics.suite import KD_KEPT, HandThrough, Suite
+
+D = 6
+
+
+class Network(FeatureNetwork):
+    name = "tiny"
+    num_features = D
+    sha256 = "0" * 64
+    resizer = "none"
+    task = "nothing"
+
+
+def cloud(n, shift=0.0, seed=0, d=D):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def suite(reals, **options):
+    made = Suite(Network(), **options)
+    made.add_real(reals)
+    return made
+
+
+def test_names_say_which_network():
+    scores = suite(cloud(200)).compute(cloud(200, seed=1), cloud(200, seed=2))
+    assert set(scores) == {"fd_tiny", "kd_tiny", "is_tiny"}
+
+
+def test_frechet_is_that_of_the_samples():
+    real, fake = cloud(500).double(), cloud(300, 0.5, seed=1).double()
+    expected = frechet_distance(real.mean(0), real.T.cov(), fake.mean(0), fake.T.cov()).item()
+    made = suite(real.float())
+    assert made.compute(fake.float(), fake)["fd_tiny"] == pytest.approx(expected, rel=1e-6)
+    assert made.distance_to_real(fake.float()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_kernel_distance_is_the_unbiased_formula():
+    n = 80
+    real, fake = cloud(n).double(), cloud(n, 0.4, seed=1).double()
+
+    def kernel(x, y):
+        return (x @ y.T / D + 1) ** 3
+
+    off = ~torch.eye(n, dtype=torch.bool)
+    expected = kernel(real, real)[off].mean() + kernel(fake, fake)[off].mean() - 2 * kernel(real, fake).mean()
+    scores = suite(real.float(), kd_subsets=2, kd_subset_size=n).compute(fake.float(), fake)
+    assert scores["kd_tiny"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Metric .* will save all extracted features")
+def test_kernel_distance_and_inception_score_are_torchmetrics_own():
+    real, fake, logits = cloud(300), cloud(250, 0.4, seed=1), 3 * cloud(250, seed=2)
+    scores = suite(real, kd_subsets=7, kd_subset_size=100, seed=5).compute(fake, logits)
+    kernel = KernelInceptionDistance(HandThrough(D), subsets=7, subset_size=100)
+    kernel.update(real, real=True)
+    kernel.update(fake, real=False)
+    inception = InceptionScore(HandThrough(D), splits=10)
+    inception.update(logits)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        assert scores["kd_tiny"] == kernel.compute()[0].item()
+        assert scores["is_tiny"] == pytest.approx(inception.compute()[0].item(), rel=1e-12)
+
+
+def test_inception_score_of_sure_and_spread_answers_is_their_number():
+    logits = 60 * torch.eye(5).repeat(200, 1)  # five classes, equally often, without doubt
+    assert suite(cloud(100)).compute(cloud(1000, seed=1), logits)["is_tiny"] == pytest.approx(5, rel=0.03)
+    far = 5000 * torch.eye(5)[:1].repeat(1000, 1)  # one class only, and so sure that the others have probability zero
+    assert suite(cloud(100)).compute(cloud(1000, seed=1), far)["is_tiny"] == pytest.approx(1, abs=1e-9)
+
+
+def test_few_samples_give_what_they_can():
+    made = suite(cloud(50), kd_subset_size=1000)
+    scores = made.compute(cloud(4, seed=1), cloud(4))  # fewer than dimensions: singular covariance
+    assert set(scores) == {"fd_tiny", "kd_tiny"}  # an inception score needs a hundred
+    assert made.subset_size(4) == 4 and made.protocol(4)["kd_subset_size"] == 4
+    assert scores["fd_tiny"] == pytest.approx(made.distance_to_real(cloud(4, seed=1)), rel=1e-6)
+
+
+def test_rotations_name_nothing():
+    class Rotations(Network):
+        classifies = False
+
+    made = Suite(Rotations())
+    made.add_real(cloud(200))
+    assert set(made.compute(cloud(200, seed=1), cloud(200))) == {"fd_tiny", "kd_tiny"}
+
+
+def test_scoring_repeats_itself_and_leaves_the_random_state():
+    made = suite(cloud(400), kd_subset_size=50, kd_subsets=3)
+    state = torch.get_rng_state()
+    first = made.compute(cloud(300, 0.2, seed=1), cloud(300))
+    made.compute(cloud(300, 2.0, seed=3), cloud(300))
+    assert made.compute(cloud(300, 0.2, seed=1), cloud(300)) == first
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_real_side_from_the_cache_gives_the_same_scores():
+    real, fake = cloud(KD_KEPT + 500), cloud(300, 0.3, seed=1)
+    fresh = suite(real, kd_subsets=2)
+    state = fresh.real_state()
+    assert state["features"].dtype == torch.float32 and len(state["features"]) == KD_KEPT
+    again = suite(cloud(70, 9.0), kd_subsets=2)
+    again.compute(fake, fake)  # with another real side, whose root must not stay
+    again.load_real(state)
+    assert again.compute(fake, fake) == fresh.compute(fake, fake)
