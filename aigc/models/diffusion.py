@@ -253,8 +253,8 @@ class Diffusion(Family):
     ) -> Tensor:
         """The image `(n, c, h, w)` that the averaged network expects behind x = alpha x_0 + sigma eps.
 
-        alpha and sigma are scalar tensors, in any frame: x is rescaled to the point of the trained process that has the same
-        sigma / alpha, so that every sampler's path fits every process. sigma must be positive.
+        alpha and sigma are scalar tensors, in any frame: x is rescaled to the point of the trained process that has
+        the same sigma / alpha, so that every sampler's path fits every process. sigma must be positive.
         """
         noise_level = sigma / alpha
         t = self.process.time(noise_level)

@@ -206,10 +206,11 @@ class GAN(Family):
         self.ema = EMA(self.generator, halflife_images=ema_halflife_images, ramp=ema_ramp)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam for the discriminator, then for the generator."""
+        """Adam for the discriminator, then for the generator; fused, except where fp16 gradients must be clipped."""
         networks = ((self.discriminator, "discriminator_rate"), (self.generator, "generator_rate"))
+        betas, clip = tuple(self.hparams.betas), bool(self.hparams.clip)
         return [
-            torch.optim.Adam(net.parameters(), lr=self.hparams[rate], betas=tuple(self.hparams.betas), foreach=True)
+            torch.optim.Adam(net.parameters(), lr=self.hparams[rate], betas=betas, fused=not clip, foreach=clip)
             for net, rate in networks
         ]
 

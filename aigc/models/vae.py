@@ -231,7 +231,8 @@ class VAE(Family):
         groups: list[dict[str, Any]] = [{"params": weights, "lr": self.hparams.rate}]
         if self.network.log_scale.requires_grad:
             groups.append({"params": [self.network.log_scale], "lr": self.hparams.scale_rate})
-        return torch.optim.Adam(groups, betas=tuple(self.hparams.betas), foreach=True)
+        clip = bool(self.hparams.clip)                     # fused steps unscale fp16 gradients too late for clipping
+        return torch.optim.Adam(groups, betas=tuple(self.hparams.betas), fused=not clip, foreach=clip)
 
     # ---- training ----
 

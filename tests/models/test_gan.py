@@ -5,10 +5,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from aigc.conditions import labels_for
 from aigc.config import CONFIG_DIR
 from aigc.errors import UserError
 from aigc.losses.adversarial import LOSSES
 from aigc.models.gan import GAN, truncate
+from aigc.noise import SeededNoise
 
 TINY = {"latent": 8, "generator_widths": [8, 8, 4], "discriminator_widths": [4, 8, 8], "embedding": 4}
 
@@ -181,9 +183,6 @@ def test_standing_statistics_are_those_of_the_averaged_weights():
     model = trained(tiny())
     norm = model.with_standing_statistics(64).norms[0].norm
     first = model.ema.network.start
-    from aigc.conditions import labels_for
-    from aigc.noise import SeededNoise
-
     labels = labels_for(None, kind="label", classes=10, seeds=range(64))
     joined = torch.cat([SeededNoise(range(64))(8), model.ema.network.encoder(labels, n=64)], dim=1)
     grid = first(joined).unflatten(1, (-1, *model.generator.grid))
@@ -197,7 +196,7 @@ def test_truncation_is_a_truncated_normal():
     cut = truncate(z, 1.0)
     assert cut.abs().max() <= 1
     assert cut.var().item() == pytest.approx(0.2911, abs=0.003)         # of a normal cut off at +-1
-    assert torch.equal(cut.argsort()[:100], z.argsort()[:100]) or (cut[z.argsort()].diff() >= 0).all()
+    assert (cut[z.argsort()].diff() >= 0).all()                         # monotone
     torch.testing.assert_close(truncate(z, 9.0), z, atol=1e-5, rtol=1e-4)
     with pytest.raises(UserError, match="truncation=0"):
         truncate(z, 0)
