@@ -28,7 +28,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             kept = f"{path.name} of before is whole" if path.exists() else "nothing was saved before"
-            raise RunError(f"the checkpoint {path} could not be written ({error}); {kept}: make room and resume") from error
+            sentence = f"the checkpoint {path} could not be written ({error}); {kept}: make room and resume"
+            raise RunError(sentence) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -48,7 +49,7 @@ def find_checkpoint(run: str | Path, which: str = "last") -> Path:
     for name in (which, "last"):
         if (folder / f"{name}.ckpt").is_file():
             return folder / f"{name}.ckpt"
-    raise UserError(f"the folder '{run}' holds no checkpoint (checkpoints/last.ckpt): give the folder of a run that trained")
+    raise UserError(f"the folder '{run}' holds no checkpoint (checkpoints/last.ckpt): give that of a run that trained")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -81,6 +82,7 @@ def load_family(run: str | Path, which: str = "best", device: str | torch.device
         module = family(**content["hyper_parameters"])
         module.load_state_dict(content["state_dict"])
     except (RuntimeError, TypeError) as error:
-        raise UserError(f"'{path}' does not fit {family.__name__} as installed: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"'{path}' does not fit {family.__name__} as installed: {reason}") from error
     module.on_load_checkpoint(content)
     return module.eval().to(device)

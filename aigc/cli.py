@@ -41,7 +41,8 @@ def run(task: Task, config_name: str) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         codes.append(_say(UserError(explain(error, sys.argv[1:], config_name))))
     except (FileExistsError, NotADirectoryError, PermissionError) as error:  # from making the run folder
-        codes.append(_say(UserError(f"the folder '{error.filename}' cannot be made ({error.strerror}): choose another")))
+        sentence = f"the folder '{error.filename}' cannot be made ({error.strerror}): choose another hydra.run.dir"
+        codes.append(_say(UserError(sentence)))
     except KeyboardInterrupt:
         codes.append(_say(UserError("interrupted")))
         codes.append(130)

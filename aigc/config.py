@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from aigc.errors import UserError, choices
 
@@ -86,15 +86,16 @@ def check_closed(cfg: Any, schema: type, where: str = "") -> None:
     known = {field.name: field.type for field in fields(schema)}
     for name in cfg:
         if name not in known:
-            raise UserError(f"there is no option '{where}{name}': {choices(f'{where}{name}', [where + k for k in known])}")
+            near = choices(f"{where}{name}", [where + key for key in known])
+            raise UserError(f"there is no option '{where}{name}': {near}")
         if is_dataclass(known[name]):
             check_closed(cfg[name], known[name], f"{where}{name}.")  # type: ignore[arg-type]
 
 
 def allowed(path: str) -> bool:
     """Whether a dotted name stands under an allowed package."""
-    extra = tuple(f"{name.strip().rstrip('.')}." for name in os.environ.get(ALLOW_VARIABLE, "").split(",") if name.strip())
-    return path.startswith(ALLOWED_TARGETS + extra)
+    own = [name.strip().rstrip(".") for name in os.environ.get(ALLOW_VARIABLE, "").split(",")]
+    return path.startswith(ALLOWED_TARGETS + tuple(f"{name}." for name in own if name))
 
 
 def locate(target: str) -> Any:
@@ -195,8 +196,8 @@ def _typed(factory: Any, where: str, options: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def to_plain(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as dicts and lists, interpolations resolved."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
+def to_plain(cfg: Any, *, resolve: bool = True) -> dict[str, Any]:
+    """A configuration as dicts and lists, interpolations resolved unless told otherwise."""
+    plain = OmegaConf.to_container(cfg, resolve=resolve)
     assert isinstance(plain, dict)
     return {str(k): v for k, v in plain.items()}

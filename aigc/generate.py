@@ -33,7 +33,8 @@ def generate(cfg: Any) -> None:
         raise UserError("device=cuda, but torch sees no GPU: use device=cpu or device=auto")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
     family = load_family(cfg.run, cfg.checkpoint, device)
-    condition = labels_of(family, OmegaConf.to_container(cfg, resolve=True)["label"], cfg.n)
+    label = OmegaConf.to_container(cfg.label) if OmegaConf.is_config(cfg.label) else cfg.label
+    condition = labels_of(family, label, cfg.n)
     sampler = dict(cfg.sampler)
     options = {
         "sampler": sampler.pop("name", None), **sampler,
@@ -54,7 +55,7 @@ def default_out(run: Path) -> Path:
 
 
 def labels_of(family: "Family", wanted: Any, n: int) -> Any:
-    """One label an image, `(n,)` int64: `wanted` gone through in turn, or every class; None for unconditional families.
+    """One label an image, `(n,)` int64: `wanted` gone through in turn, or every class; None if unconditional.
 
     Raises:
         UserError: the family was trained without labels, or has no such class.
@@ -64,7 +65,7 @@ def labels_of(family: "Family", wanted: Any, n: int) -> Any:
     classes = family.hparams.get("classes")
     if family.hparams.get("condition", "none") != "label":
         if wanted is not None:
-            raise UserError(f"label={wanted}, but this {type(family).__name__} was trained without labels: leave it out")
+            raise UserError(f"label={wanted}, but this {type(family).__name__} knows no labels: leave it out")
         return None
     labels = list(range(classes)) if wanted is None else wanted if isinstance(wanted, list) else [wanted]
     for label in labels:
@@ -120,7 +121,8 @@ def write(images: Iterator["np.ndarray"], out: Path, form: str, n: int) -> int:
             np.save(out / "images.npy", np.stack(stack))
         save_grid(torch.stack(shown), out / "grid.png")
     except OSError as error:
-        raise UserError(f"the images could not be written to '{out}' ({error.strerror}): choose another out=") from error
+        sentence = f"the images could not be written to '{out}' ({error.strerror}): choose another out="
+        raise UserError(sentence) from error
     return made
 
 

@@ -41,7 +41,8 @@ class JsonLines(Logger):
             with open(self.path, "a") as file:
                 file.write(line + "\n")
         except OSError as error:
-            raise RunError(f"{self.path} could not be written ({error.strerror}): make room and resume the run") from error
+            sentence = f"{self.path} could not be written ({error.strerror}): make room and resume the run"
+            raise RunError(sentence) from error
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

@@ -36,7 +36,8 @@ def write_summary(folder: Path, **entries: Any) -> dict[str, Any]:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
         os.replace(temporary, path)
     except OSError as error:
-        raise RunError(f"{path} could not be written ({error.strerror}): make room, or choose another hydra.run.dir") from error
+        sentence = f"{path} could not be written ({error.strerror}): make room, or choose another hydra.run.dir"
+        raise RunError(sentence) from error
     return summary
 
 
@@ -72,8 +73,8 @@ def _machine() -> str:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
+        named = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = named[0].split(":", 1)[1].strip() if named else model
     return f"{model}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
 
 

@@ -20,7 +20,12 @@ from aigc.models.family import Family
 from aigc.precision import choose_precision
 from aigc.run import environment, peak_memory_mb, read_summary, signature, write_summary
 
-KINDS_OF = {"images": ("images", "captioned"), "captioned": ("captioned",), "unpaired": ("unpaired",), "paired": ("paired",)}
+KINDS_OF = {  # what a family that accepts a kind of batch can be given
+    "images": ("images", "captioned"),
+    "captioned": ("captioned",),
+    "unpaired": ("unpaired",),
+    "paired": ("paired",),
+}
 
 
 def check_pair(cfg: DictConfig) -> type[Family]:
@@ -34,7 +39,7 @@ def check_pair(cfg: DictConfig) -> type[Family]:
     if data.kind not in kinds:
         fitting = []
         for path in sorted((CONFIG_DIR / "data").glob("*.yaml")):
-            target = OmegaConf.load(path).get("_target_")
+            target = to_plain(OmegaConf.load(path), resolve=False).get("_target_")
             if target and locate(target).kind in kinds:
                 fitting.append(path.stem)
         raise UserError(
@@ -117,7 +122,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_summary(folder) if resumed else {}
     if resumed and not checkpoint.is_file():
-        raise UserError(f"the run '{folder}' has no checkpoints/last.ckpt yet: there is nothing to resume, start it again")
+        raise UserError(f"the run '{folder}' has no checkpoints/last.ckpt yet: start it again instead of resuming it")
     data = prepare_data(cfg)
     L.seed_everything(cfg.seed, verbose=False)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes, "condition": cfg.condition}
@@ -168,7 +173,8 @@ def check_resumable(content: dict[str, Any], model: Family, path: Path) -> None:
     """
     name = f"{type(model).__module__}.{type(model).__qualname__}"
     if content["family"] != name:
-        raise UserError(f"'{path}' holds a {content['family']}, the configuration asks for a {name}: resume its own run")
+        held = content["family"]
+        raise UserError(f"'{path}' holds a {held}, the configuration asks for a {name}: resume its own run")
 
 
 def begin(cfg: DictConfig, folder: Path, model: Family, trainer: L.Trainer, resumed: bool, checkpoint: Path) -> None:

@@ -66,7 +66,7 @@ def test_own_package_is_allowed_by_the_environment_alone(monkeypatch):
 
 def test_unknown_option_names_the_nearest_and_wrong_type_is_named():
     node = {"_target_": "aigc.ema.EMA", "halflife_imges": 3}
-    with pytest.raises(UserError, match="'average' has no option 'halflife_imges': did you mean 'halflife_images'?"):
+    with pytest.raises(UserError, match=r"'average' has no option 'halflife_imges': did you mean 'halflife_images'\?"):
         instantiate(node, "average", network=None)
     with pytest.raises(UserError, match=r"'average.halflife_images' is 'many', which does not fit float"):
         instantiate({"_target_": "aigc.ema.EMA", "halflife_images": "many"}, "average", network=None)
@@ -111,8 +111,8 @@ def test_help_and_cfg_do_not_import_torch(module, tmp_path):
     )
     for args in (["--help"], ["--cfg", "job"]):
         done = subprocess.run(
-            [sys.executable, "-c", code.format(args=args, module=module)], capture_output=True, text=True, cwd=tmp_path,
-            env=environment(),
+            [sys.executable, "-c", code.format(args=args, module=module)],
+            capture_output=True, text=True, cwd=tmp_path, env=environment(),
         )
         assert done.returncode == 0, done.stderr
         assert "seed" in done.stdout

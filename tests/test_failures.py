@@ -51,8 +51,9 @@ def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing(overrides, sen
 def test_corrupt_data_are_named(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
-        (raw / name).write_bytes(b"not an idx file")
+    for part in ("train", "t10k"):
+        for name in (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"):
+            (raw / name).write_bytes(b"not an idx file")
     done = run("data=mnist", f"data.root={tmp_path}", "data.download=false", "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert str(tmp_path) in done.stderr.strip().splitlines()[-1]
@@ -70,7 +71,8 @@ def test_nan_in_a_loss_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(
         return {**out, "loss": out["loss"] * float("nan")} if self.progress.images >= 480 else out
 
     monkeypatch.setattr(VAE, "training_step", poisoned)
-    cfg = compose_train(*TINY["vae"], *FAST, "budget.images=3200", "log_every=3", "callbacks.checkpoint.every_seconds=0")
+    often = "callbacks.checkpoint.every_seconds=0"
+    cfg = compose_train(*TINY["vae"], *FAST, "budget.images=3200", "log_every=3", often)
     with pytest.raises(RunError, match=r"became (nan|infinite or NaN).* the last good checkpoint is kept"):
         fit(cfg, tmp_path)
     good = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
@@ -124,7 +126,7 @@ def test_checkpoints_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(RunError, match="No space left on device.*last.ckpt of before is whole"):
+    with pytest.raises(RunError, match=r"No space left on device.*last.ckpt of before is whole"):
         AtomicCheckpointIO().save_checkpoint({"family": "x", "state_dict": {}, "n": 2}, path)
     assert read_checkpoint(path)["n"] == 1
     assert os.listdir(path.parent) == ["last.ckpt"]

@@ -23,14 +23,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
     for family, shape in TINY.items():
         made[family] = tmp_path_factory.mktemp(family)
-        fit(compose_train(*shape, "metrics=none", "~callbacks.samples", "condition=label", "budget.images=4800"), made[family])
+        quick = ["metrics=none", "~callbacks.samples", "condition=label", "budget.images=4800"]
+        fit(compose_train(*shape, *quick), made[family])
     return made
 
 
 def make(**options) -> None:
     register_schemas()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        generate(compose("generate", overrides=[f"{name.replace('__', '.')}={value}" for name, value in options.items()]))
+        overrides = [f"{name.replace('__', '.')}={value}" for name, value in options.items()]
+        generate(compose("generate", overrides=overrides))
 
 
 @pytest.mark.parametrize("family", list(TINY))
@@ -98,9 +100,8 @@ def test_a_checkpoint_needs_no_config_and_loads_with_weights_only(runs):
 def test_bad_input_is_one_sentence(overrides, sentence, runs, tmp_path):
     (tmp_path / "file").write_text("")
     words = [word.format(**runs) for word in overrides]
-    done = subprocess.run(
-        [sys.executable, "-m", "aigc.generate", *words], env=environment(), capture_output=True, text=True, cwd=tmp_path
-    )
+    command = [sys.executable, "-m", "aigc.generate", *words]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert sentence in done.stderr.strip().splitlines()[-1], done.stderr
     assert "Traceback" not in done.stderr

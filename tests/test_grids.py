@@ -12,13 +12,14 @@ def test_rows_columns_and_gaps():
     images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 1, 3, 4) * 10
     picture = grid(images, columns=2, scale=1)
     assert picture.shape == (3 * (3 + GAP) - GAP, 2 * (4 + GAP) - GAP)
-    assert [int(picture[y * (3 + GAP), x * (4 + GAP)]) for y in range(3) for x in range(2)] == [0, 10, 20, 30, 40, TONE]
+    corners = [int(picture[y * (3 + GAP), x * (4 + GAP)]) for y in range(3) for x in range(2)]
+    assert corners == [0, 10, 20, 30, 40, TONE]
     assert (picture[3] == TONE).all() and (picture[:, 4] == TONE).all()
 
 
 def test_floats_become_what_a_png_holds():
-    assert grid(torch.tensor([-1.0, 0.0, 1.0, 9.0]).reshape(4, 1, 1, 1), columns=4, scale=1)[0, :: 1 + GAP].tolist() == [
-        0, 128, 255, 255]
+    picture = grid(torch.tensor([-1.0, 0.0, 1.0, 9.0]).reshape(4, 1, 1, 1), columns=4, scale=1)
+    assert picture[0, :: 1 + GAP].tolist() == [0, 128, 255, 255]
 
 
 @pytest.mark.parametrize(("channels", "shape"), [(1, (56, 56)), (2, (56, 56)), (3, (56, 56, 3)), (5, (56, 56, 3))])
@@ -37,7 +38,7 @@ def test_a_png_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def full(self, file, **options):
-        open(file, "wb").write(b"half")
+        file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)

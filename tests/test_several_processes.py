@@ -21,8 +21,8 @@ REPORT = "+callbacks.report._target_=tests.rank_report.RankReport"
 
 
 def two(folder, *overrides):
-    command = python_train(*COMMON, *TWO, *overrides, f"hydra.run.dir={folder}/run", REPORT, f"+callbacks.report.folder={folder}")
-    return command, environment(AIGC_ALLOW_TARGETS="tests")
+    told = [f"hydra.run.dir={folder}/run", REPORT, f"+callbacks.report.folder={folder}"]
+    return python_train(*COMMON, *TWO, *overrides, *told), environment(AIGC_ALLOW_TARGETS="tests")
 
 
 @pytest.mark.slow
@@ -39,7 +39,8 @@ def test_two_processes_keep_equal_weights_and_scores(family, tmp_path):
     assert len(set(first["indices"]) & set(second["indices"])) == 0
     assert len(set(first["indices"] + second["indices"])) == 256
     run = tmp_path / "run"
-    assert sorted(p.name for p in run.iterdir()) == [".hydra", "checkpoints", "metrics.jsonl", "samples", "summary.json"]
+    written = sorted(p.name for p in run.iterdir())
+    assert written == [".hydra", "checkpoints", "metrics.jsonl", "samples", "summary.json"]
     summary = read_summary(run)
     assert summary["devices"] == 2 and summary["global_batch"] == 32 and summary["scores"]["last"] == first["scores"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

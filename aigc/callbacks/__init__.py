@@ -1,0 +1,1 @@
+"""What happens beside a training step: counting, averaging, scoring, drawing, saving, ending."""

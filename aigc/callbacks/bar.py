@@ -22,7 +22,7 @@ class Bar(L.Callback):
         self.bar: tqdm | None = None
         self.shown_at = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Opens the bar."""
         if trainer.is_global_zero:
             self.shown_at = time.monotonic()
@@ -31,7 +31,7 @@ class Bar(L.Callback):
                 self.bar = tqdm(total=1.0, bar_format=form, file=sys.stderr, leave=True)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Shows where the run is, a few times a second at most."""
         pause = 0.2 if self.bar is not None else self.plain_seconds
@@ -39,7 +39,7 @@ class Bar(L.Callback):
             self.shown_at = time.monotonic()
             self.show(trainer, pl_module)
 
-    def show(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def show(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Draws the line."""
         progress = pl_module.progress
         record = next((c for c in trainer.callbacks if isinstance(c, Record)), None)  # type: ignore[attr-defined]
@@ -57,11 +57,11 @@ class Bar(L.Callback):
         else:
             print(f"{progress.fraction:4.0%} | " + " | ".join(parts), file=sys.stderr, flush=True)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Closes the bar."""
         self.close()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Closes the bar."""
         self.close()
 

@@ -34,12 +34,12 @@ class Budget(L.Callback):
         self.progress: Progress | None = None
         self._handlers: dict[int, Any] = {}
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Tells the family its budget, which the learning rates follow."""
         pl_module.progress.budget_images = self.images
         pl_module.progress.budget_seconds = self.minutes * 60 if self.minutes is not None else None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Listens for signals; ends a run at once whose budget was spent before it was resumed."""
         self.progress = pl_module.progress if trainer.world_size == 1 else None
         if threading.current_thread() is threading.main_thread():
@@ -49,7 +49,7 @@ class Budget(L.Callback):
             trainer.should_stop = True
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Decides whether this step was the last."""
         progress = pl_module.progress
@@ -85,10 +85,10 @@ class Budget(L.Callback):
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._handlers = {}
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """From here on a signal ends the process at once: everything that took compute is saved."""
         self._restore()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Gives the signals back."""
         self._restore()

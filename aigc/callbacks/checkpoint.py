@@ -29,12 +29,12 @@ class Checkpoint(L.Callback):
         self.saved_at = 0.0
         self.best: float | None = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """The first save is due one interval from now."""
         self.saved_at = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves when it is time, when a score has just been measured, or when this was the last step."""
         progress = pl_module.progress
@@ -46,11 +46,11 @@ class Checkpoint(L.Callback):
         if due or scored or trainer.should_stop:
             self.save(trainer, pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Saves the final state together with its final scores."""
         self.save(trainer, pl_module)
 
-    def save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def save(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Writes last.ckpt and, at a new best score or without any score yet, best.ckpt.
 
         Raises:
@@ -86,7 +86,7 @@ class Checkpoint(L.Callback):
         self.best = state_dict["best"]
 
 
-def check_finite(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+def check_finite(trainer: L.Trainer, pl_module: Any) -> None:
     """Refuses weights that are not finite.
 
     Raises:

@@ -11,7 +11,7 @@ class AverageWeights(L.Callback):
     """Updates every pair of `family.averages()` after each step, its horizon counted in images (aigc/ema.py)."""
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Moves the averages."""
         images = batch_size(batch) * trainer.world_size

@@ -34,19 +34,21 @@ class Record(L.Callback):
         self.window_start = (0, 0.0)
         self.latest: dict[str, float] = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Starts the clock."""
         for logger in trainer.loggers:
             logger.progress = pl_module.progress  # type: ignore[attr-defined]
         self.window_start = (pl_module.progress.images, pl_module.progress.seconds)
         pl_module.progress.start()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Seeds this step."""
         torch.manual_seed(mix(self.seed, trainer.global_rank, pl_module.progress.batches))
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts, and logs at the end of a window."""
         progress = pl_module.progress
@@ -60,7 +62,7 @@ class Record(L.Callback):
         if progress.batches % self.log_every == 0:
             self.flush(trainer, pl_module)
 
-    def flush(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def flush(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Logs the means since the last line, and refuses to go on when one is not finite."""
         if not self.steps:
             return
@@ -83,7 +85,7 @@ class Record(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(means, step=progress.batches)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Logs the last, shorter window; an interrupted run keeps it open for the one that resumes it."""
         if not pl_module.progress.interrupted:
             self.flush(trainer, pl_module)

@@ -101,6 +101,15 @@ class Scenes:
         parts = [self._draw(i, a) for i, a in zip(index.split(256), attributes.split(256), strict=True)]
         return torch.cat(parts) if parts else torch.empty(0, 3, *self.size, dtype=torch.uint8)
 
+    def centres(self, index: Tensor) -> Tensor:
+        """Where both objects are, `(k, 2, 2)`: (x, y) as shares of width and height; NaN where there is no second."""
+        a = dict(zip(COLUMNS, self.attributes(index).unbind(1), strict=True))
+        pair = a["count"] == 2
+        places = self._places(index, pair, a["relation"], self._radii(index, a))
+        found = torch.stack([torch.stack(place, dim=1) for place in places], dim=1)
+        found[~pair, 1] = torch.nan
+        return found * min(self.size) / torch.tensor([self.size[1], self.size[0]])
+
     # ---- drawing ----
 
     def _random(self, index: Tensor, slot: int) -> Tensor:
@@ -113,16 +122,18 @@ class Scenes:
         y = (torch.arange(self.size[0]) + 0.5) / unit
         canvas = self._background(index, a["background"], x[None, None, :], y[None, :, None], unit)
         pair = a["count"] == 2
-        radii = [self._radius(index, a["size"], 10), self._radius(index, a["size2"].clamp(min=0), 11)]
+        radii = self._radii(index, a)
         for k, (cx, cy) in enumerate(self._places(index, pair, a["relation"], radii)):
             rows = torch.arange(len(index)) if k == 0 else pair.nonzero()[:, 0]
             shape, colour = (a["shape"], a["colour"]) if k == 0 else (a["shape2"], a["colour2"])
             self._object(canvas, rows, shape, colour, cx, cy, radii[k], x, y, unit)
         return canvas.round_().clamp_(0, 255).to(torch.uint8)
 
-    def _radius(self, index: Tensor, size: Tensor, slot: int) -> Tensor:
+    def _radii(self, index: Tensor, a: dict[str, Tensor]) -> list[Tensor]:
+        """Radii of both objects, in shorter sides."""
         low, high = torch.tensor(list(SIZES.values())).unbind(1)
-        return low[size] + (high - low)[size] * self._random(index, slot)
+        sizes = (a["size"], a["size2"].clamp(min=0))
+        return [low[z] + (high - low)[z] * self._random(index, 10 + k) for k, z in enumerate(sizes)]
 
     def _places(
         self, index: Tensor, pair: Tensor, relation: Tensor, radii: list[Tensor]

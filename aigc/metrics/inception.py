@@ -75,7 +75,7 @@ def _published() -> Path:
         except (OSError, RuntimeError) as error:  # no network (URLError is an OSError), full disk; a wrong hash
             reason = str(getattr(error, "reason", error)).splitlines()[0]
             raise UserError(
-                f"cannot download Inception-v3's weights ({reason}): give a local file by metrics.weights=<file>, or use "
-                "metrics=classifier"
+                f"cannot download Inception-v3's weights ({reason}): give a local file with metrics.weights=<file>, "
+                "or use metrics=classifier"
             ) from error
     return path

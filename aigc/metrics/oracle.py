@@ -20,8 +20,10 @@ from aigc.precision import choose_precision
 
 VERSION = 1                     # of architecture and training: a change makes new cache entries
 SIDE = 32                       # larger images are shrunk to this
-CHOICES = {"count": 2, "relation": len(RELATIONS), "size": len(SIZES), "colour": len(COLOURS), "shape": len(SHAPES),
-           "size2": len(SIZES), "colour2": len(COLOURS), "shape2": len(SHAPES), "background": len(BACKGROUNDS)}
+WHOLE = ("count", "relation", "background")           # attributes of the image
+OBJECT = ("size", "colour", "shape")                  # attributes of an object
+CHOICES = {"count": 2, "relation": len(RELATIONS), "background": len(BACKGROUNDS), "size": len(SIZES),
+           "colour": len(COLOURS), "shape": len(SHAPES)}
 SECOND = ("relation", "size2", "colour2", "shape2")   # only where there are two objects
 SEED = 7001                     # of its renders: another than any data set's
 POOL = 40_000                   # renders it learns from
@@ -39,34 +41,56 @@ def _layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class ShapesOracle(nn.Module):
-    """Five convolutions down to 4 x 4 positions and one hidden layer, which still knows what was where."""
+    """Convolutions to a map of features, and two looks at it, one for each object.
+
+    Where to look is decided from the whole map (which object is the first one?) and taught by the renders' own
+    centres; what is there is read by one head that both objects and all positions share, so that few renders are
+    enough.
+    """
 
     def __init__(self, size: tuple[int, int] = (32, 32), *, width: int = 24):
         super().__init__()
         self.size = (min(size[0], SIDE), min(size[1], SIDE))
-        down = tuple(-(-side // 8) for side in self.size)
+        self.grid = (-(-self.size[0] // 4), -(-self.size[1] // 4))
+        positions = self.grid[0] * self.grid[1]
         self.body = nn.Sequential(
-            _layer(3, width, 1), _layer(width, 2 * width, 2), _layer(2 * width, 3 * width, 1),
-            _layer(3 * width, 4 * width, 2), _layer(4 * width, 4 * width, 2),
+            _layer(3, width, 1), _layer(width, 2 * width, 2), _layer(2 * width, 2 * width, 1),
+            _layer(2 * width, 4 * width, 2), _layer(4 * width, 4 * width, 1),
         )
-        self.hidden = nn.Linear(4 * width * down[0] * down[1], 8 * width)
-        self.head = nn.Linear(8 * width, sum(CHOICES.values()))
+        self.summary = nn.Conv2d(4 * width, 8, 1)
+        self.overview = nn.Sequential(nn.Linear(8 * positions, 128), nn.ReLU())
+        self.where = nn.Linear(128, 2 * positions)
+        whole = sum(CHOICES[name] for name in WHOLE)
+        self.whole = nn.Linear(128 + 4 * width, whole)
+        self.what = nn.Sequential(nn.Linear(4 * width, 4 * width), nn.ReLU(),
+                                  nn.Linear(4 * width, sum(CHOICES[name] for name in OBJECT)))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits `(n, 36)`, the attributes' one after another, of images uint8 or float in 0..255."""
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits `(n, choices)` by attribute, and `where` `(n, positions, 2)`, of images uint8 or float in 0..255."""
         x = images.float()
         if tuple(x.shape[2:]) != self.size:
             x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
         x = (x / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        return self.head(F.relu(self.hidden(self.body(x).flatten(1)))).float()
+        features = self.body(x)
+        overview = self.overview(self.summary(features).flatten(1))
+        features = features.flatten(2)                                            # (n, c, positions)
+        where = self.where(overview).unflatten(1, (2, -1)).float()                # (n, 2, positions)
+        seen = self.what(torch.einsum("nkp,ncp->nkc", where.softmax(2).to(features.dtype), features)).float()
+        whole = self.whole(torch.cat([overview, features.mean(2)], dim=1)).float()
+        logits = {"where": where.transpose(1, 2)}
+        logits |= dict(zip(WHOLE, whole.split([CHOICES[name] for name in WHOLE], dim=1), strict=True))
+        for k, suffix in enumerate(("", "2")):
+            parts = seen[:, k].split([CHOICES[name] for name in OBJECT], dim=1)
+            logits |= {name + suffix: part for name, part in zip(OBJECT, parts, strict=True)}
+        return logits
 
     @torch.no_grad()
     def read(self, images: Tensor, *, batch_size: int = 500) -> Tensor:
         """Attributes `(n, 9)` int64, columns as in `shapes.COLUMNS`, of images uint8 `(n, 3, h, w)`."""
         parts = []
         for part in images.split(batch_size):
-            logits = self(part).split(list(CHOICES.values()), dim=1)
-            found = torch.stack([one.argmax(1) for one in logits], dim=1)
+            logits = self(part)
+            found = torch.stack([logits[name].argmax(1) for name in COLUMNS], dim=1)
             found[:, 0] += 1                                             # counts are 1 and 2
             columns = [COLUMNS.index(name) for name in SECOND]
             found[:, columns] = torch.where(found[:, :1] == 2, found[:, columns], -1)
@@ -121,12 +145,12 @@ def train_oracle(
         optimizer = torch.optim.AdamW(oracle.parameters(), lr=RATE, weight_decay=DECAY)
         steps = epochs * (pool // BATCH)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.15)
-        for images, attributes in _batches(size, objects, pool, epochs, seed):
-            images, attributes = images.to(device).float(), attributes.to(device)
+        for images, attributes, centres in _batches(size, objects, pool, epochs, seed):
+            images = images.to(device).float()
             images = images + NOISE * torch.rand(len(images), 1, 1, 1, device=device) * torch.randn_like(images)
             with _autocast(device):
                 logits = oracle(images)
-            loss = _loss(logits, attributes)
+            loss = _loss(logits, attributes.to(device), _cells(centres, oracle.grid).to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -136,24 +160,31 @@ def train_oracle(
 
 def _batches(
     size: tuple[int, int], objects: str, pool: int, epochs: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of renders uint8 with their attributes; the last, smaller one of an epoch is left out."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of renders uint8 with their attributes and centres; the last, smaller one of an epoch is left out."""
     shares = {"train": pool - pool // 7, "heldout": pool // 7}   # 10 of 70 combinations are held out: all as often
     scenes = [(Scenes(seed, split, objects=objects, size=size), torch.arange(n)) for split, n in shares.items()]
     images = torch.cat([one.images(index) for one, index in scenes])
     attributes = torch.cat([one.attributes(index) for one, index in scenes])
+    centres = torch.cat([one.centres(index) for one, index in scenes])
     for _ in range(epochs):
         for rows in torch.randperm(len(images))[: pool // BATCH * BATCH].split(BATCH):
-            yield images[rows], attributes[rows]
+            yield images[rows], attributes[rows], centres[rows]
 
 
-def _loss(logits: Tensor, attributes: Tensor) -> Tensor:
-    """Sum of the attributes' cross-entropies, each over the images that have it."""
-    total = logits.new_zeros(())
-    for k, (name, one) in enumerate(zip(COLUMNS, logits.split(list(CHOICES.values()), dim=1), strict=True)):
+def _cells(centres: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Numbers `(n, 2)` of the map's positions that hold the centres `(n, 2, 2)`; -1 for none."""
+    x, y = (centres[..., k].mul(grid[1 - k]).floor().clamp(0, grid[1 - k] - 1) for k in (0, 1))
+    return (y * grid[1] + x).nan_to_num(-1).long()
+
+
+def _loss(logits: dict[str, Tensor], attributes: Tensor, cells: Tensor) -> Tensor:
+    """Sum of the cross-entropies of places and attributes, each over the images that have it."""
+    total = F.cross_entropy(logits["where"], cells, ignore_index=-1)
+    for k, name in enumerate(COLUMNS):
         target = attributes[:, k] - int(name == "count")        # counts are 1 and 2
         if (target >= 0).any():
-            total = total + F.cross_entropy(one, target, ignore_index=-1)
+            total = total + F.cross_entropy(logits[name], target, ignore_index=-1)
     return total
 
 

@@ -71,14 +71,16 @@ def curves(runs: dict[str, Path]) -> None:
     for axis, (name, run) in zip(axes[1:], runs.items(), strict=True):
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         scored = [line for line in lines if "fd_classifier_over_floor" in line]
-        axes[0].plot([x["seconds"] / 60 for x in scored], [x["fd_classifier_over_floor"] for x in scored], "o-", label=name)
+        minutes = [line["seconds"] / 60 for line in scored]
+        axes[0].plot(minutes, [line["fd_classifier_over_floor"] for line in scored], "o-", label=name)
         for key in sorted({key for line in lines for key in line if key.startswith("loss")}):
             points = [(x["seconds"] / 60, x[key]) for x in lines if key in x]
             axis.plot(*zip(*points, strict=True), lw=0.8, label=key)
         axis.set(title=f"{name} min", xlabel="training minutes")
         axis.legend(fontsize=7)
         if "VAE" in name:
-            axis.set_ylim(sorted(p[1] for p in points)[0] - 50, sorted(p[1] for p in points)[int(len(points) * 0.9)] + 50)
+            values = sorted(value for _, value in points)  # without the first steps' thousands of nats
+            axis.set_ylim(values[0] - 50, values[int(len(values) * 0.9)] + 50)
     axes[0].set(title="Fréchet distance / floor", xlabel="training minutes", yscale="log")
     axes[0].axhline(1, color="grey", lw=0.8)
     axes[0].legend(fontsize=7)

@@ -14,7 +14,7 @@ from aigc.noise import SeededNoise
 
 
 class Copies(Family):
-    """Knows the digits: sample k is a training image of the label asked for, chosen by seeds[k], with a little noise."""
+    """Knows the digits: sample k is a training image of its label, chosen by seeds[k], with `spread` times noise."""
 
     def __init__(self, *, channels=1, size=(8, 8), classes=10, condition="label", spread=0.0, wrong=0.0):
         super().__init__()

@@ -110,7 +110,8 @@ def test_real_side_is_looked_at_once(trainer, tmp_path, monkeypatch):
     fresh = Scores(**options)
     expected = fresh.score(trainer, Copies())
     assert fresh.protocol["num_reals"] == 300
-    assert sorted(path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()) == ["classifier", "floor", "reals"]
+    kinds = sorted(path.name.split("-")[0] for path in (tmp_path / "cache").iterdir())
+    assert kinds == ["classifier", "floor", "reals"]
     again = Scores(**options)
     monkeypatch.setattr(again, "_real_features", None)  # must not be asked for
     assert again.score(trainer, Copies()) == expected
@@ -202,7 +203,7 @@ def train(folder, batches, *, checkpoint=None, interrupted=None, **options):
 
 
 def test_every_boundary_and_the_end_are_scored_once(tmp_path):
-    images, scores, model = train(tmp_path, 21)  # 336 images
+    images, *_ = train(tmp_path, 21)  # 336 images
     assert images == [112, 208, 304, 336]
     images, *_ = train(tmp_path, 26, checkpoint=tmp_path / "last.ckpt")  # 416 images
     assert images == [112, 208, 304, 336, 400, 416]

@@ -46,7 +46,7 @@ def test_agrees_with_scipy():
 def test_singular_covariances_are_no_exception():
     mean, cov1, cov2 = torch.zeros(32), covariance(32, 1, rank=5), covariance(32, 2, rank=4)
     values, vectors = torch.linalg.eigh(cov1)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T  # of rank 5; singular values of root @ factor give the sum
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T  # singular values of root @ factor are what is summed
     factor = torch.randn(32, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) / 2
     expected = cov1.trace() + cov2.trace() - 2 * torch.linalg.svdvals(root @ factor).sum()
     assert frechet_distance(mean, cov1, mean, cov2).item() == pytest.approx(expected.item(), rel=1e-6)
@@ -64,7 +64,8 @@ def test_metric_agrees_with_torchmetrics_and_keeps_the_real_side():
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(300, 12, generator=generator)
     fakes = [torch.randn(200, 12, generator=generator) * scale + 0.3 for scale in (1.0, 2.0)]
-    ours, theirs = FrechetDistance(HandThrough(12)), FrechetInceptionDistance(HandThrough(12), reset_real_features=False)
+    ours = FrechetDistance(HandThrough(12))
+    theirs = FrechetInceptionDistance(HandThrough(12), reset_real_features=False)
     for metric in (ours, theirs):
         metric.update(real, real=True)
     for fake in fakes:
