@@ -58,10 +58,9 @@ def _say(error: UserError) -> int:
 
 def explain(error: Exception, argv: list[str], config_name: str) -> str:
     """One sentence for an error of Hydra's or OmegaConf's, with the nearest option that exists."""
-    chain, cause = [], error
-    while cause is not None and len(chain) < 5:
+    chain: list[BaseException] = [error]
+    while len(chain) < 5 and (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
     text = "\n".join(str(link) for link in chain)
     if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
         group, name = found.groups()

@@ -133,7 +133,8 @@ def instantiate(node: Any, where: str, **given: Any) -> Any:
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise UserError(f"'{where}' names no _target_: say which class to build")
-    built = {name: _build_nested(value, f"{where}.{name}") for name, value in plain.items() if name != "_target_"}
+    options = {str(name): value for name, value in plain.items() if name != "_target_"}
+    built = {name: _build_nested(value, f"{where}.{name}") for name, value in options.items()}
     return _construct(plain["_target_"], where, built, given)
 
 

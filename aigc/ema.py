@@ -29,8 +29,8 @@ class EMA(nn.Module):
         """Moves the average towards `source`, which has just learned from `batch` images, `images_seen` in all."""
         halflife = min(self.halflife_images, self.ramp * images_seen)
         beta = 0.5 ** (batch / max(halflife, 1e-8))
-        averaged, current = list(self.network.parameters()), list(source.parameters())
-        torch._foreach_lerp_(averaged, [p.detach() for p in current], 1 - beta)
+        averaged = [p.detach() for p in self.network.parameters()]
+        torch._foreach_lerp_(averaged, [p.detach() for p in source.parameters()], 1 - beta)
         for target, value in zip(self.network.buffers(), source.buffers(), strict=True):
             target.copy_(value)
 

@@ -1,6 +1,5 @@
 """Makes images with a trained generator: `python -m aigc.generate run=<run folder> n=64 out=images seed=0`."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +7,6 @@ from aigc import cli
 from aigc.errors import UserError, choices
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from aigc.models.family import Family
 
 
@@ -24,6 +21,7 @@ def generate(cfg: Any) -> None:
     from omegaconf import OmegaConf
 
     from aigc.checkpoints import load_family
+    from aigc.sampling import sample_uint8, write
 
     if cfg.format not in ("png", "npy"):
         raise UserError(f"format '{cfg.format}' is not written here: {choices(cfg.format, ('png', 'npy'))}")
@@ -43,8 +41,8 @@ def generate(cfg: Any) -> None:
     options = {name: value for name, value in options.items() if value is not None}
     out = Path(cfg.out).expanduser() if cfg.out else default_out(Path(cfg.run))
     images = sample_uint8(family, cfg.n, seed=cfg.seed, condition=condition, batch_size=cfg.batch_size, **options)
-    count = write(images, out, cfg.format, cfg.n)
-    print(f"{count} images in {out}")
+    write(images, out, cfg.format, cfg.n)
+    print(f"{cfg.n} images in {out}")
 
 
 def default_out(run: Path) -> Path:
@@ -72,58 +70,6 @@ def labels_of(family: "Family", wanted: Any, n: int) -> Any:
         if not isinstance(label, int) or not 0 <= label < classes:
             raise UserError(f"label={label} is no class of this model: choose from 0 to {classes - 1}")
     return torch.tensor([labels[k % len(labels)] for k in range(n)])
-
-
-def sample_uint8(
-    family: "Family", n: int, *, seed: int, condition: Any = None, batch_size: int = 64, **options: Any
-) -> Iterator["np.ndarray"]:
-    """Yields images `(h, w, c)` uint8, the k-th from seed mix(seed, k)."""
-    from tqdm import tqdm
-
-    from aigc.metrics.features import to_uint8
-    from aigc.noise import mix
-
-    with tqdm(total=n, unit=" images", disable=None) as bar:
-        for start in range(0, n, batch_size):
-            stop = min(n, start + batch_size)
-            given = None if condition is None else condition[start:stop]
-            seeds = [mix(seed, k) for k in range(start, stop)]
-            made = family.sample(stop - start, condition=given, seeds=seeds, **options)
-            bar.update(stop - start)
-            yield from to_uint8(made).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def write(images: Iterator["np.ndarray"], out: Path, form: str, n: int) -> int:
-    """Writes each image as it comes, so that an interruption loses none; returns how many.
-
-    Raises:
-        UserError: the folder does not take them.
-    """
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    from aigc.grids import save_grid
-
-    shown, made, stack = [], 0, []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for k, image in enumerate(images):
-            made += 1
-            if k < 64:
-                shown.append(torch.from_numpy(image.copy()).permute(2, 0, 1))
-            if form == "npy":
-                stack.append(image)
-            else:
-                picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-                picture.save(out / f"{k:0{max(5, len(str(n - 1)))}}.png")
-        if form == "npy":
-            np.save(out / "images.npy", np.stack(stack))
-        save_grid(torch.stack(shown), out / "grid.png")
-    except OSError as error:
-        sentence = f"the images could not be written to '{out}' ({error.strerror}): choose another out="
-        raise UserError(sentence) from error
-    return made
 
 
 if __name__ == "__main__":

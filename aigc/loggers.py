@@ -109,7 +109,7 @@ class Wandb(WandbLogger):
         """The W&B run; its charts are drawn over the images seen."""
         fresh = self._experiment is None
         run = super().experiment
-        if fresh and rank_zero_only.rank == 0:
+        if fresh:
             run.define_metric("images")
             run.define_metric("*", step_metric="images")
         return run
@@ -119,12 +119,12 @@ class Wandb(WandbLogger):
         """Logs scalars beside images and seconds."""
         super().log_metrics(progress_of(metrics, self.progress), step)
 
+    @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
         """Logs pictures beside images and seconds; `images` are paths or arrays."""
         import wandb
 
-        if rank_zero_only.rank == 0:
-            self.experiment.log({**progress_of({}, self.progress), key: [wandb.Image(image) for image in images]})
+        self.experiment.log({**progress_of({}, self.progress), key: [wandb.Image(image) for image in images]})
 
     @rank_zero_only
     def finish(self, failed: bool) -> None:

@@ -106,3 +106,4 @@ def test_bad_input_is_one_sentence(overrides, sentence, runs, tmp_path):
     assert sentence in done.stderr.strip().splitlines()[-1], done.stderr
     assert "Traceback" not in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert not (runs["gan"] / "generated").exists()

@@ -42,7 +42,10 @@ class Split:
         return isinstance(self.images, Tensor)
 
     def batch(self, index: Tensor) -> Batch:
-        """The batch of images `index` `(k,)` int64: `image` uint8, `index`, and `label` and `text` where known."""
+        """The batch of images `index` `(k,)` int64: `image` uint8, `index`, and `label` and `text` where known.
+
+        Its images are a copy, for the caller to change.
+        """
         if isinstance(self.images, Tensor):
             batch: Batch = {"image": self.images.index_select(0, index)}
         else:

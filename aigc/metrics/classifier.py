@@ -100,7 +100,8 @@ def trained_classifier(data: ImageData, device: torch.device | str = "cpu") -> C
     device = torch.device(device)
     key = f"classifier-v{VERSION}-{data.fingerprint}-{data.classes or 'rotations'}"
     kept = load_cached(key)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with forked, torch.autocast(device.type, enabled=False):
         torch.manual_seed(SEED)
         network = Classifier(data.channels, data.size, classes=data.classes)
         if kept is None:
@@ -174,7 +175,7 @@ def _train(network: Classifier, data: ImageData, device: torch.device) -> None:
         else:
             target = labels[index].to(device)
         x = _moved(x)
-        # no cache of cast weights: inside an outer autocast context, even a disabled one, it would outlive the step
+        # no cache of cast weights: inside an outer autocast context, even a disabled one, they would outlive the step
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
             features = network.features(x)
         loss = F.cross_entropy(network.head(features), target)

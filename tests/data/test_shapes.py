@@ -138,3 +138,14 @@ def test_bad_options_are_one_sentence() -> None:
                            ({"train": 0}, "data.train must be"), ({"size": "x"}, "data.size must be")):
         with pytest.raises(UserError, match=words):
             Shapes(batch_size=4, **options)
+
+
+def test_centres_are_where_the_objects_are() -> None:
+    scenes = Scenes(0, "test", objects="mixed", size=(40, 60))
+    index = torch.arange(100)
+    centres = scenes.centres(index)
+    for row, image, at in zip(scenes.attributes(index), scenes.images(index).float(), centres, strict=True):
+        assert at[1].isnan().all() == (row[0] == 1)
+        for (_, colour, _), (x, y) in zip(objects_of(row), at.tolist(), strict=False):
+            paint = torch.tensor(list(COLOURS.values())[colour]).float()
+            assert (image[:, int(y * 40), int(x * 60)] - paint).abs().max() < 40

@@ -1,0 +1,76 @@
+"""The oracle reads what was rendered; a small one is trained here, the full one's accuracy is in its module."""
+
+import pytest
+import torch
+
+from aigc.data.shapes import COLUMNS, Scenes
+from aigc.metrics import oracle as module
+from aigc.metrics.oracle import ShapesOracle, agreement, shapes_oracle, train_oracle
+
+
+@pytest.fixture(scope="module")
+def small() -> ShapesOracle:
+    """Six seconds on one core: 150 steps on single objects of 24 px."""
+    torch.set_num_threads(1)
+    return train_oracle((24, 24), objects="1", pool=6400, epochs=3, width=12)
+
+
+@pytest.mark.parametrize("split", ["test", "heldout"])
+def test_a_small_oracle_reads_single_objects(small: ShapesOracle, split: str) -> None:
+    scenes = Scenes(0, split, objects="1", size=(24, 24))
+    index = torch.arange(1000)
+    scores = agreement(small.read(scenes.images(index)), scenes.attributes(index))
+    assert set(scores) == {"count", "size", "colour", "shape", "background", "all"}
+    assert min(scores[name] for name in ("count", "size", "colour", "background")) >= 0.98, scores
+    assert scores["shape"] >= 0.90, scores
+
+
+def test_reading_does_not_depend_on_the_batch_and_leaves_out_what_is_not_there(small: ShapesOracle) -> None:
+    images = Scenes(0, "test", objects="1", size=(24, 24)).images(torch.arange(50))
+    found = small.read(images)
+    assert torch.equal(found, small.read(images, batch_size=7))
+    assert found.shape == (50, len(COLUMNS)) and found.dtype == torch.int64
+    assert (found[found[:, 0] == 1][:, [1, 5, 6, 7]] == -1).all()
+
+
+def test_other_sizes_are_shrunk_to_the_oracles_own(small: ShapesOracle) -> None:
+    scenes = Scenes(0, "test", objects="1", size=(48, 48))
+    index = torch.arange(300)
+    scores = agreement(small.read(scenes.images(index)), scenes.attributes(index))
+    assert scores["colour"] >= 0.97 and scores["count"] >= 0.97, scores
+
+
+def test_agreement_counts_only_what_was_asked_for() -> None:
+    asked = torch.tensor([[1, -1, 0, 3, 2, -1, -1, -1, 0], [2, 1, 0, 3, 2, 1, 4, 4, 0]])
+    found = asked.clone()
+    found[:, 8] = 1
+    assert agreement(found, asked)["all"] == 1.0 and agreement(found, asked)["background"] == 0.0
+    found[1, 6] = 0
+    scores = agreement(found, asked)
+    assert (scores["all"], scores["colour2"], scores["colour"], scores["relation"]) == (0.5, 0.0, 1.0, 1.0)
+    found[0, 0] = 2  # another object appeared
+    assert agreement(found, asked)["all"] == 0.0
+
+
+def test_it_is_trained_once_and_then_read_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def once(size: tuple[int, int], **_: object) -> ShapesOracle:
+        calls.append(size)
+        torch.manual_seed(len(calls))
+        return ShapesOracle(size)
+
+    monkeypatch.setattr(module, "train_oracle", once)
+    images = Scenes(0, "test").images(torch.arange(20))
+    first, second = shapes_oracle((32, 32)), shapes_oracle((32, 32))
+    assert calls == [(32, 32)]
+    assert torch.equal(first.read(images), second.read(images))
+    assert not first.training and not any(p.requires_grad for p in first.parameters())
+
+
+def test_training_leaves_the_global_random_state_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train_oracle((16, 16), objects="1", pool=256, epochs=1, width=4)
+    assert torch.equal(torch.rand(3), expected)
