@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from aigc.errors import UserError, choices
 
@@ -133,7 +133,7 @@ def instantiate(node: Any, where: str, **given: Any) -> Any:
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise UserError(f"'{where}' names no _target_: say which class to build")
-    options = {str(name): value for name, value in plain.items() if name != "_target_"}
+    options = {str(name): value for name, value in plain.items() if name != "_target_" and value != MISSING}
     built = {name: _build_nested(value, f"{where}.{name}") for name, value in options.items()}
     return _construct(plain["_target_"], where, built, given)
 

@@ -32,6 +32,7 @@ def run(*overrides: str, cwd: Path) -> subprocess.CompletedProcess:
         (["seed=abc"], "aigc: seed: Value 'abc' of type 'str' could not be converted to Integer"),
         (["data=mnist", "data.root=nowhere", "data.download=false"], "aigc: "),
         (["data=image_folder", "data.path=nowhere"], "aigc: "),
+        (["data=image_folder"], "aigc: 'data' needs the option 'path': add data.path=<value>"),
         (["condition=lable"], "aigc: Diffusion knows no condition 'lable': did you mean 'label'?"),
         (["resume=nowhere"], "aigc: resume="),
         (["trainer=gpu"], "aigc: trainer.accelerator=gpu, but torch sees no GPU"),

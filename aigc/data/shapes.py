@@ -20,7 +20,7 @@ from aigc.data.split import Split
 from aigc.errors import UserError, choices
 from aigc.noise import mix
 
-SIZES = {"small": (0.13, 0.145), "large": (0.21, 0.23)}  # radius range, in shorter sides of the image
+SIZES = {"small": (0.13, 0.145), "large": (0.2, 0.22)}  # radius range, in shorter sides of the image
 COLOURS = {
     "red": (222, 44, 44), "orange": (245, 134, 22), "yellow": (250, 208, 28), "green": (46, 158, 66),
     "cyan": (34, 186, 206), "blue": (42, 82, 214), "purple": (146, 58, 190),
@@ -35,7 +35,7 @@ TINTS = (  # pale pairs: ground, pattern
 COLUMNS = ("count", "relation", "size", "colour", "shape", "size2", "colour2", "shape2", "background")
 STREAMS = {"train": 0, "validation": 1, "test": 2, "heldout": 3}
 OBJECTS = ("1", "2", "mixed")
-VERSION = 1       # of the pixels; part of the fingerprint, raised when the drawing changes
+VERSION = 2       # of the pixels; part of the fingerprint, raised when the drawing changes
 MARGIN = 0.02     # between objects and the border, in shorter sides
 GAP = 0.03        # between two objects
 SLOTS = 32        # random numbers an image

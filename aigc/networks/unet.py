@@ -1,9 +1,10 @@
 """The U-Net of the diffusion family, laid out for speed on a CPU as well as on a GPU.
 
 Notable:
-- A stem of space-to-depth blocks (`patch`, as in Hoogeboom et al. 2023, simple diffusion): at 28 px a block of 2
-  halves the time of a step, because wide convolutions at 14 px run at twice the rate of narrow ones at 28 px.
-- Widths in multiples of 16, which is what the CPU's bf16 convolutions are blocked by (24 channels cost as much as 32).
+- A stem of space-to-depth blocks (`patch`, as in Hoogeboom et al. 2023, simple diffusion): a 3x3 convolution of width
+  48 at 14 px is as much work as one of width 24 at 28 px and took 4.6 instead of 10.8 ms (forward and backward, bf16,
+  batch 64, two cores). Convolutions are 71% of a training step; norms, SiLU and the rest share what is left.
+- Widths in multiples of 16, which is what the CPU's bf16 convolutions are blocked by (24 channels cost more than 32).
 - Time and condition are one vector that scales and shifts after the second normalisation (Dhariwal and Nichol 2021).
 - Any height and width: the input is padded to what the halvings need and the output cropped back.
 

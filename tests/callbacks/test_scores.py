@@ -1,5 +1,6 @@
 """Scores: what they say, when they are taken, and that taking them changes nothing."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 
 from aigc.callbacks.record import Record
 from aigc.callbacks.scores import Scores
+from aigc.config import instantiate
 from aigc.errors import RunError, UserError
 from aigc.metrics.cache import cache_folder
 from aigc.metrics.items import items
@@ -173,6 +175,15 @@ def test_mistakes_are_one_sentence(options, sentence):
         Scores(**{**FEW, **options})
 
 
+@pytest.mark.parametrize("name", ["classifier", "inception"])
+def test_recipes_are_complete(name, composed):
+    recipe = composed(f"metrics={name}").metrics
+    assert instantiate(recipe, "metrics").network_name == name
+    options = set(inspect.signature(Scores).parameters) - ({"weights"} if name == "classifier" else set())
+    assert set(recipe) - {"_target_"} == options
+    assert not composed("metrics=none").metrics
+
+
 # ---- in a run ----
 
 
@@ -225,10 +236,10 @@ def test_scoring_leaves_training_as_it_is(tmp_path):
 @pytest.mark.slow
 def test_two_processes_score_as_one(tmp_path, trainer):
     script = Path(__file__).with_name("two_processes.py")
-    root = str(Path(__file__).resolve().parents[2])
-    run = subprocess.run([sys.executable, str(script), str(tmp_path)], env=environment(), cwd=root, timeout=240,
-                         capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
+    runs = [subprocess.Popen([sys.executable, str(script), str(tmp_path), rank], env=environment(),
+                             stderr=subprocess.PIPE, text=True) for rank in "01"]
+    errors = [run.communicate(timeout=240)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors[0][-2000:] + errors[1][-2000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     for path in cache_folder().glob("[rf]*-classifier-*.pt"):  # one process looks at the real side for itself
         path.unlink()

@@ -139,6 +139,7 @@ def test_streaming_gives_the_same_batches_and_checks_the_files_once(
         Image.fromarray(rng.integers(0, 256, (18, 16, 3), dtype=np.uint8)).save(path)
     (tmp_path / "noise" / "a" / "broken.png").write_bytes(b"x")
     archive = packed(tmp_path / "noise")
+    monkeypatch.setattr(encoded, "MANY", 30)
     memory = load(archive, size=12, flip=True, skip_broken=True)
     streamed = load(archive, size=12, flip=True, skip_broken=True, memory_gb=0, workers=2)
     assert memory.split("train").in_memory and not streamed.split("train").in_memory
@@ -152,7 +153,9 @@ def test_streaming_gives_the_same_batches_and_checks_the_files_once(
         raise AssertionError("the files were looked at again")
 
     monkeypatch.setattr(encoded, "_each", fail)
-    assert load(archive, size=12, flip=True, skip_broken=True, memory_gb=0).fingerprint == memory.fingerprint
+    for again in (load(archive, size=12, skip_broken=True, memory_gb=gb) for gb in (0, 1)):
+        assert again.fingerprint == memory.fingerprint
+        assert torch.equal(again.images("train"), memory.images("train"))
     with pytest.raises(UserError, match="1 of 31 images"):
         load(archive, memory_gb=0)
 

@@ -147,7 +147,9 @@ def test_guidance_off_costs_one_evaluation():
     sizes = []
     model.ema.network.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
     for guidance in (1.0, 0.0, 1.5):
-        model.sample(2, condition=[0, 1], seeds=[0, 1], sampler="euler", steps=3, guidance=guidance)
+        model.sample(
+            2, condition=[0, 1], seeds=[0, 1], sampler="euler", steps=3, guidance=guidance, guidance_interval=None
+        )
     assert sizes == [2, 2, 2, 2, 2, 2, 4, 4, 4]
 
 
