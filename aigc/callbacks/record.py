@@ -30,7 +30,7 @@ class Record(L.Callback):
         self.seed = seed
         self.log_every = log_every
         self.sums: dict[str, Tensor] = {}
-        self.steps = 0
+        self.counts: dict[str, int] = {}  # an entry need not come with every step (lazy penalties)
         self.window_start = (0, 0.0)
         self.latest: dict[str, float] = {}
 
@@ -58,18 +58,18 @@ class Record(L.Callback):
         for name, value in outputs.items():
             value = value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.steps += 1
+            self.counts[name] = self.counts.get(name, 0) + 1
         if progress.batches % self.log_every == 0:
             self.flush(trainer, pl_module)
 
     def flush(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Logs the means since the last line, and refuses to go on when one is not finite."""
-        if not self.steps:
+        if not self.sums:
             return
         progress = pl_module.progress
-        means = {name: float(total) / self.steps for name, total in self.sums.items()}
+        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         broken = sorted(name for name, value in means.items() if not math.isfinite(value))
-        self.sums, self.steps = {}, 0
+        self.sums, self.counts = {}, {}
         if broken:
             raise RunError(
                 f"{', '.join(broken)} became {means[broken[0]]} after {progress.images:,} images: the last good "
@@ -92,11 +92,11 @@ class Record(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The open window, so that a resumed run's next line is the mean over all of its steps."""
-        return {"sums": self.sums, "steps": self.steps}
+        return {"sums": self.sums, "counts": self.counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Reopens the window."""
-        self.sums, self.steps = dict(state_dict["sums"]), state_dict["steps"]
+        self.sums, self.counts = dict(state_dict["sums"]), dict(state_dict["counts"])
 
 
 def batch_size(batch: Any) -> int:

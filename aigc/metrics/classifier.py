@@ -20,10 +20,10 @@ from aigc.metrics.cache import keep_cached, load_cached
 from aigc.metrics.features import FeatureNetwork, state_sha256
 from aigc.precision import choose_precision
 
-VERSION = 1                 # of architecture and training: a change makes new cache entries
+VERSION = 2                 # of architecture and training: a change makes new cache entries
 FEATURES = 256
 LONGEST = 64                # longer sides are shrunk to this
-IMAGES = 240_000            # seen in training at least as often as ...
+IMAGES = 120_000            # seen in training at least as often as ...
 EPOCHS = 25                 # ... this many epochs of a small data set allow
 KEPT = 60_000               # training images looked at, at most
 BATCH = 128

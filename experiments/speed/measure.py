@@ -29,6 +29,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 import torchmetrics
+from bare import ALIKE, DEVICE, LOOPS
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -44,10 +45,8 @@ from aigc.metrics.classifier import Classifier
 from aigc.metrics.features import FeatureNetwork
 from aigc.metrics.inception import InceptionV3
 from aigc.metrics.suite import Suite
-from aigc.models.diffusion import Diffusion
 from aigc.models.family import Family
-from aigc.models.gan import GAN
-from aigc.models.vae import VAE, kl_to_standard_normal
+from aigc.models.vae import VAE
 from aigc.noise import SeededNoise, mix
 from aigc.precision import choose_precision
 from aigc.run import environment
@@ -55,11 +54,9 @@ from aigc.training import build_trainer, check_pair, prepare_data, quiet
 
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- tables: written by measure.py -->", "<!-- end of tables -->"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISION = choose_precision("auto", DEVICE)
 FAMILIES = ("gan", "vae", "diffusion")
 SEED = 1
-ALIKE = 8                               # first steps, drawn alike, after which both sides' weights are compared
 
 Row = dict[str, Any]
 Times = dict[str, list[float]]
@@ -98,124 +95,6 @@ def median(seconds: list[float], per: int = 1) -> float:
     return statistics.median(seconds) / per
 
 
-# ---- the three families, as one would write them without any platform ----
-
-
-def autocast(enabled: bool) -> torch.autocast:
-    """bf16 where `enabled`."""
-    return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=enabled)
-
-
-def follow(model: Family, network: nn.Module) -> Callable[[int, int], None]:
-    """The averaged weights of `network`, moved after a step by (images seen, images in the batch)."""
-    ema: Any = model.averages()[0][0]
-    averaged, current = list(ema.network.parameters()), [p.detach() for p in network.parameters()]
-    kept, measured = list(ema.network.buffers()), list(network.buffers())
-
-    def move(seen: int, n: int) -> None:
-        beta = 0.5 ** (n / min(ema.halflife_images, ema.ramp * seen))
-        torch._foreach_lerp_(averaged, current, 1 - beta)
-        if kept:
-            torch._foreach_copy_(kept, measured)
-
-    return move
-
-
-def gan_loop(model: GAN, batches: Iterator[Any], low: bool) -> Iterator[None]:
-    """One discriminator and one generator step a batch."""
-    h, generator, discriminator = model.hparams, model.generator, model.discriminator
-    assert not (h.r1 or h.r2 or h.gradient_penalty or h.clip or model.loss.relativistic or discriminator.batch_norm)
-    assert h.generator_every == 1 and not h.warmup_images, "the loop below does not know this recipe"
-    for_discriminator, for_generator = model.configure_optimizers()
-    average, seen = follow(model, generator), 0
-    for batch in batches:
-        real, labels = batch["image"], batch["label"]
-        n = len(real)
-        with autocast(low):
-            fake = generator(torch.randn(n, h.latent, device=DEVICE), labels)
-            augment = model.augment.draw(n, DEVICE)
-            both = torch.cat([augment(real), augment(fake.detach())])
-            on_real, on_fake = discriminator(both, torch.cat([labels, labels])).chunk(2)
-            loss = model.loss.discriminator(on_real, on_fake)
-        for_discriminator.zero_grad()
-        loss.backward()
-        for_discriminator.step()
-
-        discriminator.requires_grad_(False)
-        with autocast(low):
-            on_fake = discriminator(model.augment.draw(n, DEVICE)(fake), labels)
-            loss = model.loss.generator(on_fake, on_fake)
-        for_generator.zero_grad()
-        loss.backward()
-        for_generator.step()
-        discriminator.requires_grad_(True)
-        seen += n
-        average(seen, n)
-        yield
-
-
-def vae_loop(model: VAE, batches: Iterator[Any], low: bool) -> Iterator[None]:
-    """One step on minus the evidence lower bound a batch."""
-    h, network = model.hparams, model.network
-    assert h.observe == "grey" and not (h.clip or h.warmup_images), "the loop below does not know this recipe"
-    optimizer = model.configure_optimizers()
-    average, seen = follow(model, network), 0
-    for batch in batches:
-        images, labels = batch["image"], batch["label"]
-        n = len(images)
-        drop = torch.rand(n, device=DEVICE) < h.condition_drop
-        if seen < ALIKE * n:
-            torch.rand_like(images)     # the family draws for its other likelihoods, too: keeps the first steps alike
-        with autocast(low):
-            mean, deviation = network.encode(images, labels, drop)
-            z = torch.addcmul(mean, deviation, torch.randn_like(mean))
-            parameters = network.decode(z, labels, drop)
-        reconstruction = model.log_likelihood(network, images, parameters).mean()
-        weight = h.beta * min(1.0, seen / h.kl_warmup_images)
-        loss = weight * kl_to_standard_normal(mean, deviation).mean() - reconstruction
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        model.remember(z.detach(), labels)
-        seen += n
-        average(seen, n)
-        yield
-
-
-def diffusion_loop(model: Diffusion, batches: Iterator[Any], low: bool) -> Iterator[None]:
-    """One flow-matching step a batch."""
-    h, network = model.hparams, model.network
-    assert (h.process, h.prediction, h.weighting) == ("flow", "flow", "own"), "the loop below knows flow matching only"
-    optimizer = model.configure_optimizers()
-    average, seen, spread = follow(model, network), 0, 1.0
-    for batch in batches:
-        images, labels = batch["image"], batch["label"]
-        n = len(images)
-        if seen < h.sigma_images + n:
-            model.measure(images)
-            spread = float(model.sigma_data())
-        t = model.process.quantile((torch.rand((), device=DEVICE) + torch.arange(n, device=DEVICE) / n) % 1)
-        drop = torch.rand(n, device=DEVICE) < h.drop
-        noise = torch.randn_like(images)
-        x_t = torch.lerp(noise, images, t[:, None, None, None])
-        scale = ((t * spread) ** 2 + (1 - t) ** 2).rsqrt()[:, None, None, None]
-        with autocast(low):
-            velocity = network(x_t * scale, t, labels, drop)
-        loss = F.mse_loss(velocity.float(), images - noise)
-        for group in optimizer.param_groups:
-            group["lr"] = h.lr * min(1.0, (seen + 1) / h.warmup_images)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), h.clip, foreach=True)
-        optimizer.step()
-        seen += n
-        average(seen, n)
-        yield
-
-
-LOOPS: dict[str, Callable[..., Iterator[None]]] = {"gan": gan_loop, "vae": vae_loop, "diffusion": diffusion_loop}
-
-
 # ---- what is measured ----
 
 
@@ -235,10 +114,9 @@ def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictC
 
 
 def loop(model: Family, data: ImageData, *, low: bool = PRECISION == "bf16-mixed") -> Iterator[None]:
-    """The bare loop of a copy of `model` over the same batches: `next` is a step."""
+    """The bare loop of `model` over the batches that the trainer sees: `next` is a step."""
     batches = iter(data.train_dataloader())
-    name = type(model).__name__.lower()
-    return LOOPS[name](copy.deepcopy(model), (data.prepare(batch, DEVICE) for batch in batches), low)
+    return LOOPS[type(model).__name__](model, (data.prepare(batch, DEVICE) for batch in batches), low)
 
 
 class Alternate(L.Callback):
@@ -247,9 +125,10 @@ class Alternate(L.Callback):
     A block of the trainer is all that lies between: fetching, every hook of every callback, logging.
     """
 
-    def __init__(self, loops: dict[str, Iterator[None]], *, block: int, rounds: int):
-        self.loops, self.block, self.rounds = loops, block, rounds
-        self.seconds: Times = {"ours": [], **{name: [] for name in loops}}
+    def __init__(self, models: dict[str, Family], data: ImageData, *, block: int, rounds: int):
+        self.models, self.block, self.rounds = models, block, rounds
+        self.loops = {name: loop(model, data) for name, model in models.items()}
+        self.seconds: Times = {"ours": [], **{name: [] for name in models}}
         self.steps, self.started, self.apart = 0, 0.0, 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -276,7 +155,7 @@ class Alternate(L.Callback):
             for step in range(ALIKE):
                 torch.manual_seed(mix(SEED, 0, step))
                 next(bare)
-        ours, theirs = (m.averages()[0][0].state_dict() for m in (model, self.loops["bare"].gi_frame.f_locals["model"]))
+        ours, theirs = (m.averages()[0][0].state_dict() for m in (model, self.models["bare"]))
         apart = max(float((ours[k].float() - theirs[k].float()).abs().max()) for k in ours)
         self.apart = apart / max(float(v.float().abs().max()) for v in ours.values())
 
@@ -288,9 +167,9 @@ def measure_step(args: argparse.Namespace) -> list[Row]:
         with tempfile.TemporaryDirectory() as folder:
             cfg, data, model = build(args, family, f"trainer.precision={PRECISION}")
             trainer = build_trainer(cfg, Path(folder), type(model), None)
-            loops = {"bare": loop(model, data), "twin": loop(model, data)}
+            copies = {"bare": copy.deepcopy(model), "twin": copy.deepcopy(model)}
             block = 20 if family == "diffusion" else 40             # a whole number of log lines
-            alternate = Alternate(loops, block=block, rounds=2 if args.quick else 14)
+            alternate = Alternate(copies, data, block=block, rounds=2 if args.quick else 14)
             trainer.callbacks.append(alternate)  # type: ignore[attr-defined]
             with contextlib.redirect_stderr(io.StringIO()):         # the bar's lines
                 trainer.fit(model, datamodule=data)
@@ -315,7 +194,7 @@ def measure_precision(args: argparse.Namespace) -> list[Row]:
     rows, block = [], 5 if args.quick else 10
     for family in FAMILIES:
         _, data, model = build(args, family)
-        loops = {"float32": loop(model, data, low=False), "auto": loop(model, data)}
+        loops = {"float32": loop(copy.deepcopy(model), data, low=False), "auto": loop(model, data)}
         steps = {name: lambda bare=bare: [next(bare) for _ in range(block)] for name, bare in loops.items()}
         seconds = interleave(steps, 2 if args.quick else 8)
         rows.append({
@@ -409,7 +288,8 @@ def measure_sampling(args: argparse.Namespace) -> list[Row]:
         drawn = {"gan": (model.hparams.get("latent"),), "vae": (1 + model.hparams.get("latent", 0),)}
         shape = drawn.get(family, (1, 28, 28))
         average: Any = model.averages()[0][0]
-        options = {title: {"sampler": "heun", "steps": 12, **o} if family == "diffusion" else o for _, title, o in cased}
+        heun = {"sampler": "heun", "steps": 12} if family == "diffusion" else {}
+        options = {title: {**heun, **more} for _, title, more in cased}
         calls: dict[str, Callable[[], Any]] = {
             title: lambda o=o: model.sample(n, condition=labels, seeds=seeds, **o) for title, o in options.items()  # noqa: B023
         }
@@ -501,7 +381,7 @@ def frechet_distances(width: int, n: int) -> list[Row]:
 
 def all_scores(network: FeatureNetwork, *, n: int, channels: int, rounds: int) -> Row:
     """Fréchet distance, kernel distance and inception score of n images; the real side is there already."""
-    real, fake = (torch.randint(0, high, (n, channels, 28, 28), dtype=torch.uint8, device=DEVICE) for high in (256, 200))
+    real, fake = (torch.randint(0, top, (n, channels, 28, 28)).to(torch.uint8).to(DEVICE) for top in (256, 200))
     subsets = {"subsets": 20, "subset_size": n // 2}
     suite = Suite(network, kd_subsets=20, kd_subset_size=n // 2, seed=SEED)
     with warnings.catch_warnings(), torch.no_grad():

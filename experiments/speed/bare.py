@@ -1,0 +1,135 @@
+"""The three families trained as one would without any platform: what measure.py compares our training step with.
+
+Networks, loss functions and optimizers are those of aigc/models/; everything around them is written out here. `next`
+of a loop is one step. The first steps draw what the family draws, so that both can be compared weight by weight.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from aigc.models.diffusion import Diffusion
+from aigc.models.family import Family
+from aigc.models.gan import GAN
+from aigc.models.vae import VAE, kl_to_standard_normal
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ALIKE = 8                               # first steps that draw alike
+
+
+def autocast(enabled: bool) -> torch.autocast:
+    """bf16 where `enabled`."""
+    return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=enabled)
+
+
+def follow(model: Family, network: nn.Module) -> Callable[[int, int], None]:
+    """The averaged weights of `network`, moved after a step by (images seen, images in the batch)."""
+    ema: Any = model.averages()[0][0]
+    averaged, current = list(ema.network.parameters()), [p.detach() for p in network.parameters()]
+    kept, measured = list(ema.network.buffers()), list(network.buffers())
+
+    def move(seen: int, n: int) -> None:
+        beta = 0.5 ** (n / min(ema.halflife_images, ema.ramp * seen))
+        torch._foreach_lerp_(averaged, current, 1 - beta)
+        if kept:
+            torch._foreach_copy_(kept, measured)
+
+    return move
+
+
+def gan_loop(model: GAN, batches: Iterator[Any], low: bool) -> Iterator[None]:
+    """One discriminator and one generator step a batch."""
+    h, generator, discriminator = model.hparams, model.generator, model.discriminator
+    assert not (h.r1 or h.r2 or h.gradient_penalty or h.clip or model.loss.relativistic or discriminator.batch_norm)
+    assert h.generator_every == 1 and not h.warmup_images, "the loop below does not know this recipe"
+    for_discriminator, for_generator = model.configure_optimizers()
+    average, seen = follow(model, generator), 0
+    for batch in batches:
+        real, labels = batch["image"], batch["label"]
+        n = len(real)
+        with autocast(low):
+            fake = generator(torch.randn(n, h.latent, device=DEVICE), labels)
+            augment = model.augment.draw(n, DEVICE)
+            both = torch.cat([augment(real), augment(fake.detach())])
+            on_real, on_fake = discriminator(both, torch.cat([labels, labels])).chunk(2)
+            loss = model.loss.discriminator(on_real, on_fake)
+        for_discriminator.zero_grad()
+        loss.backward()
+        for_discriminator.step()
+
+        discriminator.requires_grad_(False)
+        with autocast(low):
+            on_fake = discriminator(model.augment.draw(n, DEVICE)(fake), labels)
+            loss = model.loss.generator(on_fake, on_fake)
+        for_generator.zero_grad()
+        loss.backward()
+        for_generator.step()
+        discriminator.requires_grad_(True)
+        seen += n
+        average(seen, n)
+        yield
+
+
+def vae_loop(model: VAE, batches: Iterator[Any], low: bool) -> Iterator[None]:
+    """One step on minus the evidence lower bound a batch."""
+    h, network = model.hparams, model.network
+    assert h.observe == "grey" and not (h.clip or h.warmup_images), "the loop below does not know this recipe"
+    optimizer = model.configure_optimizers()
+    average, seen = follow(model, network), 0
+    for batch in batches:
+        images, labels = batch["image"], batch["label"]
+        n = len(images)
+        drop = torch.rand(n, device=DEVICE) < h.condition_drop
+        if seen < ALIKE * n:
+            torch.rand_like(images)     # the family draws for its other likelihoods, too: keeps the first steps alike
+        with autocast(low):
+            mean, deviation = network.encode(images, labels, drop)
+            z = torch.addcmul(mean, deviation, torch.randn_like(mean))
+            parameters = network.decode(z, labels, drop)
+        reconstruction = model.log_likelihood(network, images, parameters).mean()
+        weight = h.beta * min(1.0, seen / h.kl_warmup_images)
+        loss = weight * kl_to_standard_normal(mean, deviation).mean() - reconstruction
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.remember(z.detach(), labels)
+        seen += n
+        average(seen, n)
+        yield
+
+
+def diffusion_loop(model: Diffusion, batches: Iterator[Any], low: bool) -> Iterator[None]:
+    """One flow-matching step a batch."""
+    h, network = model.hparams, model.network
+    assert (h.process, h.prediction, h.weighting) == ("flow", "flow", "own"), "the loop below knows flow matching only"
+    optimizer = model.configure_optimizers()
+    average, seen, spread = follow(model, network), 0, 1.0
+    for batch in batches:
+        images, labels = batch["image"], batch["label"]
+        n = len(images)
+        if seen < h.sigma_images + n:
+            model.measure(images)
+            spread = float(model.sigma_data())
+        t = model.process.quantile((torch.rand((), device=DEVICE) + torch.arange(n, device=DEVICE) / n) % 1)
+        drop = torch.rand(n, device=DEVICE) < h.drop
+        noise = torch.randn_like(images)
+        x_t = torch.lerp(noise, images, t[:, None, None, None])
+        scale = ((t * spread) ** 2 + (1 - t) ** 2).rsqrt()[:, None, None, None]
+        with autocast(low):
+            velocity = network(x_t * scale, t, labels, drop)
+        loss = F.mse_loss(velocity.float(), images - noise)
+        for group in optimizer.param_groups:
+            group["lr"] = h.lr * min(1.0, (seen + 1) / h.warmup_images)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), h.clip, foreach=True)
+        optimizer.step()
+        seen += n
+        average(seen, n)
+        yield
+
+
+LOOPS: dict[str, Callable[..., Iterator[None]]] = {"GAN": gan_loop, "VAE": vae_loop, "Diffusion": diffusion_loop}
