@@ -102,6 +102,7 @@ class Wandb(WandbLogger):
             resume="allow",
             settings=wandb.Settings(silent=True, console="off"),
         )
+        self._wandb_init.pop("anonymous", None)  # Lightning still passes it, and W&B warns that it is gone
         self.progress: Progress | None = None
 
     @property

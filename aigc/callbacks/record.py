@@ -45,7 +45,10 @@ class Record(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Seeds this step."""
-        torch.manual_seed(mix(self.seed, trainer.global_rank, pl_module.progress.batches))
+        seed = mix(self.seed, trainer.global_rank, pl_module.progress.batches)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would queue a traceback for each absent device
+        if pl_module.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -83,11 +83,11 @@ def interleave(alternatives: dict[str, Callable[[], Any]], rounds: int, *, warm:
     return {name: values[warm:] for name, values in seconds.items()}
 
 
-def ratio(seconds: Times, over: str, under: str) -> str:
+def ratio(seconds: Times, over: str, under: str, form: str = ".3f") -> str:
     """Median of `over` / `under` within each round, and between which values its middle half lies."""
     ratios = sorted(a / b for a, b in zip(seconds[over], seconds[under], strict=True))
     n = len(ratios)
-    return f"{statistics.median(ratios):.3f} ({ratios[n // 4]:.3f} to {ratios[n - 1 - n // 4]:.3f})"
+    return f"{statistics.median(ratios):{form}} ({ratios[n // 4]:{form}} to {ratios[n - 1 - n // 4]:{form}})"
 
 
 def median(seconds: list[float], per: int = 1) -> float:
@@ -168,8 +168,8 @@ def measure_step(args: argparse.Namespace) -> list[Row]:
             cfg, data, model = build(args, family, f"trainer.precision={PRECISION}")
             trainer = build_trainer(cfg, Path(folder), type(model), None)
             copies = {"bare": copy.deepcopy(model), "twin": copy.deepcopy(model)}
-            block = 20 if family == "diffusion" else 40             # a whole number of log lines
-            alternate = Alternate(copies, data, block=block, rounds=2 if args.quick else 14)
+            block = 20                                              # one log line
+            alternate = Alternate(copies, data, block=block, rounds=1 if args.quick else 14)
             trainer.callbacks.append(alternate)  # type: ignore[attr-defined]
             with contextlib.redirect_stderr(io.StringIO()):         # the bar's lines
                 trainer.fit(model, datamodule=data)
@@ -236,7 +236,7 @@ def measure_loader(args: argparse.Namespace) -> list[Row]:
             }, rounds)
             seconds["step"] = [s / 2 * block for s in seconds["step"]]
             rows.append({"images": title, "batch": size, "images/s": size * block / median(seconds["loader"]),
-                         "share of a GAN step": ratio(seconds, "loader", "step")})
+                         "share of a GAN step": ratio(seconds, "loader", "step", ".2%")})
             show(rows[-1:])
     for side, target in ((32, 32), (128, 64)):
         with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, AIGC_CACHE=f"{folder}/cache"):
@@ -307,7 +307,7 @@ def measure_sampling(args: argparse.Namespace) -> list[Row]:
                 "family": family, "how": title, "images/s": n / median(seconds[title]),
                 "network evaluations": evaluations[title],
                 "ms an evaluation of 64": 1e3 * median(seconds[title], evaluations[title]),
-                "share of seeded noise": ratio(seconds, "noise", title),
+                "share of seeded noise": ratio(seconds, "noise", title, ".2%"),
             })
             show(rows[-1:])
     return rows
@@ -343,8 +343,10 @@ def measure_scoring(args: argparse.Namespace) -> list[Row]:
     torch.manual_seed(SEED)
     network = Classifier(1, (28, 28), classes=10).freeze().to(DEVICE)
     rows.append(all_scores(network, n=500 if args.quick else 2000, channels=1, rounds=2))
+    show(rows[-1:])
     if not args.quick:
         rows.append(all_scores(random_inception().to(DEVICE), n=128, channels=3, rounds=1))
+        show(rows[-1:])
     return rows
 
 
@@ -418,9 +420,11 @@ def all_scores(network: FeatureNetwork, *, n: int, channels: int, rounds: int) -
     row = {
         "what": f"all three scores, {n} images, {network.name}", "aigc, s": median(seconds["ours"]),
         "torchmetrics, s": median(seconds["theirs"]), "torchmetrics / aigc": ratio(seconds, "theirs", "ours"),
-        "numbers apart": max(abs(a / b - 1) for a, b in zip(found["ours"], found["theirs"], strict=True)),
+        "numbers apart": ", ".join(
+            f"{name} {abs(a / b - 1):.0e}"
+            for name, a, b in zip(suite.names, found["ours"], found["theirs"], strict=True)
+        ),
     }
-    show([row])
     return row
 
 

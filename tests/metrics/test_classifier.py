@@ -127,12 +127,11 @@ def test_a_damaged_cache_is_made_again(empty_cache):
 
 
 @pytest.mark.slow
-def test_mnist_is_known_to_994_in_a_thousand(shared, empty_cache):
-    pytest.importorskip("torchvision")
-    if torch.get_num_threads() < 2 and not torch.cuda.is_available():
-        pytest.skip("two minutes on one thread: measured by experiments, not by every test run")
+def test_half_an_epoch_of_mnist_is_enough_for_97_in_a_hundred(shared, empty_cache, monkeypatch):
     from aigc.data.vision import Vision
 
+    monkeypatch.setattr("aigc.metrics.classifier.IMAGES", 25_600)
+    monkeypatch.setattr("aigc.metrics.classifier.EPOCHS", 1)
     data = Vision("mnist", batch_size=64, root=str(shared), download=False)
     data.setup()
-    assert trained_classifier(data).accuracy >= 0.994
+    assert trained_classifier(data).accuracy >= 0.97
