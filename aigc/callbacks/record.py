@@ -46,7 +46,7 @@ class Record(L.Callback):
     ) -> None:
         """Seeds this step."""
         seed = mix(self.seed, trainer.global_rank, pl_module.progress.batches)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would queue a traceback for each absent device
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a traceback for each absent device
         if pl_module.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 

@@ -369,7 +369,7 @@ def frechet_distances(width: int, n: int) -> list[Row]:
 
     seconds = interleave({
         "first": lambda: compute(ours, forget=True), "later": lambda: compute(ours), "theirs": lambda: compute(theirs),
-    }, 1 if width > 1000 else 3, warm=int(width <= 1000))
+    }, 3)
     rows = []
     for name, title in (("first", ""), ("later", ", the real side's root kept")):
         rows.append({
