@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from aigc.errors import RunError, UserError, choices
 
-RESUMABLE = ("budget", "trainer", "logger", "log_every", "resume")   # what a resumed run may change
+RESUMABLE = ("budget", "trainer", "batch_size", "logger", "log_every", "resume")  # what a resumed run may change
+BEFORE_TRAINING = (".hydra", "summary.json", "wandb", "samples")  # what is there before the first step
 UNSIGNED = ("study", "resume", "logger", "callbacks", "log_every", "budget")  # what does not make another experiment
 
 
@@ -96,10 +97,10 @@ def peak_memory_mb() -> float:
 
 
 def discard_if_unstarted(folder: Path) -> None:
-    """Removes a run folder in which nothing but Hydra's record of the command was written, and its empty parents."""
+    """Removes a run folder in which nothing was trained, and the parents that it leaves empty."""
     if not folder.is_dir():
         return
-    if any(entry.name not in (".hydra", "summary.json") for entry in folder.iterdir()):
+    if any(entry.name not in BEFORE_TRAINING for entry in folder.iterdir()):
         return
     shutil.rmtree(folder, ignore_errors=True)
     for parent in folder.parents:

@@ -133,9 +133,15 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
     if resumed:
         check_resumable(read_checkpoint(checkpoint), model, checkpoint)
     trainer = build_trainer(cfg, folder, family, before.get("wandb_id"))
+    images = cfg.batch_size * trainer.world_size
+    if before.get("global_batch", images) != images:
+        raise UserError(
+            f"'{folder}' was trained with {before['global_batch']} images a step over all devices, this would be "
+            f"{images}: give batch_size={before['global_batch'] // trainer.world_size}"
+        )
     if trainer.is_global_zero:
         begin(cfg, folder, model, trainer, resumed, checkpoint)
-    status, reason = "failed", None
+    status, reason, refused = "failed", None, False
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint if resumed else None, weights_only=True)
         status = "stopped" if model.progress.interrupted else "finished"
@@ -146,6 +152,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
             raise
     except BaseException as error:
         reason = str(error) or type(error).__name__
+        refused = isinstance(error, UserError) and not isinstance(error, RunError)
         raise
     finally:
         if trainer.is_global_zero:
@@ -153,7 +160,8 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
                 if isinstance(logger, Wandb):
                     logger.finish(status == "failed")
             try:
-                summary = conclude(folder, trainer, model, status, reason)
+                ending = before if refused else outcome(trainer, model, status, reason)
+                summary = write_summary(folder, **ending)
             except RunError:  # the disk that ended the run does not take its summary either
                 summary = {"status": status, "reason": reason}
         else:
@@ -212,24 +220,23 @@ def begin(cfg: DictConfig, folder: Path, model: Family, trainer: L.Trainer, resu
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         precision=trainer.precision,
         devices=trainer.world_size,
-        global_batch=cfg.batch_size * trainer.world_size,
+        global_batch=cfg.batch_size * trainer.world_size,  # images a step
         wandb_id=wandb_id,
         **environment(),
     )
 
 
-def conclude(folder: Path, trainer: L.Trainer, model: Family, status: str, reason: str | None) -> dict[str, Any]:
-    """Writes how a run ended."""
+def outcome(trainer: L.Trainer, model: Family, status: str, reason: str | None) -> dict[str, Any]:
+    """How a run ended, for its summary."""
     scores = next((c for c in trainer.callbacks if isinstance(c, Scores)), None)  # type: ignore[attr-defined]
     progress = model.progress
-    return write_summary(
-        folder,
-        status=status,
-        reason=reason,
-        images=progress.images,
-        seconds=round(progress.seconds, 3),
-        images_per_second=round(progress.images / progress.seconds, 2) if progress.seconds else None,
-        scores={"last": scores.latest, "best": scores.best, "monitor": scores.monitor} if scores else {},
-        protocol=scores.protocol if scores else {},
-        peak_memory_mb=round(peak_memory_mb(), 1),
-    )
+    return {
+        "status": status,
+        "reason": reason,
+        "images": progress.images,
+        "seconds": round(progress.seconds, 3),
+        "images_per_second": round(progress.images / progress.seconds, 2) if progress.seconds else None,
+        "scores": {"last": scores.latest, "best": scores.best, "monitor": scores.monitor} if scores else {},
+        "protocol": scores.protocol if scores else {},
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+    }

@@ -35,6 +35,7 @@ def run(*overrides: str, cwd: Path) -> subprocess.CompletedProcess:
         (["data=image_folder"], "aigc: 'data' needs the option 'path': add data.path=<value>"),
         (["condition=lable"], "aigc: Diffusion knows no condition 'lable': did you mean 'label'?"),
         (["resume=nowhere"], "aigc: resume="),
+        (["data=digits", "metrics=inception", "metrics.weights=nowhere.pt"], "aigc: "),
         (["trainer=gpu"], "aigc: trainer.accelerator=gpu, but torch sees no GPU"),
     ],
 )

@@ -137,6 +137,18 @@ def test_resume_refuses_what_would_make_another_experiment(tmp_path):
         resumed_config(cfg, tmp_path / "none", [])
 
 
+def test_another_number_of_images_a_step_is_refused_and_the_summary_stays(tmp_path):
+    fit(compose_train(*TINY["vae"], *FAST, "budget.images=160"), tmp_path)
+    before = read_summary(tmp_path)
+    with pytest.raises(UserError, match=r"16 images a step over all devices, this would be 32: give batch_size=16"):
+        fit(compose_train(*TINY["vae"], *FAST, "budget.images=320", "batch_size=32"), tmp_path, resumed=True)
+    assert read_summary(tmp_path) == before
+    with pytest.raises(UserError, match="seed"):
+        fit(compose_train(*TINY["vae"], *FAST, "budget.images=320", "data.seed=5"), tmp_path, resumed=True)
+    after = read_summary(tmp_path)
+    assert {**after, "updated": None} == {**before, "updated": None}
+
+
 def test_another_family_in_the_folder_is_refused(tmp_path):
     fit(compose_train(*TINY["vae"], *FAST, "budget.images=160"), tmp_path)
     with pytest.raises(UserError, match=r"holds a aigc\.models\.vae\.VAE, the configuration asks for"):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 FAMILIES = ("diffusion", "gan", "vae")
 HERE = Path(__file__).resolve().parent
+JUDGE = HERE / "judge.json"
 RUNS = Path("runs/first_look")
 START, END = "<!-- table: written by study.py -->", "<!-- end of table -->"
 
@@ -38,24 +39,28 @@ def finished() -> dict[str, Path]:
 
 def table(runs: dict[str, Path]) -> str:
     """The results as Markdown, from the runs' own summaries."""
-    head = ["family", "minutes", "label accuracy", "Fréchet distance", "times the floor", "images seen", "images/s",
-            "parameters", "memory MB"]
+    head = ["family", "minutes", "judge: labels right", "judge: times the floor", "label_accuracy", "fd_classifier",
+            "over its floor", "images seen", "images/s", "parameters", "memory MB"]
     rows = []
+    verdicts = json.loads(JUDGE.read_text()) if JUDGE.is_file() else {"runs": {}}
     for run in runs.values():
         s = json.loads((run / "summary.json").read_text())
         last, protocol = s["scores"]["last"], s["protocol"]
+        judged = verdicts["runs"].get(run.name)
+        verdict = [f"{judged['label_accuracy']:.4f}", f"{judged['over_floor']:.2f}"] if judged else ["", ""]
         rows.append([
-            s["family"], f"{s['seconds'] / 60:.1f}", f"{last['label_accuracy']:.4f}", f"{last['fd_classifier']:.3f}",
+            s["family"], f"{s['seconds'] / 60:.1f}", *verdict, f"{last['label_accuracy']:.4f}",
+            f"{last['fd_classifier']:.3f}",
             f"{last['fd_classifier'] / protocol['floor']:.2f}", f"{s['images']:,}", f"{s['images_per_second']:,.0f}",
             f"{s['parameters']:,}", f"{s['peak_memory_mb']:,.0f}",
         ])
     lines = [" | ".join(row) for row in [head, ["---"] * len(head), *rows]]
-    protocol, any_summary = protocol, s
     note = (
         f"Protocol: {protocol['metric']}, {protocol['num_samples']:,} samples (balanced labels) against "
         f"{protocol['num_reals']:,} {protocol['split']} images; network `{protocol['network']}` "
         f"(sha256 {protocol['network_sha256'][:12]}); floor {protocol['floor']:.3f}: as many test images. "
-        f"Machine: {any_summary['machine']}, {any_summary['precision']}, torch {any_summary['versions']['torch']}."
+        f"Judge: {verdicts.get('accuracy', 0):.2%} of the test images right, see judge.py. "
+        f"Machine: {s['machine']}, {s['precision']}, torch {s['versions']['torch']}."
     )
     return "\n".join(f"| {line} |" for line in lines) + f"\n\n{note}\n"
 
