@@ -2,9 +2,10 @@
 
     python experiments/first_look/judge.py data.root=<folder with MNIST/raw>
 
-256 features of a fully connected layer, trained once on the 55,000 training digits and kept in runs/first_look/judge.pt. Every
-finished run makes 2,000 images, 200 a class, from seeds that no score during training used; the floor is 200 test
-images a class against the training set. Prints and keeps `judge.json`, which study.py puts into its table.
+256 features of a fully connected layer, trained once on the 55,000 training digits and kept in
+runs/first_look/judge.pt. Every finished run makes 2,000 images, 200 a class, from seeds that no score during training
+used; the floor is 200 test images a class against the training set. Writes `judge.json`, which study.py puts into its
+table.
 """
 
 import json
