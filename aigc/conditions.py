@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from aigc.errors import UserError
 from aigc.noise import mix
 
-KINDS = ("none", "label")
 _LABEL = 0x1ABE1                                           # keeps an image's drawn label apart from its noise
 
 

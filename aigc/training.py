@@ -130,8 +130,12 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
     L.seed_everything(cfg.seed, verbose=False)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes, "condition": cfg.condition}
     model: Family = instantiate(cfg.model, "model", **facts)
+    seen = None
     if resumed:
-        check_resumable(read_checkpoint(checkpoint), model, checkpoint)
+        content = read_checkpoint(checkpoint)
+        check_resumable(content, model, checkpoint)
+        seen = content["progress"]["images"]
+        del content
     trainer = build_trainer(cfg, folder, family, before.get("wandb_id"))
     images = cfg.batch_size * trainer.world_size
     if before.get("global_batch", images) != images:
@@ -140,7 +144,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
             f"{images}: give batch_size={before['global_batch'] // trainer.world_size}"
         )
     if trainer.is_global_zero:
-        begin(cfg, folder, model, trainer, resumed, checkpoint)
+        begin(cfg, folder, model, trainer, seen)
     status, reason, refused = "failed", None, False
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint if resumed else None, weights_only=True)
@@ -199,16 +203,16 @@ def check_resumable(content: dict[str, Any], model: Family, path: Path) -> None:
         raise UserError(f"'{path}' holds a {held}, the configuration asks for a {name}: resume its own run")
 
 
-def begin(cfg: DictConfig, folder: Path, model: Family, trainer: L.Trainer, resumed: bool, checkpoint: Path) -> None:
-    """Writes what is known of a run at its start, and cuts the metrics back to the checkpoint."""
+def begin(cfg: DictConfig, folder: Path, model: Family, trainer: L.Trainer, seen: int | None) -> None:
+    """Writes what is known of a run at its start; a resumed one's metrics are cut back to the images `seen`."""
     config = to_plain(cfg)
     wandb_id = None
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
             logger.log_hyperparams(config)
             wandb_id = logger.experiment.id
-        if isinstance(logger, JsonLines) and resumed:
-            logger.rewind(read_checkpoint(checkpoint)["progress"]["images"])
+        if isinstance(logger, JsonLines) and seen is not None:
+            logger.rewind(seen)
     write_summary(
         folder,
         status="running",
