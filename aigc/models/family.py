@@ -117,3 +117,47 @@ class Family(L.LightningModule):
             return torch.randint(2**62, (n,)).tolist()
         assert len(seeds) == n, f"{len(seeds)} seeds for {n} images"
         return list(seeds)
+
+
+class Translator(Family):
+    """A family that turns images into images: of another domain (unpaired data), or into their targets (paired).
+
+    A subclass says which `directions` it goes and defines `translate`; `a2b` reads the batch's first image and gives
+    its second: `a` and `b` of unpaired data, `source` and `target` of paired data.
+    """
+
+    accepts: ClassVar[tuple[str, ...]] = ("unpaired",)
+    conditions: ClassVar[tuple[str, ...]] = ("none",)
+    directions: ClassVar[tuple[str, ...]] = ("a2b", "b2a")
+
+    def translate(self, images: Tensor, *, direction: str = "a2b", seeds: Sequence[int] | None = None) -> Tensor:
+        """Images `(n, c, h, w)` in [-1, 1], of any size, as images of the same size of the other side.
+
+        Raises:
+            UserError: a direction that this family was not trained for.
+        """
+        raise TypeError(f"{type(self).__name__} must define translate()")
+
+    def check_direction(self, direction: str) -> None:
+        """Refuses a direction that this family does not go.
+
+        Raises:
+            UserError: names those that it does.
+        """
+        if direction not in self.directions:
+            known = choices(direction, self.directions)
+            raise UserError(f"{type(self).__name__} was not trained for direction={direction}: {known}")
+
+    @staticmethod
+    def sides(batch: Batch, direction: str = "a2b") -> tuple[Tensor, Tensor]:
+        """What goes in and what should come out, from an unpaired or a paired batch."""
+        first, second = (batch["a"], batch["b"]) if "a" in batch else (batch["source"], batch["target"])
+        return (first, second) if direction == "a2b" else (second, first)
+
+    def fakes(self, batch: Batch, *, seeds: Sequence[int] | None = None) -> Tensor:
+        """The first side of a batch, translated."""
+        return self.translate(self.sides(batch)[0], seeds=seeds)
+
+    def reals(self, batch: Batch) -> Tensor:
+        """The second side of a batch."""
+        return self.sides(batch)[1]

@@ -50,7 +50,7 @@ from aigc.models.vae import VAE
 from aigc.noise import SeededNoise, mix
 from aigc.precision import choose_precision
 from aigc.run import environment
-from aigc.training import build_trainer, check_pair, prepare_data, quiet
+from aigc.training import build_trainer, check_pair, keep_freed_memory, prepare_data, quiet
 
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- tables: written by measure.py -->", "<!-- end of tables -->"
@@ -505,7 +505,8 @@ def main() -> None:
     if unknown := set(chosen) - set(SECTIONS):
         parser.error(f"--only knows {', '.join(SECTIONS)}; not {', '.join(sorted(unknown))}")
     quiet()
-    torch.set_float32_matmul_precision("high")                      # as aigc.training does
+    keep_freed_memory()
+    torch.set_float32_matmul_precision("high")                      # as aigc.training does, all three
     path = HERE / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in chosen:
