@@ -10,10 +10,14 @@ from aigc.callbacks.record import batch_size
 class AverageWeights(L.Callback):
     """Updates every pair of `family.averages()` after each step, its horizon counted in images (aigc/ema.py)."""
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Looks up what follows what."""
+        self.moves = [average.follow(source) for average, source in pl_module.averages()]
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Moves the averages."""
         images = batch_size(batch) * trainer.world_size
-        for average, source in pl_module.averages():
-            average.update(source, pl_module.progress.images, images)
+        for move in self.moves:
+            move(pl_module.progress.images, images)

@@ -111,7 +111,8 @@ class Diffusion(Family):
     ) -> None:
         """Clips the gradient norm at the recipe's `clip`."""
         if self.hparams.clip:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hparams.clip, foreach=True)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.hparams.clip, foreach=True)
 
     # ---- training ----
 

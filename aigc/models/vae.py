@@ -8,7 +8,7 @@ Notable here:
   in the checkpoint, so a checkpoint samples without data
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, log, pi
 from typing import Any
@@ -241,7 +241,7 @@ class VAE(Family):
         images, labels = batch["image"], self.condition_of(batch)
         n = len(images)
         drop = None if labels is None else torch.rand(n, device=images.device) < self.hparams.condition_drop
-        x = self.observed(images, torch.rand_like(images))
+        x = self.observed(images, lambda: torch.rand_like(images))
         mean, deviation = self.network.encode(x, labels, drop)
         z = torch.addcmul(mean, deviation, torch.randn_like(mean))
         reconstruction = self.log_likelihood(self.network, x, self.network.decode(z, labels, drop)).mean()
@@ -254,12 +254,12 @@ class VAE(Family):
             logs["scale"] = self.network.scale
         return {"loss": weight * kl - reconstruction} | {name: value.detach() for name, value in logs.items()}
 
-    def observed(self, images: Tensor, uniform: Tensor) -> Tensor:
-        """What the likelihood sees of images `(n, c, h, w)` in [-1, 1], given uniform numbers of their shape."""
+    def observed(self, images: Tensor, uniform: Callable[[], Tensor]) -> Tensor:
+        """What the likelihood sees of images `(n, c, h, w)` in [-1, 1]; `uniform()` draws numbers of their shape."""
         if self.hparams.observe == "binarised":
-            return torch.where(uniform < (images + 1) / 2, 1.0, -1.0)
+            return torch.where(uniform() < (images + 1) / 2, 1.0, -1.0)
         if self.hparams.observe == "dequantised":
-            return images + (uniform - 0.5) * GREY_LEVEL
+            return images + (uniform() - 0.5) * GREY_LEVEL
         return images
 
     def log_likelihood(self, network: Autoencoder, x: Tensor, parameters: Tensor) -> Tensor:
@@ -307,7 +307,8 @@ class VAE(Family):
         images, labels = batch["image"], self.condition_of(batch)
         noise = SeededNoise(batch.get("index", torch.arange(len(images))).tolist(), images.device)
         network = self.averaged
-        x = self.observed(images, torch.special.ndtr(noise(*images.shape[1:])))
+        pixels = noise(*images.shape[1:])
+        x = self.observed(images, lambda: torch.special.ndtr(pixels))
         mean, deviation = network.encode(x, labels)
         kl = kl_to_standard_normal(mean, deviation)
         ratios = []                                        # log p(x | z) p(z) / q(z | x), one (n,) a sample

@@ -17,7 +17,7 @@ from aigc.models.gan import GAN
 from aigc.models.vae import VAE, kl_to_standard_normal
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ALIKE = 8                               # first steps that draw alike
+ALIKE = 8                               # first steps whose weights are compared
 
 
 def autocast(enabled: bool) -> torch.autocast:
@@ -83,8 +83,6 @@ def vae_loop(model: VAE, batches: Iterator[Any], low: bool) -> Iterator[None]:
         images, labels = batch["image"], batch["label"]
         n = len(images)
         drop = torch.rand(n, device=DEVICE) < h.condition_drop
-        if seen < ALIKE * n:
-            torch.rand_like(images)     # the family draws for its other likelihoods, too: keeps the first steps alike
         with autocast(low):
             mean, deviation = network.encode(images, labels, drop)
             z = torch.addcmul(mean, deviation, torch.randn_like(mean))

@@ -53,9 +53,9 @@ def trained(model: VAE, steps: int = 2, **trainer) -> VAE:
 
 
 GOLDEN = {  # loss, elbo, reconstruction, kl
-    "gaussian": [57.079453, -57.214813, -57.079453, 0.135359],
-    "bernoulli": [44.530972, -44.530972, -44.395611, 0.135359],
-    "beta": [57.302639, -56.710915, -56.513672, 0.197242],
+    "gaussian": [57.078705, -57.214066, -57.078705, 0.135359],
+    "bernoulli": [44.530884, -44.530884, -44.395523, 0.135359],
+    "beta": [57.301147, -56.709423, -56.512180, 0.197242],
 }
 
 
@@ -69,7 +69,7 @@ def test_golden_losses(case):
     torch.manual_seed(2)
     logs = model.training_step(batch_of(), 0)
     got = [logs[name].item() for name in ("loss", "elbo", "reconstruction", "kl")]
-    assert got == pytest.approx(GOLDEN[case], abs=1e-4, rel=1e-4)
+    assert got == pytest.approx(GOLDEN[case], abs=1e-5, rel=3e-6)  # other noise shows at 1e-5
 
 
 def test_kl_is_the_closed_form():
@@ -189,13 +189,13 @@ def test_training_lowers_the_loss(changes):
     batch = {"image": torch.linspace(-1, 1, 8).view(8, 1, 1, 1).expand(8, 1, 8, 8)}
     optimizer = model.configure_optimizers()
     losses = []
-    for _ in range(60):
+    for _ in range(200):  # with some draws the code stays unused for a hundred
         loss = model.training_step(batch, 0)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-5:]) < sum(losses[:5]) - 5
+    assert sum(losses[-5:]) < sum(losses[:5]) - 25
 
 
 @pytest.mark.parametrize("prior", ["normal", "mixture"])
