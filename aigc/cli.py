@@ -14,16 +14,19 @@ from aigc.config import CONFIG_DIR, SCHEMAS, check_closed, register_schemas
 from aigc.errors import RunError, UserError, choices
 
 Task = Callable[[Any], Any]
+FREE_TEXT = ("text", "data.text")       # options whose value is taken as it was typed
 
 
 def run(task: Task, config_name: str) -> None:
     """Runs `task(cfg)` with the command line composed over `conf/<config_name>.yaml`; exits unless all went well.
 
-    In a multirun, a job that fails is reported and the others go on.
+    In a multirun, a job that fails is reported and the others go on, and commas in free text separate its jobs.
     Exit codes: 1 a run failed after it had started, 2 a mistake in what was asked, 130/143 interrupted.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
     register_schemas()
+    if not {"-m", "--multirun"} & set(sys.argv):
+        sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     codes: list[int] = []
 
     def job(cfg: Any) -> Any:
@@ -48,6 +51,17 @@ def run(task: Task, config_name: str) -> None:
         codes.append(130)
     if codes:
         sys.exit(max(codes))
+
+
+def quoted(argument: str) -> str:
+    """`text=a, {b}` so that Hydra reads the value as it was typed; lists, quoted values and other options stay."""
+    key, equals, value = argument.partition("=")
+    listed = value.startswith("[") and value.endswith("]")
+    plain = not value or value == "null" or listed or re.fullmatch(r"""(['"]).*\1""", value, re.DOTALL)
+    if key not in FREE_TEXT or plain:
+        return argument
+    value = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"{key}{equals}'{value.replace('${', chr(92) + '${')}'"
 
 
 def _say(error: UserError) -> int:

@@ -59,6 +59,7 @@ class GenerateConfig:
     n: int = 64
     seed: int = 0
     label: Any = None
+    text: Any = None
     guidance: float | None = None
     truncation: float | None = None
     sampler: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +69,25 @@ class GenerateConfig:
     device: str = "auto"
 
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "generate": GenerateConfig}
+@dataclass
+class EditConfig:
+    """The top level of `aigc.edit`; conf/edit.yaml explains each key."""
+
+    task: str = "translate"
+    run: str = "???"
+    checkpoint: str = "best"
+    images: str = "???"
+    out: str | None = None
+    direction: str = "a2b"
+    side: int | None = None
+    seed: int = 0
+    format: str = "keep"
+    batch_size: int = 16
+    megapixels: float = 4.0
+    device: str = "auto"
+
+
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "generate": GenerateConfig, "edit": EditConfig}
 
 
 def register_schemas() -> None:

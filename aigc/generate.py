@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from aigc import cli
 from aigc.errors import UserError, choices
+from aigc.prompts import prompts_of
 
 if TYPE_CHECKING:
     from aigc.models.family import Family
@@ -31,8 +32,9 @@ def generate(cfg: Any) -> None:
         raise UserError("device=cuda, but torch sees no GPU: use device=cpu or device=auto")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
     family = load_family(cfg.run, cfg.checkpoint, device)
-    label = OmegaConf.to_container(cfg.label) if OmegaConf.is_config(cfg.label) else cfg.label
-    condition = labels_of(family, label, cfg.n)
+    label, text = (OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for v in (cfg.label, cfg.text))
+    labels, prompts = labels_of(family, label, cfg.n), prompts_of(family, text, cfg.n)
+    condition = labels if prompts is None else prompts
     sampler = dict(cfg.sampler)
     options = {
         "sampler": sampler.pop("name", None), **sampler,
@@ -41,7 +43,7 @@ def generate(cfg: Any) -> None:
     options = {name: value for name, value in options.items() if value is not None}
     out = Path(cfg.out).expanduser() if cfg.out else default_out(Path(cfg.run))
     images = sample_uint8(family, cfg.n, seed=cfg.seed, condition=condition, batch_size=cfg.batch_size, **options)
-    write(images, out, cfg.format, cfg.n)
+    write(images, out, cfg.format, cfg.n, prompts=prompts)
     print(f"{cfg.n} images in {out}")
 
 
@@ -63,7 +65,8 @@ def labels_of(family: "Family", wanted: Any, n: int) -> Any:
     classes = family.hparams.get("classes")
     if family.hparams.get("condition", "none") != "label":
         if wanted is not None:
-            raise UserError(f"label={wanted}, but this {type(family).__name__} knows no labels: leave it out")
+            instead = "give text=<prompt>" if family.hparams.get("condition") == "text" else "leave it out"
+            raise UserError(f"label={wanted}, but this {type(family).__name__} knows no labels: {instead}")
         return None
     labels = list(range(classes)) if wanted is None else wanted if isinstance(wanted, list) else [wanted]
     for label in labels:

@@ -1,6 +1,6 @@
 """Images of a trained family, one after the other, and files of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,12 @@ def sample_uint8(
             yield from to_uint8(made).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def write(images: Iterator[np.ndarray], out: Path, form: str, n: int) -> None:
+def write(
+    images: Iterator[np.ndarray], out: Path, form: str, n: int, *, prompts: Sequence[str] | None = None
+) -> None:
     """Writes n images `(h, w, c)` as they come, so that an interruption loses none: PNGs or images.npy, and grid.png.
+
+    With `prompts`, one an image, the grid has a row for each different one, and prompts.txt names every image's.
 
     Raises:
         UserError: the folder does not take them.
@@ -53,7 +57,23 @@ def write(images: Iterator[np.ndarray], out: Path, form: str, n: int) -> None:
             else:
                 picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
                 picture.save(out / f"{k:0{max(5, len(str(n - 1)))}}.png")
-        save_grid(shown, out / "grid.png")
+        if prompts is None:
+            save_grid(shown, out / "grid.png")
+        else:
+            (out / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
+            save_rows(shown, prompts[: len(shown)], out / "grid.png")
     except OSError as error:
         sentence = f"the images could not be written to '{out}' ({error.strerror}): choose another out="
         raise UserError(sentence) from error
+
+
+def save_rows(images: torch.Tensor, prompts: Sequence[str], path: Path) -> None:
+    """Writes images `(n, c, h, w)` uint8 as a grid with a row for each different prompt."""
+    rows = {prompt: [k for k, own in enumerate(prompts) if own == prompt] for prompt in dict.fromkeys(prompts)}
+    columns = max(map(len, rows.values()))
+    if len(rows) == 1:
+        save_grid(images, path)
+        return
+    blank = torch.full_like(images[0], 96)
+    cells = [images[found[k]] if k < len(found) else blank for found in rows.values() for k in range(columns)]
+    save_grid(torch.stack(cells), path, columns=columns)

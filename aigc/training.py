@@ -12,12 +12,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from aigc import launch
-from aigc.callbacks.scores import Scores
+from aigc.callbacks.scoring import Scoring
 from aigc.checkpoints import AtomicCheckpointIO, read_checkpoint
 from aigc.config import CONFIG_DIR, instantiate, locate, to_plain
 from aigc.data.datamodule import ImageData
 from aigc.errors import RunError, UserError, choices
 from aigc.loggers import JsonLines, Wandb
+from aigc.metrics.cache import cache_folder
 from aigc.models.family import Family
 from aigc.precision import choose_precision
 from aigc.run import environment, peak_memory_mb, read_summary, signature, write_summary
@@ -25,7 +26,7 @@ from aigc.run import environment, peak_memory_mb, read_summary, signature, write
 KINDS_OF = {  # what a family that accepts a kind of batch can be given
     "images": ("images", "captioned"),
     "captioned": ("captioned",),
-    "unpaired": ("unpaired",),
+    "unpaired": ("unpaired", "paired"),
     "paired": ("paired",),
 }
 
@@ -59,18 +60,38 @@ def prepare_data(cfg: DictConfig) -> ImageData:
     """The data module, downloaded, checked and set up.
 
     Raises:
-        UserError: data are missing, broken, or have no labels for `condition=label`.
+        UserError: data are missing, broken, or have no labels for `condition=label`, no captions for text.
     """
     data = instantiate(cfg.data, "data")
-    data.prepare_data()
+    with launch.in_turn(cache_folder()):
+        data.prepare_data()
     data.setup()
     if cfg.condition == "label" and not data.classes:
         raise UserError(f"condition=label needs labels, and {data.name} has none: use condition=none or other data")
+    if cfg.condition == "text" and not data.texts("train"):
+        raise UserError(
+            f"condition=text needs captions, and {data.name} has none: choose data=shapes, or data=huggingface with "
+            "data.text=<column of captions>"
+        )
     return data
 
 
-def build_trainer(cfg: DictConfig, folder: Path, family: type[Family], run_id: str | None) -> L.Trainer:
-    """The trainer with callbacks in the config's order and both loggers."""
+def vocabulary_of(cfg: DictConfig, data: ImageData) -> list[str] | None:
+    """With `condition=text` and an encoder of one's own: the vocabulary of the training captions."""
+    text = cfg.model.get("text")
+    if cfg.condition != "text" or text is None or text.encoder != "own":
+        return None
+    from aigc.conditions.vocabulary import build_vocabulary
+
+    return build_vocabulary(data.texts("train") or [], kind=text.words, size=text.size)
+
+
+def build_trainer(cfg: DictConfig, folder: Path, model: Family, run_id: str | None) -> L.Trainer:
+    """The trainer with callbacks in the config's order and both loggers.
+
+    Raises:
+        UserError: there is no such device, or the family does not train in this precision or sharded.
+    """
     callbacks = [
         instantiate(node, "metrics" if name == "scores" else f"callbacks.{name}")
         for name, node in cfg.callbacks.items()
@@ -88,13 +109,19 @@ def build_trainer(cfg: DictConfig, folder: Path, family: type[Family], run_id: s
     options["precision"] = choose_precision(options["precision"], "cuda" if cuda else "cpu")
     processes = launch.count_devices(options["accelerator"], options["devices"]) * options["num_nodes"]
     if options["strategy"] in ("auto", "ddp") and processes > 1:
-        options["strategy"] = "ddp_find_unused_parameters_true" if family.find_unused_parameters else "ddp"
+        options["strategy"] = "ddp_find_unused_parameters_true" if model.find_unused_parameters else "ddp"
+    if options["strategy"] == "fsdp":
+        from aigc.sharded import Sharded, check_shardable
+
+        check_shardable(model, options["precision"])
+        options["strategy"] = Sharded(processes) if processes > 1 else "auto"
+    environments = [found] if (found := launch.cluster()) is not None else []
     return instantiate(
         options,
         "trainer",
         callbacks=callbacks,
         logger=loggers,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *environments],
         default_root_dir=str(folder),
         max_epochs=-1,                  # the loader is endless; the budget ends the run
         limit_val_batches=0,            # the scores callback looks at held-out images, counted in images seen
@@ -118,31 +145,36 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
         UserError: a mistake in what was asked; nothing has been trained.
         RunError: the run could not go on; `summary.json` says why.
     """
-    family = check_pair(cfg)
+    check_pair(cfg)
     quiet()
     keep_freed_memory()
     torch.set_float32_matmul_precision("high")
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    before = read_summary(folder) if resumed else {}
+    again = resumed or launch.requeued()
+    before = read_summary(folder) if again else {}
     if resumed and not checkpoint.is_file():
         raise UserError(f"the run '{folder}' has no checkpoints/last.ckpt yet: start it again instead of resuming it")
     data = prepare_data(cfg)
     L.seed_everything(cfg.seed, verbose=False)
-    facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes, "condition": cfg.condition}
+    facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes, "condition": cfg.condition,
+             "vocabulary": vocabulary_of(cfg, data)}
     model: Family = instantiate(cfg.model, "model", **facts)
-    seen = None
+    seen, stand = 0 if again else None, {}
     if resumed:
         content = read_checkpoint(checkpoint)
         check_resumable(content, model, checkpoint)
-        seen = content["progress"]["images"]
+        seen, stand = content["progress"]["images"], content.get(type(data).__qualname__, {})
         del content
-    trainer = build_trainer(cfg, folder, family, before.get("wandb_id"))
+    trainer = build_trainer(cfg, folder, model, before.get("wandb_id"))
     images = cfg.batch_size * trainer.world_size
     if before.get("global_batch", images) != images:
         raise UserError(
             f"'{folder}' was trained with {before['global_batch']} images a step over all devices, this would be "
             f"{images}: give batch_size={before['global_batch'] // trainer.world_size}"
         )
+    if stand:  # Lightning asks the data again, but only after the record has been cut back
+        data.trainer = trainer
+        data.load_state_dict(stand)
     if trainer.is_global_zero:
         begin(cfg, folder, model, trainer, seen)
     status, reason, refused = "failed", None, False
@@ -232,7 +264,7 @@ def begin(cfg: DictConfig, folder: Path, model: Family, trainer: L.Trainer, seen
 
 def outcome(trainer: L.Trainer, model: Family, status: str, reason: str | None) -> dict[str, Any]:
     """How a run ended, for its summary."""
-    scores = next((c for c in trainer.callbacks if isinstance(c, Scores)), None)  # type: ignore[attr-defined]
+    scores = next((c for c in trainer.callbacks if isinstance(c, Scoring)), None)  # type: ignore[attr-defined]
     progress = model.progress
     return {
         "status": status,

@@ -14,7 +14,7 @@ from aigc.noise import mix
 ORDER, AUGMENT, EVALUATE = 1, 2, 3  # what a seed is for: keeps the streams of random numbers apart
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)  # two sides, each at the turn of an epoch
 def _epoch(seed: int, epoch: int, n: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, ORDER, epoch)))
 

@@ -20,6 +20,8 @@ from aigc.data.batches import Endless, EvalBatches, TrainBatches
 from aigc.data.split import Batch, Split
 from aigc.errors import UserError, choices
 
+IMAGE_KEYS = ("image", "a", "b", "source", "target")  # of a batch, whatever its kind
+
 
 class ImageData(L.LightningDataModule):
     """Images, with labels or captions where the data have them.
@@ -28,7 +30,7 @@ class ImageData(L.LightningDataModule):
     `class_names` are its to set; `channels`, `size` and `fingerprint` follow from what `load` returns.
     """
 
-    kind: str = "images"  # "captioned" where batches have `text`
+    kind: str = "images"  # captioned where batches have `text`; unpaired and paired: aigc/data/pairs.py
 
     def __init__(
         self,
@@ -118,6 +120,11 @@ class ImageData(L.LightningDataModule):
         labels = self.split(split).labels
         return None if labels is None else labels[:limit]
 
+    def texts(self, split: str, *, limit: int | None = None) -> list[str] | None:
+        """The captions that belong to `images(split, limit=limit)`, or None."""
+        texts = self.split(split).texts
+        return None if texts is None else list(texts[:limit])
+
     # ---- loaders ----
 
     @property
@@ -176,9 +183,11 @@ class ImageData(L.LightningDataModule):
 
     @staticmethod
     def to_float(batch: Batch) -> Batch:
-        """The batch, images uint8, with its images as float32 in [-1, 1]."""
-        assert batch["image"].dtype == torch.uint8, f"images are {batch['image'].dtype} already"
-        return {**batch, "image": batch["image"].to(torch.float32).div_(127.5).sub_(1)}
+        """The batch, images uint8, with all its images as float32 in [-1, 1]."""
+        images = {key: batch[key] for key in IMAGE_KEYS if key in batch}
+        for image in images.values():
+            assert image.dtype == torch.uint8, f"images are {image.dtype} already"
+        return {**batch, **{key: image.to(torch.float32).div_(127.5).sub_(1) for key, image in images.items()}}
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Converts on the device: a quarter of the bytes travel."""

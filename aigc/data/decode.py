@@ -1,6 +1,7 @@
 """From any image file to uint8 `(c, h, w)` at the wanted size: every Pillow mode, orientation and shape."""
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ ORIENTED = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # wher
 VERSION = 1  # of the pixels that come out; part of a data set's fingerprint
 
 
-def parse_size(size: Any) -> tuple[int, int] | None:
-    """`data.size` as (h, w): None, one number for squares, or [h, w].
+def parse_size(size: Any, name: str = "size") -> tuple[int, int] | None:
+    """`data.<name>` as (h, w): None, one number for squares, or [h, w].
 
     Raises:
         UserError: it is none of these.
@@ -27,7 +28,7 @@ def parse_size(size: Any) -> tuple[int, int] | None:
         return None
     pair = [size, size] if isinstance(size, int) else list(size) if not isinstance(size, str) else []
     if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in pair):
-        raise UserError(f"data.size must be a number of pixels or [height, width], not {size!r}")
+        raise UserError(f"data.{name} must be a number of pixels or [height, width], not {size!r}")
     return pair[0], pair[1]
 
 
@@ -42,15 +43,24 @@ def parse_channels(channels: Any) -> int | None:
     return None if channels == "auto" else channels
 
 
-def parse_fit(fit: str) -> str:
-    """`data.fit`, checked.
+@dataclass
+class Wanted:
+    """How images shall come out of their files: the options of every source of files, checked.
 
     Raises:
-        UserError: unknown.
+        UserError: an option is none of those listed.
     """
-    if fit not in FITS:
-        raise UserError(f"unknown data.fit '{fit}': {choices(fit, FITS)}")
-    return fit
+
+    size: Any = None                # pixels or [height, width]; (h, w) once checked
+    channels: Any = "auto"          # 1, 3 or auto; None for auto once checked
+    fit: str = "crop"               # other aspect ratios: crop, pad or stretch
+    skip_broken: bool = False       # leave unreadable images out instead of stopping
+
+    def __post_init__(self) -> None:
+        self.size = parse_size(self.size)
+        self.channels = parse_channels(self.channels)
+        if self.fit not in FITS:
+            raise UserError(f"unknown data.fit '{self.fit}': {choices(self.fit, FITS)}")
 
 
 def header(data: bytes) -> tuple[tuple[int, int], bool]:
@@ -69,11 +79,14 @@ def header(data: bytes) -> tuple[tuple[int, int], bool]:
         return (height, width), image.mode in GREY_MODES
 
 
-def decode(data: bytes, *, size: tuple[int, int], channels: int, fit: str = "crop") -> Tensor:
+def decode(
+    data: bytes, *, size: tuple[int, int], channels: int, fit: str = "crop", halves: bool = False
+) -> Tensor:
     """An image file as uint8 `(channels, h, w)`: turned upright, on white where transparent, 16 bits cut to 8.
 
     Resized with antialiasing (bicubic). Another aspect ratio is centre-cropped (`fit="crop"`), padded with white
-    (`"pad"`) or stretched (`"stretch"`).
+    (`"pad"`) or stretched (`"stretch"`). With `halves`, the left and the right half are an image each, one after the
+    other: `(2 * channels, h, w)`.
 
     Raises:
         OSError: broken or truncated (also other exceptions: Pillow's decoders raise what they like).
@@ -83,7 +96,8 @@ def decode(data: bytes, *, size: tuple[int, int], channels: int, fit: str = "cro
     height, width = size
     with Image.open(io.BytesIO(data)) as opened:
         image: Image.Image = opened
-        opened.draft(None, (2 * max(size), 2 * max(size)))  # JPEG: decode at 1/2, 1/4, 1/8 where that is enough
+        enough = (2 + 2 * halves) * max(size)
+        opened.draft(None, (enough, enough))               # JPEG: decode at 1/2, 1/4, 1/8 where that is enough
         opened.load()                                      # also finds what a PNG says after its pixels
         if opened.format not in ("PNG", "JPEG") or ORIENTED & opened.info.keys():
             ImageOps.exif_transpose(image, in_place=True)
@@ -92,15 +106,23 @@ def decode(data: bytes, *, size: tuple[int, int], channels: int, fit: str = "cro
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("L" if channels == 1 else "RGB")
-        if image.size != (width, height):
-            if fit == "stretch":
-                image = image.resize((width, height), Image.Resampling.BICUBIC)
-            elif fit == "crop":
-                image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-            else:
-                image = ImageOps.pad(image, (width, height), Image.Resampling.BICUBIC, color="white")
-        array = np.array(image).reshape(height, width, channels)
-    return torch.from_numpy(array).permute(2, 0, 1)
+        middle = image.width // 2
+        parts = [image.crop((x, 0, x + middle, image.height)) for x in (0, middle)] if halves else [image]
+        arrays = [np.array(_fitted(part, (width, height), fit)).reshape(height, width, channels) for part in parts]
+    return torch.from_numpy(np.concatenate(arrays, axis=2) if halves else arrays[0]).permute(2, 0, 1)
+
+
+def _fitted(image: Any, size: tuple[int, int], fit: str) -> Any:
+    """A Pillow image at `size` (width, height)."""
+    from PIL import Image, ImageOps
+
+    if image.size == size:
+        return image
+    if fit == "stretch":
+        return image.resize(size, Image.Resampling.BICUBIC)
+    if fit == "crop":
+        return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+    return ImageOps.pad(image, size, Image.Resampling.BICUBIC, color="white")
 
 
 def _eight_bits(image: Any) -> Any:

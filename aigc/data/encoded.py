@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from aigc.data.decode import VERSION, decode, header
+from aigc.data.decode import VERSION, Wanted, decode, header
 from aigc.data.split import Lazy, Split
 from aigc.errors import UserError
 from aigc.metrics.cache import keep_cached, load_cached
@@ -56,11 +56,11 @@ class Scan:
 class Encoded:
     """Images decoded when a batch asks for them, with `Lazy`'s interface."""
 
-    def __init__(self, files: Files, rows: Tensor, *, size: tuple[int, int], channels: int, fit: str):
+    def __init__(self, files: Files, rows: Tensor, **options: Any):
         self.files = files
         self.rows = rows                # numbers of the files that are images 0, 1, ...
-        self.options: dict[str, Any] = {"size": size, "channels": channels, "fit": fit}
-        self.shape = (len(rows), channels, *size)
+        self.options = options          # of `decode`
+        self.shape = (len(rows), _channels(options), *options["size"])
 
     def take(self, index: Tensor) -> Tensor:
         """Images `index` `(k,)` as uint8 `(k, c, h, w)`."""
@@ -87,42 +87,52 @@ class Part(NamedTuple):
 
 
 def open_parts(
-    parts: Mapping[str, Files], *, name: str, size: tuple[int, int] | None, channels: int | None, fit: str,
-    skip_broken: bool, fits: Callable[[int, int, tuple[int, int]], bool],
+    parts: Mapping[str, Files], wanted: Wanted, *, name: str, fits: Callable[[int, int, tuple[int, int]], bool],
+    sizes: Mapping[str, tuple[int, int]] | None = None, mixed_size: int = MIXED_SIZE, halves: bool = False,
 ) -> dict[str, Part]:
-    """Opens every part at one size: `size` (None: their own if all agree, else 32 x 32), `channels` (None: as needed).
+    """Opens every part as `wanted`: at its size, or with `sizes` at one for each part, with 1 channel if all are grey.
+
+    Without a size, images keep their own if all agree, and else become squares of `mixed_size`. With `halves` every
+    file is two images side by side, whose channels follow one another (see `decode`).
 
     Raises:
-        UserError: broken files, all of them together, unless `skip_broken`; or no good ones.
+        UserError: broken files, all of them together, unless they are to be skipped; or no good ones.
     """
     key = hashlib.sha256(repr([(part, files.key) for part, files in parts.items()]).encode()).hexdigest()[:24]
     key = f"images_{VERSION}_{key}"
     kept = load_cached(key)
     scan = Scan(**kept) if kept is not None else _scan_headers(parts)
     _refuse_empty(parts, scan, name)
-    height, width = size or scan.native or (MIXED_SIZE, MIXED_SIZE)
-    channels = channels or (1 if scan.grey else 3)
-    options: dict[str, Any] = {"size": (height, width), "channels": channels, "fit": fit}
-    memory = fits(sum(map(len, parts.values())), channels, (height, width))
+    native = (scan.native[0], max(1, scan.native[1] // 2)) if scan.native and halves else scan.native
+    sizes = sizes or dict.fromkeys(parts, wanted.size or native or (mixed_size, mixed_size))
+    same = {"channels": wanted.channels or (1 if scan.grey else 3), "fit": wanted.fit}
+    same |= {"halves": True} if halves else {}
+    options: dict[str, dict[str, Any]] = {part: {"size": sizes[part], **same} for part in parts}
+    memory = fits(sum(map(len, parts.values())), _channels(same), max(sizes.values()))
     pixels = f"{key}_{hashlib.sha256(repr(options).encode()).hexdigest()[:8]}"
     decoded: dict[str, Tensor] = (load_cached(pixels) or {}) if memory and kept is not None else {}
     if kept is None or (memory and not decoded):
         for part, files in parts.items():
-            decoded[part] = _decode_all(part, files, scan, options, keep=memory)
+            decoded[part] = _decode_all(part, files, scan, options[part], keep=memory)
         if sum(map(len, parts.values())) >= MANY:
             keep_cached(key, asdict(scan))
             if memory and sum(images.nbytes for images in decoded.values()) <= KEPT:
                 keep_cached(pixels, decoded)
-    if any(scan.broken.values()) and not skip_broken:
+    if any(scan.broken.values()) and not wanted.skip_broken:
         raise UserError(_name_broken(parts, scan, name))
     _refuse_empty(parts, scan, name)
     opened = {}
     for part, files in parts.items():
         rows = torch.tensor([i for i in range(len(files)) if i not in scan.broken[part]], dtype=torch.int64)
         whole = len(rows) == len(files)
-        images = (decoded[part] if whole else decoded[part][rows]) if memory else Encoded(files, rows, **options)
-        opened[part] = Part(rows, images, f"{scan.digests[part]} {VERSION} {options}")
+        images = (decoded[part] if whole else decoded[part][rows]) if memory else Encoded(files, rows, **options[part])
+        opened[part] = Part(rows, images, f"{scan.digests[part]} {VERSION} {options[part]}")
     return opened
+
+
+def _channels(options: Mapping[str, Any]) -> int:
+    """Channels of what `decode` gives."""
+    return options["channels"] * (2 if options.get("halves") else 1)
 
 
 def _scan_headers(parts: Mapping[str, Files]) -> Scan:
@@ -142,7 +152,7 @@ def _scan_headers(parts: Mapping[str, Files]) -> Scan:
 def _decode_all(part: str, files: Files, scan: Scan, options: dict[str, Any], *, keep: bool) -> Tensor:
     """Decodes every file, completing `scan`; uint8 `(n, c, h, w)`, or one image again and again unless `keep`."""
     n = len(files)
-    images = torch.zeros(n if keep else 1, options["channels"], *options["size"], dtype=torch.uint8)
+    images = torch.zeros(n if keep else 1, _channels(options), *options["size"], dtype=torch.uint8)
 
     def work(i: int, data: bytes) -> bytes:
         images[i if keep else 0] = decode(data, **options)

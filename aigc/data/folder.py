@@ -3,14 +3,14 @@
 import hashlib
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
 
 from aigc.data.datamodule import ImageData
-from aigc.data.decode import parse_channels, parse_fit, parse_size
+from aigc.data.decode import Wanted
 from aigc.data.encoded import Files, Part, open_parts
 from aigc.data.split import Split, hold_out
 from aigc.errors import UserError
@@ -74,6 +74,48 @@ class ZipFiles:
         return self._zip.read(self.names[i])
 
 
+def image_files(path: Path, names: list[str]) -> Files:
+    """The files of these names in a folder or a zip."""
+    return FolderFiles(path, names) if path.is_dir() else ZipFiles(path, names)
+
+
+def list_images(path: Path, option: str) -> list[str]:
+    """Sorted names of all image files in a folder or a zip, relative to it; `option` names it in errors.
+
+    Raises:
+        UserError: it is missing or unreadable, or holds no images.
+    """
+    try:
+        if path.is_dir():
+            everything = [str(PurePosixPath(Path(folder, file).relative_to(path)))
+                          for folder, _, files in os.walk(path, followlinks=True) for file in files]
+        elif zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                everything = archive.namelist()
+        elif path.exists():
+            raise UserError(f"{option}={path} is neither a folder nor a whole zip: name one of them")
+        else:
+            raise UserError(f"{option}={path} does not exist: name a folder or a zip of images")
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{option}={path} cannot be read ({error}): check it") from error
+    names = sorted(name for name in everything if name.lower().endswith(ENDINGS)
+                   and not any(part.startswith((".", "__MACOSX")) for part in name.split("/")))
+    if not names:
+        raise UserError(f"{option}={path} holds no images ({' '.join(ENDINGS)}): name another folder or zip")
+    return names
+
+
+def shared_folders(names: Sequence[str], meaningful: Container[str]) -> int:
+    """How many leading folders all files share, up to the first one whose name (in lower case) says something."""
+    folders = [name.split("/")[:-1] for name in names]
+    top = 0
+    while all(len(f) > top for f in folders) and len({f[top] for f in folders}) == 1 and (
+        folders[0][top].lower() not in meaningful
+    ):
+        top += 1
+    return top
+
+
 class ImageFolder(ImageData):
     """A folder or zip of images.
 
@@ -109,10 +151,7 @@ class ImageFolder(ImageData):
         self.use_labels = labels
         self.validation = validation
         self.test = test
-        self.wanted_size = parse_size(size)
-        self.wanted_channels = parse_channels(channels)
-        self.fit = parse_fit(fit)
-        self.skip_broken = skip_broken
+        self.wanted = Wanted(size, channels, fit, skip_broken)
 
     def prepare_data(self) -> None:
         """Fails early, on one rank, and leaves the findings about large sets in the cache for the others."""
@@ -120,45 +159,15 @@ class ImageFolder(ImageData):
 
     def load(self) -> dict[str, Split]:
         """Lists, checks and decodes the images, and cuts the splits that have no folder of their own."""
-        names, top = self._list()
+        names = list_images(self.path, "data.path")
+        top = shared_folders(names, SPLIT_NAMES)
         by_split = _by_split(names, top, self.path)
         labels = self._labels(by_split, top)
-        parts = open_parts({split: self._files([name for name, _ in found]) for split, found in by_split.items()},
-                           name=str(self.path), size=self.wanted_size, channels=self.wanted_channels, fit=self.fit,
-                           skip_broken=self.skip_broken, fits=self.fits)
+        files = {split: image_files(self.path, [name for name, _ in found]) for split, found in by_split.items()}
+        parts = open_parts(files, self.wanted, name=str(self.path), fits=self.fits)
         cut = cut_splits(parts, validation=self.validation, test=self.test, seed=self.split_seed)
         return {split: parts[part].split(rows, None if labels is None else labels[part][parts[part].rows], None)
                 for split, (part, rows) in cut.items()}
-
-    def _files(self, names: list[str]) -> Files:
-        return FolderFiles(self.path, names) if self.path.is_dir() else ZipFiles(self.path, names)
-
-    def _list(self) -> tuple[list[str], int]:
-        """Sorted names of all image files, and how many leading folders all of them share."""
-        try:
-            if self.path.is_dir():
-                everything = [str(PurePosixPath(Path(folder, file).relative_to(self.path)))
-                              for folder, _, files in os.walk(self.path, followlinks=True) for file in files]
-            elif zipfile.is_zipfile(self.path):
-                with zipfile.ZipFile(self.path) as archive:
-                    everything = archive.namelist()
-            elif self.path.exists():
-                raise UserError(f"data.path={self.path} is neither a folder nor a whole zip: name one of them")
-            else:
-                raise UserError(f"data.path={self.path} does not exist: name a folder or a zip of images")
-        except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"data.path={self.path} cannot be read ({error}): check it") from error
-        names = sorted(name for name in everything if name.lower().endswith(ENDINGS)
-                       and not any(part.startswith((".", "__MACOSX")) for part in name.split("/")))
-        if not names:
-            raise UserError(f"data.path={self.path} holds no images ({' '.join(ENDINGS)}): name another folder or zip")
-        folders = [name.split("/")[:-1] for name in names]
-        top = 0
-        while all(len(f) > top for f in folders) and len({f[top] for f in folders}) == 1 and (
-            folders[0][top].lower() not in SPLIT_NAMES
-        ):
-            top += 1
-        return names, top
 
     def _labels(self, by_split: dict[str, list[tuple[str, int]]], top: int) -> dict[str, Tensor] | None:
         """Class numbers of all files by split, or None; sets `classes` and `class_names`."""

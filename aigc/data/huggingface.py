@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from aigc.data.datamodule import ImageData
-from aigc.data.decode import parse_channels, parse_fit, parse_size
+from aigc.data.decode import Wanted
 from aigc.data.encoded import open_parts
 from aigc.data.folder import SPLIT_NAMES, cut_splits
 from aigc.data.split import Split
@@ -94,10 +94,7 @@ class HuggingFace(ImageData):
         self.columns = {"image": image, "label": label, "text": text, "group": group}
         self.validation = validation
         self.test = test
-        self.wanted_size = parse_size(size)
-        self.wanted_channels = parse_channels(channels)
-        self.fit = parse_fit(fit)
-        self.skip_broken = skip_broken
+        self.wanted = Wanted(size, channels, fit, skip_broken)
 
     def prepare_data(self) -> None:
         """Downloads and converts on one rank, and checks the images; the others then read the library's cache."""
@@ -118,9 +115,8 @@ class HuggingFace(ImageData):
         texts = None if text is None else {split: _captions(table, text) for split, table in tables.items()}
         if texts is not None:
             self.kind = "captioned"
-        parts = open_parts({split: RowFiles(table, image, split) for split, table in tables.items()},
-                           name=self.path, size=self.wanted_size, channels=self.wanted_channels, fit=self.fit,
-                           skip_broken=self.skip_broken, fits=self.fits)
+        parts = open_parts({split: RowFiles(table, image, split) for split, table in tables.items()}, self.wanted,
+                           name=self.path, fits=self.fits)
         groups = None
         if group is not None:
             values = list(tables["train"][group])

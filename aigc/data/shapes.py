@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,13 @@ TINTS = (  # pale pairs: ground, pattern
     ((242, 236, 222), (222, 210, 184)), ((228, 235, 242), (198, 211, 224)),
     ((230, 240, 228), (202, 219, 199)), ((240, 230, 238), (220, 203, 217)),
 )
+NIGHT = (  # the same grounds in the style neon
+    ((40, 31, 24), (62, 48, 36)), ((18, 27, 40), (31, 45, 65)),
+    ((17, 34, 26), (28, 55, 42)), ((38, 20, 38), (60, 33, 58)),
+)
+STYLES = ("flat", "neon", "outline")  # how a scene is drawn: painted; glowing tubes at night; lines in colour pencil
 COLUMNS = ("count", "relation", "size", "colour", "shape", "size2", "colour2", "shape2", "background")
-STREAMS = {"train": 0, "validation": 1, "test": 2, "heldout": 3}
+STREAMS = {"train": 0, "validation": 1, "test": 2, "heldout": 3, "other": 4}  # other: as train, other images
 OBJECTS = ("1", "2", "mixed")
 VERSION = 2       # of the pixels; part of the fingerprint, raised when the drawing changes
 MARGIN = 0.02     # between objects and the border, in shorter sides
@@ -65,11 +71,14 @@ def _uniform(key: int, index: np.ndarray, slot: int) -> np.ndarray:
 class Scenes:
     """Attributes, captions and pixels of an endless sequence of images."""
 
-    def __init__(self, seed: int, split: str, *, objects: str = "1", size: tuple[int, int] = (32, 32)):
+    def __init__(
+        self, seed: int, split: str, *, objects: str = "1", size: tuple[int, int] = (32, 32), style: str = "flat"
+    ):
         self.key = mix(seed, STREAMS[split])
         self.held = split == "heldout"
         self.objects = objects                     # "1", "2" or "mixed" (half and half)
         self.size = size                           # (h, w) in pixels
+        self.style = style                         # of STYLES; the scene is the same in all of them
 
     def attributes(self, index: Tensor) -> Tensor:
         """Attributes of images `index` `(k,)` as int64 `(k, 9)`, columns as in COLUMNS.
@@ -158,7 +167,8 @@ class Scenes:
         return [(x1, y1), (x2, y2)]
 
     def _background(self, index: Tensor, kind: Tensor, x: Tensor, y: Tensor, unit: int) -> Tensor:
-        tints = torch.tensor(TINTS, dtype=torch.float32)[(self._random(index, 20) * len(TINTS)).long()]
+        pairs = torch.tensor(NIGHT if self.style == "neon" else TINTS, dtype=torch.float32)
+        tints = pairs[(self._random(index, 20) * len(TINTS)).long()]
         u, v = self._random(index, 21)[:, None, None], self._random(index, 22)[:, None, None]
         pattern = torch.zeros(len(index), *self.size)
         period = 0.2                                                     # of stripes and dots, in shorter sides
@@ -175,7 +185,10 @@ class Scenes:
                 up = (u[rows] < 0.5).float()
                 pattern[rows] = (up + (1 - 2 * up) * y / (self.size[0] / unit)).expand(-1, *self.size) * 1.5 - 0.25
                 continue
-            pattern[rows] = (0.5 - distance).clamp(0, 1)
+            filled = (0.5 - distance).clamp(0, 1)
+            if self.style == "outline":                                  # a faint shade tells inside from outside
+                filled = torch.maximum(0.3 * filled, (0.85 - distance.abs()).clamp(0, 1))
+            pattern[rows] = filled
         ground, ink = tints[:, 0, :, None, None], tints[:, 1, :, None, None]
         return ground + (ink - ground) * pattern[:, None]
 
@@ -185,7 +198,7 @@ class Scenes:
     ) -> None:
         """Paints one object on `rows` of the canvas."""
         paint = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
-        line = max(0.8, 0.028 * unit)                                    # width of the outline in pixels
+        line = max(0.8, (0.045 if self.style == "neon" else 0.028) * unit)   # width of the outline in pixels
         for kind, name in enumerate(SHAPES):
             mine = rows[shape[rows] == kind]
             if not len(mine):
@@ -197,7 +210,14 @@ class Scenes:
             cover = (0.5 - distance).clamp_(0, 1)[:, None]
             inside = (0.5 - distance - line).clamp_(0, 1)[:, None]
             ink = paint[colour[mine], :, None, None]
-            fill = ink * (0.62 + 0.38 * inside)
+            if self.style == "outline":
+                fill, cover = ink * 0.8, cover - inside
+            elif self.style == "neon":
+                glow = 0.55 * (-((distance + line / 2).abs() - line / 2).clamp(min=0) / (0.05 * unit)).exp()[:, None]
+                tube = cover - inside
+                fill, cover = ink + (255 - ink) * 0.45 * tube, torch.maximum(tube, glow)
+            else:
+                fill = ink * (0.62 + 0.38 * inside)
             canvas[mine] = canvas[mine] * (1 - cover) + fill * cover
 
 
@@ -311,6 +331,7 @@ class Shapes(ImageData):
             raise UserError(f"data.size={size} is too small to tell shapes apart: take at least 16")
         self.class_names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
         self.classes = len(self.class_names)
+        self._oracle: Any = None                 # aigc.metrics.oracle.ShapesOracle, once it is asked
 
     def scenes(self, split: str) -> Scenes:
         """The sequence of images that a split is the beginning of."""
@@ -319,6 +340,17 @@ class Shapes(ImageData):
     def attributes(self, split: str) -> Tensor:
         """Attributes of all images of a split, int64 `(n, 9)`, columns as in COLUMNS."""
         return self.scenes(split).attributes(torch.arange(self.counts[split]))
+
+    def read_back(self, images: Tensor) -> Tensor:
+        """What the oracle sees in images uint8 `(n, 3, h, w)`: attributes int64 `(n, 9)`, columns as in COLUMNS.
+
+        The first call trains the oracle for this size, unless it is in the cache (20 s on two cores).
+        """
+        if self._oracle is None:
+            from aigc.metrics.oracle import shapes_oracle
+
+            self._oracle = shapes_oracle(self.wanted_size, images.device)
+        return self._oracle.to(images.device).read(images)
 
     def load(self) -> dict[str, Split]:
         """Renders every split, or leaves it to the workers where that would not fit in memory."""

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc.conditions import build_encoder, labels_for
+from aigc.conditions import TextEncoder, as_tensor, build_encoder, condition_for
 from aigc.ema import EMA
 from aigc.errors import UserError, choices
 from aigc.models.family import Batch, Family
@@ -36,21 +36,30 @@ GOLDEN = 0.6180339887498949  # steps of the golden ratio cover [0, 1] evenly: va
 class ConditionalUNet(nn.Module):
     """U-Net and condition encoder: what is trained, averaged and sampled."""
 
-    def __init__(self, channels: int, classes: int | None, *, condition: str, **network: Any):
+    def __init__(
+        self, channels: int, *, condition: str, facts: dict[str, Any], text: dict[str, Any], network: dict[str, Any]
+    ):
         super().__init__()
-        self.unet = UNet(channels, **network)
-        self.encoder = build_encoder(condition, classes=classes, width=self.unet.vector)
+        levels = network.get("cross_attention", ()) if condition == "text" else ()
+        reads = {"cross_attention": levels, "context": text["width"]} if levels else {}
+        self.unet = UNet(channels, **{**network, "cross_attention": (), **reads})
+        width, attended = self.unet.vector, bool(levels)
+        self.encoder = build_encoder(condition, width=width, text=text, attended=attended, **facts)
 
-    def forward(self, x: Tensor, clock: Tensor, labels: Tensor | None, drop: Tensor | None = None) -> Tensor:
-        """Scaled noisy images `(n, c, h, w)`, times `(n,)`, labels `(n,)` or None to predictions `(n, c, h, w)`."""
-        vector = None if self.encoder is None else self.encoder(labels, n=len(x), drop=drop)
+    def forward(self, x: Tensor, clock: Tensor, condition: Tensor | None, drop: Tensor | None = None) -> Tensor:
+        """Scaled noisy images `(n, c, h, w)`, times `(n,)`, labels `(n,)` or texts to predictions `(n, c, h, w)`."""
+        if isinstance(self.encoder, TextEncoder):
+            pooled, tokens, mask = self.encoder.read(condition, n=len(x), drop=drop)
+            return self.unet(x, clock, pooled, None if tokens is None else (tokens, mask))
+        vector = None if self.encoder is None else self.encoder(condition, n=len(x), drop=drop)
         return self.unet(x, clock, vector)
 
 
 class Diffusion(Family):
     """Denoising diffusion in pixels; the recipe's numbers are in `conf/model/diffusion.yaml`."""
 
-    conditions: ClassVar[tuple[str, ...]] = ("none", "label")
+    conditions: ClassVar[tuple[str, ...]] = ("none", "label", "text")
+    sharded: ClassVar[tuple[str, ...]] = ("network",)
     moments: Tensor                         # images measured, sum of their means, sum of their mean squares
 
     def __init__(
@@ -59,7 +68,8 @@ class Diffusion(Family):
         size: Sequence[int],                # (height, width)
         *,
         classes: int | None = None,         # classes of the data, for condition=label
-        condition: str = "none",            # none | label
+        vocabulary: list[str] | None = None,  # of the training captions, for condition=text
+        condition: str = "none",            # none | label | text
         process: str,                       # flow | ddpm | edm
         processes: dict[str, dict[str, float]],  # options of each process, by its name
         prediction: str,                    # what the network says: flow | v | eps | x0 | edm
@@ -80,6 +90,9 @@ class Diffusion(Family):
         sampler: dict[str, Any],            # name, steps and options of the recipe's own sampler
         guidance: float,                    # guidance scale w of the recipe; only with a condition
         guidance_interval: Sequence[float] | None,  # sigma / alpha between which guidance acts; null: everywhere
+        text: dict[str, Any] | None = None,  # arguments of `TextEncoder`
+        text_network: dict[str, Any] | None = None,  # arguments of `UNet` that are others with condition=text
+        text_sampling: dict[str, Any] | None = None,  # with condition=text: other values of both
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -89,7 +102,10 @@ class Diffusion(Family):
             raise UserError(f"model.sigma_data={sigma_data} is neither a positive number nor auto: give one of them")
         self.process = build_process(process, prediction, processes.get(process, {}))
         self.check_sampler(sampler.get("name"), {k: v for k, v in sampler.items() if k not in ("name", "steps")})
-        self.network = ConditionalUNet(channels, classes, condition=condition, **network)
+        if condition == "text":
+            network = {**network, **(text_network or {})}
+        facts = {"classes": classes, "vocabulary": vocabulary}
+        self.network = ConditionalUNet(channels, condition=condition, facts=facts, text=text or {}, network=network)
         self.ema = EMA(self.network, halflife_images=ema_halflife_images, ramp=ema_ramp)
         self.register_buffer("moments", torch.zeros(3))  # in the checkpoint: resuming continues the same measurement
         self._measuring = sigma_data == "auto"
@@ -160,7 +176,7 @@ class Diffusion(Family):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One denoising step; `loss` is the weighted squared error of the prediction."""
-        images, labels = batch["image"], self.condition_of(batch)
+        images, labels = batch["image"], as_tensor(self.condition_of(batch), self.network.encoder)
         n, device = len(images), images.device
         self.measure(images)
         u = (torch.rand((), device=device) + torch.arange(n, device=device) / n) % 1
@@ -174,7 +190,8 @@ class Diffusion(Family):
         images, index = batch["image"], batch["index"]
         u = ((index.double() + 0.5) * GOLDEN % 1).float()
         noise = SeededNoise([mix(int(i)) for i in index], images.device)(*images.shape[1:])
-        return {"loss": self.errors(self.ema, images, self.condition_of(batch), u=u, noise=noise).mean()}
+        labels = as_tensor(self.condition_of(batch), self.network.encoder)
+        return {"loss": self.errors(self.ema, images, labels, u=u, noise=noise).mean()}
 
     # ---- sampling ----
 
@@ -196,7 +213,7 @@ class Diffusion(Family):
         self,
         n: int,
         *,
-        condition: Tensor | Sequence[int] | None = None,
+        condition: Tensor | Sequence[int] | Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
         **options: Any,
     ) -> Tensor:
@@ -218,13 +235,16 @@ class Diffusion(Family):
         self.check_sampler(name, options)
         if h.condition == "none" and options.get("guidance", 1) != 1:
             raise UserError("This model was trained with condition=none: leave guidance out, or train with a label")
-        settings = {"guidance": h.guidance, "guidance_interval": h.guidance_interval, **recipe, **options}
+        settings = {"guidance": h.guidance, "guidance_interval": h.guidance_interval}
+        settings |= {**((h.condition == "text" and h.text_sampling) or {}), **recipe, **options}
         precision = settings.get("precision", "float32")
         if precision not in PRECISIONS:
             raise UserError(f"There is no sampling precision '{precision}': {choices(precision, PRECISIONS)}")
 
         seeds = self.seeds_or_fresh(n, seeds)
-        labels = labels_for(condition, kind=h.condition, classes=h.classes, seeds=seeds)
+        labels = condition_for(
+            condition, kind=h.condition, classes=h.classes, seeds=seeds, encoder=self.network.encoder
+        )
         labels = None if labels is None else labels.to(self.device)
         noise = SeededNoise(seeds, self.device)
         points = path(self.process, settings["steps"], spacing=settings.get("spacing", "own"))
@@ -269,7 +289,7 @@ class Diffusion(Family):
             prediction = self.predict(self.ema, x, t, None)
         else:
             drop = torch.arange(2 * len(x), device=x.device) >= len(x)
-            both = self.predict(self.ema, x.repeat(2, 1, 1, 1), t.repeat(2), labels.repeat(2), drop)
+            both = self.predict(self.ema, x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([labels, labels]), drop)
             conditional, unconditional = both.chunk(2)
             prediction = torch.lerp(unconditional, conditional, guidance)
         return Parametrisation(self.hparams.prediction, self.sigma_data()).x0(prediction, x, own_alpha, own_sigma)

@@ -11,7 +11,7 @@ Notable here:
 from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from aigc.conditions import build_encoder, labels_for
+from aigc.conditions import TextEncoder, as_tensor, build_encoder, condition_for
 from aigc.diff_augment import DiffAugment
 from aigc.ema import EMA
 from aigc.errors import UserError, choices
@@ -42,10 +42,9 @@ class Generator(nn.Module):
         latent: int,                                       # length of the latent vector
         widths: Sequence[int],                             # feature maps, the starting grid's first
         last: str,                                         # to pixels by "transposed" (doubles) or "convolution" (3x3)
-        condition: str,                                    # none or label
-        classes: int | None,
+        condition: dict[str, Any],                         # arguments of `build_encoder`
         conditioning: str,                                 # projection: modulates batch norm too; concat: joins z only
-        embedding: int,                                    # length of the label's vector
+        embedding: int,                                    # length of the condition's vector
         init_std: float | None,
     ):
         super().__init__()
@@ -54,7 +53,7 @@ class Generator(nn.Module):
             doublings, widths = doublings + 1, [widths[0], *widths]
         self.size, self.latent = tuple(size), latent
         self.grid = tuple(ceil(side / 2**doublings) for side in size)
-        self.encoder = build_encoder(condition, classes=classes, width=embedding)
+        self.encoder = build_encoder(width=embedding, **condition)
         joined = embedding if self.encoder is not None else 0
         vector = joined if conditioning == "projection" else 0
         self.start = nn.Linear(latent + joined, widths[0] * self.grid[0] * self.grid[1], bias=False)
@@ -67,7 +66,7 @@ class Generator(nn.Module):
         initialize(self, init_std)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images `(n, c, h, w)` in [-1, 1], float32, from `z` `(n, latent)` and `labels` `(n,)` int64."""
+        """Images `(n, c, h, w)` in [-1, 1], float32, from `z` `(n, latent)` and labels `(n,)` or texts `(n, L)`."""
         vector = self.encoder(labels, n=len(z)) if self.encoder is not None else None
         x = self.start(z if vector is None else torch.cat([z, vector], dim=1))
         x = F.relu(self.norms[0](x.unflatten(1, (-1, *self.grid)), vector))
@@ -89,8 +88,7 @@ class Discriminator(nn.Module):
         widths: Sequence[int],                             # feature maps; convolutions stop halving at 4x4
         norm: str,                                         # spectral, batch (not after the first layer), or none
         head: str,                                         # mean: averages the grid; flatten: keeps places apart
-        condition: str,
-        classes: int | None,
+        condition: dict[str, Any],
         conditioning: str,                                 # projection (Miyato and Koyama 2018) or concat
         embedding: int,
         init_std: float | None,
@@ -98,7 +96,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.mean, self.concat = head == "mean", conditioning == "concat"
         self.batch_norm = norm == "batch"                  # real and generated images then need batches of their own
-        self.encoder = build_encoder(condition, classes=classes, width=embedding)
+        self.encoder = build_encoder(width=embedding, **condition)
         joined = self.encoder is not None and self.concat  # the label's map is one more channel
         if joined:
             self.map = nn.Linear(embedding, size[0] * size[1])
@@ -118,12 +116,13 @@ class Discriminator(nn.Module):
             self.project = nn.Linear(embedding, features, bias=False)
         initialize(self, init_std)
         if norm == "spectral":                             # every layer between image and logit
-            for module in self.modules():
-                if isinstance(module, nn.Conv2d | nn.Linear) and module is not getattr(self, "map", None):
+            between = [self.layers, self.head, *([self.project] if hasattr(self, "project") else [])]
+            for module in (module for part in between for module in part.modules()):
+                if isinstance(module, nn.Conv2d | nn.Linear):
                     spectral_norm(module)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits `(n,)`, float32, for `images` `(n, c, h, w)` and `labels` `(n,)` int64."""
+        """Logits `(n,)`, float32, for `images` `(n, c, h, w)` and labels `(n,)` or texts `(n, L)`."""
         vector = self.encoder(labels, n=len(images)) if self.encoder is not None else None
         if vector is not None and self.concat:
             images = torch.cat([images, self.map(vector).view(-1, 1, *images.shape[2:])], dim=1)
@@ -142,6 +141,7 @@ class GAN(Family):
         UserError: an option's value is unknown, or two of them contradict each other.
     """
 
+    conditions: ClassVar[tuple[str, ...]] = ("none", "label", "text")
     find_unused_parameters = True                          # each backward reaches only one of the two networks
 
     def __init__(
@@ -150,7 +150,8 @@ class GAN(Family):
         size: tuple[int, int],
         *,
         classes: int | None = None,
-        condition: str = "none",                           # none or label
+        vocabulary: list[str] | None = None,               # of the training captions, for condition=text
+        condition: str = "none",                           # none, label or text
         latent: int,                                       # length of the generator's input
         generator_widths: list[int],                       # feature maps from the starting grid on
         generator_last: str,                               # transposed: doubles into pixels; convolution: 3x3
@@ -158,7 +159,7 @@ class GAN(Family):
         discriminator_norm: str,                           # spectral, batch or none
         discriminator_head: str,                           # mean of the grid, or flatten
         conditioning: str,                                 # projection (and conditional batch norm), or concat
-        embedding: int,                                    # length of a label's vector
+        embedding: int,                                    # length of the condition's vector
         init_std: float | None,                            # N(0, init_std) weights; None: torch's own
         loss: str,                                         # a name of losses.adversarial.LOSSES
         r1: float,                                         # gamma of R1 (on real images), 0: none
@@ -175,6 +176,8 @@ class GAN(Family):
         decay_from: float,                                 # share of the budget after which the rates fall to 0
         ema_halflife_images: float,
         ema_ramp: float,                                   # halflife is at most this share of the images seen
+        text: dict[str, Any] | None = None,                # arguments of `TextEncoder`
+        text_drop: float = 0.0,                            # share of training texts left out, for empty prompts
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -193,9 +196,9 @@ class GAN(Family):
         self.automatic_optimization = False
         self.loss = adversarial_loss(loss)
         self.augment = DiffAugment(augment)
+        facts = {"condition": condition, "classes": classes, "vocabulary": vocabulary, "text": text}
         shared: dict[str, Any] = {
-            "condition": condition, "classes": classes, "conditioning": conditioning, "embedding": embedding,
-            "init_std": init_std,
+            "condition": facts, "conditioning": conditioning, "embedding": embedding, "init_std": init_std
         }
         self.generator = Generator(
             channels, size, latent=latent, widths=generator_widths, last=generator_last, **shared
@@ -222,7 +225,9 @@ class GAN(Family):
         are cached.
         """
         discriminator_optimizer, generator_optimizer = cast(list[LightningOptimizer], self.optimizers())
-        real, labels = batch["image"], self.condition_of(batch)
+        real, labels = batch["image"], as_tensor(self.condition_of(batch), self.generator.encoder)
+        if labels is not None and self.hparams.condition == "text":
+            labels = torch.where(torch.rand(len(real), 1, device=self.device) < self.hparams.text_drop, -1, labels)
         step = self.progress.batches
         turn = step % self.hparams.generator_every == 0    # the generator's, too
         with torch.set_grad_enabled(turn):
@@ -302,7 +307,8 @@ class GAN(Family):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The mean logit on held-out images: far below `logits/real`, the discriminator knows its training images."""
         with torch.no_grad():
-            return {"logits/held_out": self.discriminator(batch["image"], self.condition_of(batch)).mean()}
+            labels = as_tensor(self.condition_of(batch), self.discriminator.encoder)
+            return {"logits/held_out": self.discriminator(batch["image"], labels).mean()}
 
     def averages(self) -> list[tuple[EMA, nn.Module]]:
         """The averaged generator."""
@@ -323,9 +329,7 @@ class GAN(Family):
         """
         self.check_options(options, ("truncation", "standing_statistics"))
         seeds = self.seeds_or_fresh(n, seeds)
-        labels = labels_for(
-            condition, kind=self.hparams.condition, classes=self.hparams.classes, seeds=seeds
-        )
+        labels = self.conditions_of(condition, seeds)
         z = SeededNoise(seeds)(self.hparams.latent)
         if options.get("truncation") is not None:
             z = truncate(z, options["truncation"])
@@ -333,15 +337,27 @@ class GAN(Family):
             generator = self.ema.network
             if options.get("standing_statistics"):
                 generator = self.with_standing_statistics(options["standing_statistics"])
-            return generator(z.to(self.device), None if labels is None else labels.to(self.device))
+            return generator(z.to(self.device), labels)
+
+    def conditions_of(self, condition: Any, seeds: Sequence[int]) -> Tensor | None:
+        """What was asked for, checked, on this device."""
+        labels = condition_for(
+            condition, kind=self.hparams.condition, classes=self.hparams.classes, seeds=seeds,
+            encoder=self.generator.encoder,
+        )
+        return None if labels is None else labels.to(self.device)
 
     def with_standing_statistics(self, images: int) -> Generator:
-        """A copy of the averaged generator with batch-norm statistics over `images` images of fixed seeds."""
+        """A copy of the averaged generator with batch-norm statistics over `images` images of fixed seeds.
+
+        Raises:
+            UserError: the model was trained on texts, and holds none to measure with.
+        """
+        if self.hparams.condition == "text":
+            raise UserError("standing_statistics needs texts, which the model does not hold: leave it out")
 
         def inputs(seeds: range) -> tuple[Tensor, Tensor | None]:
-            labels = labels_for(None, kind=self.hparams.condition, classes=self.hparams.classes, seeds=seeds)
-            z = SeededNoise(seeds)(self.hparams.latent).to(self.device)
-            return z, None if labels is None else labels.to(self.device)
+            return SeededNoise(seeds)(self.hparams.latent).to(self.device), self.conditions_of(None, seeds)
 
         batches = (inputs(range(start, start + 64)) for start in range(0, images, 64))
         return cast(Generator, standing_statistics(self.ema.network, batches))
@@ -360,10 +376,15 @@ def truncate(z: Tensor, threshold: float) -> Tensor:
 
 
 def initialize(network: nn.Module, std: float | None) -> None:
-    """Weights N(0, std), batch-norm gains N(1, std), biases 0 (Radford et al. 2016); None leaves torch's own."""
+    """Weights N(0, std), batch-norm gains N(1, std), biases 0 (Radford et al. 2016); None leaves torch's own.
+
+    A text encoder is left as it is.
+    """
     if std is None:
         return
-    for module in network.modules():
+    encoder = getattr(network, "encoder", None)
+    reader = set(encoder.modules()) if isinstance(encoder, TextEncoder) else set()
+    for module in (module for module in network.modules() if module not in reader):
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(module.weight, 0, std)
         elif isinstance(module, nn.BatchNorm2d):

@@ -7,8 +7,10 @@ Notable:
 - Widths in multiples of 16, which is what the CPU's bf16 convolutions are blocked by (24 channels cost more than 32).
 - Time and condition are one vector that scales and shifts after the second normalisation (Dhariwal and Nichol 2021).
 - Any height and width: the input is padded to what the halvings need and the output cropped back.
+- Texts, where there are any, are looked at by cross-attention (Rombach et al. 2022) at the levels named.
 
-Shape suffixes: N batch, C channels, H height, W width, T tokens (H * W), D length of the vector.
+Shape suffixes: N batch, C channels, H height, W width, T positions (H * W), D length of the vector, L tokens of a
+text, E their width.
 """
 
 import math
@@ -17,6 +19,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from aigc.networks.attention import attend
 
 
 def clock_features(clock_N: Tensor, width: int, *, slowest: float = 0.25, fastest: float = 32.0) -> Tensor:
@@ -47,6 +51,8 @@ class Block(nn.Module):
         *,
         vector: int,                 # length of the modulating vector
         heads: int = 0,              # heads of self-attention after the convolutions; 0: none
+        reads: int = 0,              # heads of cross-attention to a text's tokens, last; 0: none
+        context: int = 0,            # width of a text's tokens
         dropout: float = 0.0,        # share of activations dropped before the second convolution
     ):
         super().__init__()
@@ -58,15 +64,20 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.attention = Attention(outputs, heads=heads) if heads else nn.Identity()
+        self.reading = CrossAttention(outputs, context, heads=reads) if reads else None
         silence(self.conv2)  # every block starts as the identity (Ho et al. 2020)
 
-    def forward(self, x_NCHW: Tensor, vector_ND: Tensor) -> Tensor:
-        """`(N, inputs, H, W)` and `(N, vector)` to `(N, outputs, H, W)`."""
+    def forward(self, x_NCHW: Tensor, vector_ND: Tensor, text: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """`(N, inputs, H, W)` and `(N, vector)` to `(N, outputs, H, W)`; `text`: tokens `(N, L, E)`, mask `(N, L)`."""
         hidden = self.conv1(F.silu(self.norm1(x_NCHW)))
         scale, shift = self.modulation(vector_ND)[:, :, None, None].chunk(2, dim=1)
         hidden = torch.addcmul(shift, self.norm2(hidden), 1 + scale)
         hidden = self.conv2(self.dropout(F.silu(hidden)))
-        return self.attention(self.skip(x_NCHW) + hidden)
+        x_NCHW = self.attention(self.skip(x_NCHW) + hidden)
+        if self.reading is None:
+            return x_NCHW
+        assert text is not None, "this U-Net was built to read texts"
+        return self.reading(x_NCHW, *text)
 
 
 class Attention(nn.Module):
@@ -85,7 +96,29 @@ class Attention(nn.Module):
         """`(N, C, H, W)` to the same."""
         n, c, h, w = x_NCHW.shape
         qkv = self.qkv(self.norm(x_NCHW)).view(n, 3, self.heads, c // self.heads, h * w).transpose(3, 4)
-        mixed = F.scaled_dot_product_attention(*qkv.unbind(1))  # (N, heads, T, C / heads)
+        mixed = attend(*qkv.unbind(1))  # (N, heads, T, C / heads)
+        return x_NCHW + self.out(mixed.transpose(2, 3).reshape(n, c, h, w))
+
+
+class CrossAttention(nn.Module):
+    """Positions look at a text's tokens, residual, starting as the identity."""
+
+    def __init__(self, channels: int, context: int, *, heads: int):
+        super().__init__()
+        assert channels % heads == 0, f"{channels} channels do not divide into {heads} heads"
+        self.heads = heads
+        self.norm = nn.GroupNorm(groups_for(channels), channels)
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key_value = nn.Linear(context, 2 * channels)
+        self.out = nn.Conv2d(channels, channels, 1)
+        silence(self.out)
+
+    def forward(self, x_NCHW: Tensor, tokens_NLE: Tensor, mask_NL: Tensor) -> Tensor:
+        """`(N, C, H, W)` to the same; tokens whose mask is False are not looked at."""
+        n, c, h, w = x_NCHW.shape
+        q = self.query(self.norm(x_NCHW)).view(n, self.heads, c // self.heads, h * w).transpose(2, 3)
+        k, v = self.key_value(tokens_NLE).view(n, -1, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = attend(q, k, v, mask_NL[:, None, None])
         return x_NCHW + self.out(mixed.transpose(2, 3).reshape(n, c, h, w))
 
 
@@ -102,6 +135,8 @@ class UNet(nn.Module):
         middle: int = 1,                           # residual blocks at the coarsest level between down and up
         patch: int = 1,                            # space-to-depth block of the stem: 1, 2, 4
         attention: Sequence[int] = (),             # levels with self-attention; 0 is the finest
+        cross_attention: Sequence[int] = (),       # levels that look at a text's tokens
+        context: int = 0,                          # width of these tokens
         head: int = 32,                            # channels per attention head
         vector: int = 128,                         # length of the vector for time and condition
         dropout: float = 0.0,                      # share of activations dropped in every block
@@ -110,13 +145,18 @@ class UNet(nn.Module):
         counts = [blocks] * len(multipliers) if isinstance(blocks, int) else list(blocks)
         assert len(counts) == len(multipliers), f"blocks {counts} for {len(multipliers)} levels"
         assert min(counts) >= 1, f"blocks {counts}: every level needs at least one"
-        assert all(0 <= level < len(multipliers) for level in attention), f"attention {attention}: no such level"
+        for name, levels in (("attention", attention), ("cross_attention", cross_attention)):
+            assert all(0 <= level < len(multipliers) for level in levels), f"{name} {levels}: no such level"
+        assert context or not cross_attention, "cross_attention needs tokens to look at"
         widths = [width * m for m in multipliers]
         self.patch, self.multiple, self.vector = patch, patch * 2 ** (len(widths) - 1), vector
 
         def block(inputs: int, level: int) -> Block:
-            heads = max(1, widths[level] // head) if level in attention else 0
-            return Block(inputs, widths[level], vector=vector, heads=heads, dropout=dropout)
+            heads = max(1, widths[level] // head)
+            return Block(
+                inputs, widths[level], vector=vector, dropout=dropout, context=context,
+                heads=heads if level in attention else 0, reads=heads if level in cross_attention else 0,
+            )
 
         self.clock = nn.Sequential(nn.Linear(vector, vector), nn.SiLU(), nn.Linear(vector, vector))
         self.stem = nn.Conv2d(channels * patch**2, width, 3, padding=1)
@@ -134,8 +174,14 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(width, channels * patch**2, 3, padding=1)
         silence(self.out)
 
-    def forward(self, x_NCHW: Tensor, clock_N: Tensor, vector_ND: Tensor | None = None) -> Tensor:
-        """Any-size images `(N, C, H, W)`, times `(N,)` in about [-1, 1] and conditions `(N, vector)` to images."""
+    def forward(
+        self, x_NCHW: Tensor, clock_N: Tensor, vector_ND: Tensor | None = None,
+        text: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Any-size images `(N, C, H, W)`, times `(N,)` in about [-1, 1] and conditions `(N, vector)` to images.
+
+        `text`: tokens `(N, L, E)` and their mask `(N, L)`, for levels with cross-attention.
+        """
         h, w = x_NCHW.shape[-2:]
         embedded = self.clock(clock_features(clock_N, self.vector))
         if vector_ND is not None:
@@ -147,13 +193,13 @@ class UNet(nn.Module):
         skips = []
         for level in self.down:
             for layer in level.children():
-                x = layer(x, embedded) if isinstance(layer, Block) else layer(x)
+                x = layer(x, embedded, text) if isinstance(layer, Block) else layer(x)
             skips.append(x)
         for layer in self.middle:
-            x = layer(x, embedded)
+            x = layer(x, embedded, text)
         for level in reversed(self.up):
             x = torch.cat([x, skips.pop()], dim=1)
             for layer in level.children():
-                x = layer(x, embedded) if isinstance(layer, Block) else F.interpolate(layer(x), scale_factor=2.0)
+                x = layer(x, embedded, text) if isinstance(layer, Block) else F.interpolate(layer(x), scale_factor=2.0)
         x = self.out(F.silu(self.norm(x)))
         return F.pixel_shuffle(x, self.patch)[..., :h, :w]

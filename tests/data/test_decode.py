@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aigc.data.decode import decode, fit_images, header, parse_channels, parse_fit, parse_size
+from aigc.data.decode import Wanted, decode, fit_images, header, parse_channels, parse_size
 from aigc.errors import UserError
 
 
@@ -118,6 +118,16 @@ def test_options_are_checked() -> None:
     assert parse_channels("auto") is None and parse_channels(1) == 1
     for call, word in ((lambda: parse_size("big"), "data.size"), (lambda: parse_size([1, 2, 3]), "data.size"),
                        (lambda: parse_size(0), "data.size"), (lambda: parse_channels(4), "data.channels"),
-                       (lambda: parse_fit("corp"), "did you mean 'crop'")):
+                       (lambda: Wanted(fit="corp"), "did you mean 'crop'")):
         with pytest.raises(UserError, match=word):
             call()
+
+
+def test_halves_of_one_file_become_two_images_that_do_not_bleed_into_each_other() -> None:
+    image = Image.new("RGB", (13, 8), (200, 0, 0))           # an odd column is left over
+    image.paste((0, 0, 100), (6, 0, 12, 8))
+    both = decode(encoded(image), size=(5, 7), channels=3, fit="stretch", halves=True)
+    assert both.shape == (6, 5, 7)
+    assert [both[c].unique().tolist() for c in range(6)] == [[200], [0], [0], [0], [0], [100]]
+    grey = decode(encoded(image), size=(8, 6), channels=1, halves=True)
+    assert [grey[c].unique().tolist() for c in range(2)] == [[60], [11]]

@@ -1,15 +1,18 @@
-"""Conditions, the same for every family: `condition=none|label`.
+"""Conditions, the same for every family: `condition=none|label|text`.
 
-An encoder turns a batch's labels into one vector per image, which a family modulates, projects or concatenates with.
-Dropping the condition (classifier-free guidance, Ho and Salimans 2022) is per sample: a dropped sample gets the
-learned null vector.
+An encoder turns a batch's labels or texts into one vector per image, which a family modulates, projects or
+concatenates with, and texts also into tokens with a mask, for attention. On its way a condition is one tensor with a
+row an image: labels `(n,)`, or token numbers `(n, L)` with -1 behind a text's end. Dropping the condition
+(classifier-free guidance, Ho and Salimans 2022) is per sample: a dropped sample gets the learned null vector.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from aigc.conditions.text import TextEncoder
 from aigc.errors import UserError
 from aigc.noise import mix
 
@@ -40,12 +43,55 @@ class LabelEncoder(nn.Module):
         return self.table(index)
 
 
-def build_encoder(condition: str, *, classes: int | None, width: int) -> LabelEncoder | None:
-    """The encoder for `condition`, or None for `none`; `width` is the length of the vectors."""
+def build_encoder(
+    condition: str, *, classes: int | None, width: int, vocabulary: Sequence[str] | None = None,
+    text: dict[str, Any] | None = None, attended: bool = False,
+) -> LabelEncoder | TextEncoder | None:
+    """The encoder for `condition`, or None for `none`.
+
+    Args:
+        condition: none, label or text.
+        classes: of the data, for label.
+        width: length of the vectors.
+        vocabulary: of the training captions, for text (`aigc/conditions/vocabulary.py`).
+        text: the recipe's options of `TextEncoder`.
+        attended: whether the family attends to a text's tokens.
+    """
     if condition == "none":
         return None
+    if condition == "text":
+        return TextEncoder(width, vocabulary=vocabulary, attended=attended, **(text or {}))
     assert classes, "condition=label needs data with classes"
     return LabelEncoder(classes, width)
+
+
+def as_tensor(condition: Tensor | Sequence[str] | None, encoder: nn.Module | None) -> Tensor | None:
+    """A batch's condition as one tensor on the encoder's device: labels as they are, texts as token numbers."""
+    if isinstance(encoder, TextEncoder) and condition is not None and not isinstance(condition, Tensor):
+        return encoder.tokenize(condition)
+    assert condition is None or isinstance(condition, Tensor), "texts for a family without a text encoder"
+    return condition
+
+
+def condition_for(
+    condition: Any, *, kind: str, classes: int | None, seeds: Sequence[int], encoder: nn.Module | None
+) -> Tensor | None:
+    """What `sample` was asked for, checked, as one tensor with a row for each of len(seeds) images; None for none.
+
+    Without a condition every image's label is drawn from its own seed, and its text is empty.
+
+    Raises:
+        UserError: the model takes no such condition, or their number is wrong.
+    """
+    if not isinstance(encoder, TextEncoder):
+        return labels_for(condition, kind=kind, classes=classes, seeds=seeds)
+    if condition is None:
+        condition = [""] * len(seeds)
+    if isinstance(condition, str) or not all(isinstance(text, str) for text in condition):
+        raise UserError("this model was trained with condition=text: give it a text for each image")
+    if len(condition) != len(seeds):
+        raise UserError(f"{len(condition)} texts for {len(seeds)} images: give one text for each image")
+    return encoder.tokenize(condition)
 
 
 def labels_for(

@@ -1,0 +1,131 @@
+"""Texts as conditions: an encoder of one's own, trained with the family, or a frozen one of another package."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from aigc.conditions.frozen import load_frozen, shortened
+from aigc.conditions.vocabulary import Tokenizer
+from aigc.errors import UserError
+from aigc.networks.text import TextTransformer
+
+
+class TextEncoder(nn.Module):
+    """Texts to a vector each, and to tokens with a mask.
+
+    An empty text is no condition, and so is a dropped one: both become the learned null vector and the start token
+    alone. Padding changes nothing, so that a text means the same beside longer ones.
+
+    A frozen encoder is loaded by its name, is neither trained nor stored, and is recognised by a fingerprint of its
+    weights; a projection of its tokens and of their mean is trained.
+    """
+
+    fingerprint: Tensor
+
+    def __init__(
+        self,
+        output: int,                        # length of the vector
+        *,
+        vocabulary: Sequence[str] | None,   # of the training captions; None with a frozen encoder
+        attended: bool,                     # whether the tokens are used, and not the vector alone
+        encoder: str,                       # own | transformers | open_clip
+        name: str | None,                   # of a frozen encoder, or its local path
+        words: str,                         # kind of the vocabulary: words | bytepairs
+        size: int,                          # largest vocabulary (read where it is built, aigc/training.py)
+        tokens: int,                        # longest text; what is longer is cut off
+        width: int,                         # of a token's vector
+        layers: int,                        # transformer layers of the own encoder
+        heads: int,                         # their attention heads
+    ):
+        super().__init__()
+        self.width = width
+        if encoder == "own":
+            assert vocabulary, "condition=text needs a vocabulary of the training captions"
+            self.frozen, self.tokens = None, tokens
+            self.tokenizer = Tokenizer(vocabulary, kind=words)
+            self.transformer = TextTransformer(len(vocabulary), width, layers=layers, heads=heads, tokens=tokens)
+            self.pool = nn.Linear(width, output)
+            return
+        self.frozen = load_frozen(encoder, name)
+        self.tokens = min(tokens, self.frozen.tokens)
+        self.register_buffer("fingerprint", torch.tensor(list(self.frozen.fingerprint), dtype=torch.uint8))
+        self.name = name
+        self.norm = nn.LayerNorm(self.frozen.width)
+        self.pool = nn.Linear(self.frozen.width, output)
+        self.null = nn.Parameter(0.02 * torch.randn(self.frozen.width))
+        if attended:
+            self.project = nn.Linear(self.frozen.width, width)
+            self.start = nn.Parameter(torch.randn(width))
+
+    # ---- texts to numbers ----
+
+    def numbers(self, text: str) -> list[int]:
+        """Token numbers of a whole text; none for an empty one."""
+        if self.frozen is None:
+            return self.tokenizer(text)
+        return self.frozen.numbers(text) if text.strip() else []
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token numbers `(n, L)` int64 on this encoder's device, -1 behind a text's end; L <= `tokens`."""
+        rows = [self.numbers(text) for text in texts]
+        rows = [shortened(row, self.tokens) if self.frozen else row[: self.tokens] for row in rows]
+        ids = torch.full((len(rows), max(map(len, rows), default=0)), -1)
+        for k, row in enumerate(rows):
+            ids[k, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        return ids.to(self.pool.weight.device)
+
+    def warnings(self, texts: Sequence[str]) -> list[str]:
+        """One line for each thing about these texts that a user may not expect: what is cut off, what is unknown."""
+        lines = []
+        long = [text for text in dict.fromkeys(texts) if len(self.numbers(text)) > self.tokens]
+        if long:
+            lines.append(f"{len(long)} of the prompts cut off after {self.tokens} tokens: '{long[0][:40]}...'")
+        unknown = [] if self.frozen else [word for text in texts for word in self.tokenizer.unknown(text)]
+        if unknown:
+            lines.append(f"not in the training captions, so without meaning: {', '.join(dict.fromkeys(unknown))}")
+        return lines
+
+    # ---- numbers to vectors ----
+
+    def forward(self, ids: Tensor | None, *, n: int, drop: Tensor | None = None) -> Tensor:
+        """Vectors `(n, output)` for token numbers `(n, L)`, or for no condition where they are None.
+
+        `drop` `(n,)` bool marks samples whose condition is dropped.
+        """
+        return self.read(ids, n=n, drop=drop)[0]
+
+    def read(
+        self, ids: Tensor | None, *, n: int, drop: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """As `forward`, and tokens `(n, L + 1, width)` with their mask `(n, L + 1)`; the first is the start token."""
+        device = self.pool.weight.device
+        ids = torch.empty(n, 0, dtype=torch.int64, device=device) if ids is None else ids.to(device)
+        assert len(ids) == n, f"{len(ids)} texts for {n} images"
+        if drop is not None:
+            ids = torch.where(drop.to(device)[:, None], -1, ids)
+        if self.frozen is None:
+            tokens, mask = self.transformer(ids)
+            return self.pool(tokens[:, 0]), tokens, mask
+        mask = ids >= 0
+        vectors = self.norm(self.frozen(ids)) * mask[..., None]
+        count = mask.sum(1, keepdim=True)
+        mean = torch.where(count > 0, vectors.sum(1) / count.clamp(min=1), self.null)
+        if not hasattr(self, "project"):
+            return self.pool(mean), None, mask
+        tokens = torch.cat([self.start.expand(n, 1, -1), self.project(vectors)], dim=1)
+        return self.pool(mean), tokens, torch.nn.functional.pad(mask, (1, 0), value=True)
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest):  # type: ignore[no-untyped-def]
+        """Refuses weights that were trained beside another frozen encoder.
+
+        Raises:
+            UserError: the encoder of this name has other weights now.
+        """
+        kept = state_dict.get(f"{prefix}fingerprint")
+        if self.frozen is not None and kept is not None and not torch.equal(kept.cpu(), self.fingerprint.cpu()):
+            raise UserError(
+                f"the text encoder '{self.name}' has other weights than the one that this model was trained with: "
+                "put the same one there"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)

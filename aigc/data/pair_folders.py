@@ -1,0 +1,309 @@
+"""Your own images of two kinds: folders trainA, trainB, testA, testB, or pairs side by side in one image each."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import torch
+from torch import Tensor
+
+from aigc.data.decode import Wanted, parse_size
+from aigc.data.download import Archive, fetch
+from aigc.data.encoded import Encoded, Files, Part, open_parts
+from aigc.data.folder import SPLIT_NAMES, image_files, list_images, shared_folders
+from aigc.data.pairs import PairData
+from aigc.data.split import Lazy, Split, hold_out
+from aigc.errors import UserError, choices
+
+DIRECTIONS = ("a2b", "b2a")
+SIDES = ("a", "b")
+MIXED_SIZE = 64  # pixels of images whose own sizes differ, unless a size is chosen
+_SIDE = re.compile(rf"(?:({'|'.join(SPLIT_NAMES)})[ _-]?)?([ab])", re.IGNORECASE)
+Listing = dict[str, dict[str, list[str]]]  # by split, then by side: file names
+
+
+class _Meaningful:
+    """Folder names that say which split or which side an image belongs to."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in SPLIT_NAMES or _SIDE.fullmatch(str(name)) is not None
+
+
+def by_side(names: Sequence[str]) -> Listing:
+    """Files by split and side, from folders like trainA, train/A, A/train or A alone (which is all for training).
+
+    Files outside such folders are left out; so is everything where there are none.
+    """
+    top = shared_folders(names, _Meaningful())
+    found: Listing = {}
+    for name in names:
+        split, side = None, None
+        for folder in name.split("/")[top:-1][:2]:
+            match = _SIDE.fullmatch(folder)
+            if match and side is None:
+                split, side = SPLIT_NAMES[match[1].lower()] if match[1] else split, match[2].lower()
+            elif split is None and folder.lower() in SPLIT_NAMES:
+                split = SPLIT_NAMES[folder.lower()]
+            else:
+                break
+        if side is not None:
+            found.setdefault(split or "train", {}).setdefault(side, []).append(name)
+    return found
+
+
+def partner_name(name: str, side: str) -> str:
+    """What both images of a pair are called: the file's name without its ending and without its side (`12_A.jpg`)."""
+    stem = PurePosixPath(name).stem
+    return stem[:-2] if stem[-2:].lower() in (f"_{side}", f"-{side}") and len(stem) > 2 else stem
+
+
+class Half:
+    """One side of images that lie side by side, with `Lazy`'s interface; both sides share what was decoded last."""
+
+    def __init__(self, whole: "Whole", side: int):
+        n, channels, height, width = whole.images.shape
+        self.whole = whole
+        self.side = side
+        self.shape = (n, channels // 2, height, width)
+
+    def take(self, index: Tensor) -> Tensor:
+        """Images `index` `(k,)` as uint8 `(k, c, h, w)`."""
+        return self.whole.take(index)[:, self.side * self.shape[1] : (self.side + 1) * self.shape[1]].clone()
+
+
+class Whole:
+    """Images that lie side by side; remembers the last ones."""
+
+    def __init__(self, images: Lazy):
+        self.images = images
+        self.last: tuple[list[int], Tensor] | None = None
+
+    def take(self, index: Tensor) -> Tensor:
+        """Both sides of images `index` `(k,)`, channels after channels: uint8 `(k, 2 * c, h, w)`."""
+        asked = index.tolist()
+        if self.last is None or self.last[0] != asked:
+            self.last = (asked, self.images.take(index))
+        return self.last[1]
+
+
+class UnpairedFolder(PairData):
+    """A folder or zip with trainA, trainB and, if they are there, valA, valB, testA, testB (or train/A, A/train, ...).
+
+    A missing split is held out of train. Where both sides of a split have the same file names (or `12_A.jpg` beside
+    `12_B.jpg`), they are true pairs: no family learns from that, but tests compare with them.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,                                  # folder or .zip
+        batch_size: int,                            # images of each side a batch on every device
+        seed: int = 0,                              # order and augmentation of the training images
+        split_seed: int = 0,                        # what is held out
+        load_size: int | Sequence[int] | None = None,  # training images before cropping; None: crop_size
+        crop_size: int | Sequence[int] | None = None,  # of all images; None: load_size, or their own if equal, else 64
+        flip: bool = False,                         # mirror training images left to right, half of the time
+        validation: int | float = 0.1,              # number or fraction held out where there is no such folder
+        test: int | float = 0.1,                    # likewise
+        direction: str = "a2b",                     # b2a: folder B is the first side
+        channels: int | str = "auto",               # 1, 3, or auto: 1 if all images are grey
+        fit: str = "stretch",                       # other aspect ratios: stretch, crop or pad
+        skip_broken: bool = False,                  # leave unreadable images out instead of stopping
+        workers: int | str = "auto",                # processes that decode what does not fit in memory
+        memory_gb: float = 2.0,                     # decode up to this much (2^30 bytes) once
+        archive: Archive | None = None,             # what is downloaded and unpacked into `root` when that is missing
+        download: bool = True,                      # whether it may be
+    ):
+        super().__init__(batch_size=batch_size, seed=seed, split_seed=split_seed, flip=flip, workers=workers,
+                         memory_gb=memory_gb)
+        if direction not in DIRECTIONS:
+            raise UserError(f"unknown data.direction '{direction}': {choices(direction, DIRECTIONS)}")
+        self.root = Path(root).expanduser()
+        self.name = self.root.stem or "images"
+        crop = parse_size(crop_size, "crop_size") or parse_size(load_size, "load_size")
+        self.load_size = parse_size(load_size, "load_size") or crop
+        self.crop_size = crop
+        if crop and self.load_size and (crop[0] > self.load_size[0] or crop[1] > self.load_size[1]):
+            raise UserError(f"data.crop_size={crop_size} is larger than data.load_size={load_size}: crop at most that")
+        self.validation = validation
+        self.test = test
+        self.direction = direction
+        self.wanted = Wanted(None, channels, fit, skip_broken)
+        self.archive = archive
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Downloads what is missing, on one rank, and fails early; leaves the findings about large sets in the cache.
+
+        Raises:
+            UserError: it may not or cannot be downloaded, or the data are broken.
+        """
+        if self.archive is not None and not self.root.exists():
+            if not self.download:
+                raise UserError(f"{self.root} does not exist and data.download=false: name another data.root, or "
+                                "allow the download with data.download=true")
+            fetch(self.archive, self.root)
+        self.setup()
+
+    def load(self) -> dict[str, Split]:
+        """Lists, checks and decodes the images of both sides, and cuts the splits that have no folders."""
+        return self._load_sides(by_side(list_images(self.root, "data.root")))
+
+    def _load_sides(self, listing: Listing) -> dict[str, Split]:
+        """The splits of two folders."""
+        _check_sides(listing, self.root)
+        named = {split: {side: sorted((partner_name(name, side), name) for name in found)
+                         for side, found in sides.items()} for split, sides in listing.items()}
+        pairs = {split: _agree(*([key for key, _ in sides[s]] for s in SIDES)) for split, sides in named.items()}
+        self.check_pairs(named, pairs)
+        chosen = self._cut({split: {side: [name for _, name in found] for side, found in sides.items()}
+                            for split, sides in named.items()})
+        files = {f"{split}{side.upper()}": image_files(self.root, names)
+                 for split, sides in chosen.items() for side, names in sides.items()}
+        parts = self._open(files)
+        splits, larger = {}, None
+        for split in chosen:
+            keys = [f"{split}{side.upper()}" for side in SIDES]
+            both = [parts[key] for key in keys]
+            rows = [torch.arange(len(part.rows)) for part in both]
+            if pairs.setdefault(split, pairs["train"]):  # a broken image takes its partner with it
+                rows = [torch.isin(one.rows, other.rows).nonzero()[:, 0] for one, other in (both, both[::-1])]
+                if not len(rows[0]):
+                    raise UserError(f"no pair of {split} images in {self.root} is whole: repair them")
+            sides = [part.split(mine, None, None) for part, mine in zip(both, rows, strict=True)]
+            if split == "train" and self._crops:
+                larger = self._ordered(sides)
+                sides = [self._whole(side, files[key], part.rows[mine])
+                         for key, side, part, mine in zip(keys, sides, both, rows, strict=True)]
+            splits[split] = self._ordered(sides)
+        return self.pair_splits(splits, pairs=pairs, larger=larger)
+
+    def _cut(self, chosen: Listing) -> Listing:
+        """Holds out of train what has no folder of its own: on all sides the same rows, where they are as many."""
+        for split, share in (("test", self.test), ("validation", self.validation)):
+            if split not in chosen:
+                train, chosen["train"], chosen[split] = chosen["train"], {}, {}
+                for side, names in train.items():
+                    kept, held = hold_out(len(names), share, self.split_seed, what=f"data.{split}")
+                    chosen["train"][side] = [names[i] for i in kept.tolist()]
+                    chosen[split][side] = [names[i] for i in held.tolist()]
+        return chosen
+
+    def check_pairs(self, named: Mapping[str, Mapping[str, list[tuple[str, str]]]], pairs: Mapping[str, bool]) -> None:
+        """Refuses folders that do not fit this kind of data; unpaired ones may hold anything."""
+
+    # ---- sizes ----
+
+    @property
+    def _crops(self) -> bool:
+        return self.load_size != self.crop_size
+
+    def _open(self, files: Mapping[str, Files], *, halves: bool = False) -> dict[str, Part]:
+        """All parts, training images at the load size and the others at the crop size."""
+        sizes = None
+        if self.load_size and self.crop_size:
+            sizes = {part: self.load_size if part.startswith("train") else self.crop_size for part in files}
+        return open_parts(files, self.wanted, name=str(self.root), fits=self.fits, sizes=sizes, mixed_size=MIXED_SIZE,
+                          halves=halves)
+
+    def _whole(self, train: Split, files: Files, rows: Tensor, **options: bool) -> Split:
+        """The training images, files `rows`, at the crop size as in the other splits; decoded when asked for."""
+        channels = train.images.shape[1] // (2 if options else 1)
+        images = Encoded(files, rows, size=self.crop_size, channels=channels, fit=self.wanted.fit, **options)
+        return Split(images, digest=f"{train.digest} at {self.crop_size}")
+
+    def _ordered(self, sides: Sequence[Split]) -> tuple[Split, Split]:
+        first, second = sides if self.direction == "a2b" else sides[::-1]
+        return first, second
+
+
+class PairedFolder(UnpairedFolder):
+    """A folder or zip of pairs: two images side by side in each file, or two folders that hold the same file names.
+
+    Folders `train`, `val` and `test` are the splits, a missing one is held out of train. Two folders are laid out as
+    for `UnpairedFolder`: trainA and trainB, train/A and train/B, A/train and B/train, or A and B. The source is the
+    left image (or A) and the target the right one (or B), unless `direction` is b2a.
+    """
+
+    kind = "paired"
+
+    def load(self) -> dict[str, Split]:
+        """Lists, checks and decodes the pairs, and cuts the splits that have no folder of their own."""
+        names = list_images(self.root, "data.root")
+        listing = by_side(names)
+        return self._load_sides(listing) if listing else self._load_halves(names)
+
+    def check_pairs(self, named: Mapping[str, Mapping[str, list[tuple[str, str]]]], pairs: Mapping[str, bool]) -> None:
+        """Refuses images without a partner.
+
+        Raises:
+            UserError: names a few of them.
+        """
+        for split, sides in named.items():
+            if pairs[split]:
+                continue
+            keys = {side: {key for key, _ in found} for side, found in sides.items()}
+            alone = [name for side, other in (("a", "b"), ("b", "a"))
+                     for key, name in sides[side] if key not in keys[other]]
+            if not alone:
+                raise UserError(f"the {split} images in {self.root} have partners of the same name more than once: "
+                                "name each pair differently")
+            more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
+            raise UserError(f"{len(alone)} {split} images in {self.root} have no partner of the same name on the "
+                            f"other side: {', '.join(alone[:3])}{more}; add or delete them, or take "
+                            "data=unpaired_folder")
+
+    def _load_halves(self, names: list[str]) -> dict[str, Split]:
+        """The splits of files that are two images side by side."""
+        top = shared_folders(names, SPLIT_NAMES)
+        chosen: Listing = {}
+        for name in names:
+            folder = name.split("/")[top].lower() if name.count("/") > top else ""
+            chosen.setdefault(SPLIT_NAMES.get(folder, "train"), {}).setdefault("", []).append(name)
+        if "train" not in chosen:
+            raise UserError(f"data.root={self.root} has images for {' and '.join(sorted(chosen))} but none for train: "
+                            "add a folder called train")
+        files = {split: image_files(self.root, found[""]) for split, found in self._cut(chosen).items()}
+        parts = self._open(files, halves=True)
+        splits, larger = {}, None
+        for split, part in parts.items():
+            whole = part.split(torch.arange(len(part.rows)), None, None)
+            sides = _halves(whole)
+            if split == "train" and self._crops:
+                larger = self._ordered(sides)
+                sides = _halves(self._whole(whole, files[split], part.rows, halves=True))
+            splits[split] = self._ordered(sides)
+        return self.pair_splits(splits, pairs=dict.fromkeys(splits, True), larger=larger)
+
+
+def _halves(split: Split) -> list[Split]:
+    """Both sides of images that lie side by side."""
+    images = split.images
+    if isinstance(images, Tensor):
+        both: list[Tensor | Lazy] = list(images.chunk(2, dim=1))
+    else:
+        whole = Whole(images)
+        both = [Half(whole, side) for side in (0, 1)]
+    return [Split(half, digest=f"{split.digest} half {side}") for side, half in enumerate(both)]
+
+
+def _agree(a: Sequence[str], b: Sequence[str]) -> bool:
+    """Whether both sides hold the same names (sorted), each once."""
+    return a == b and len(set(a)) == len(a)
+
+
+def _check_sides(listing: Listing, root: Path) -> None:
+    """Refuses what lacks a side, or has no training images.
+
+    Raises:
+        UserError: says what is missing.
+    """
+    if "train" not in listing:
+        found = f"has images for {' and '.join(sorted(listing))} only" if listing else "holds none of them"
+        raise UserError(f"data.root={root} must hold the folders trainA and trainB with the images of the two sides, "
+                        f"and {found}: rename your folders, or name another")
+    for split, sides in listing.items():
+        if len(sides) < 2:
+            there, missing = ("A", "B") if "a" in sides else ("B", "A")
+            raise UserError(f"data.root={root} has {split} images of side {there} but none of side {missing}: add "
+                            f"them as {split}{missing}")

@@ -1,0 +1,152 @@
+"""Runs on captions: resumed exactly, refused without captions, and prompts as they are typed in a shell."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aigc.checkpoints import load_family, read_checkpoint
+from aigc.cli import quoted
+from aigc.errors import UserError
+from aigc.generate import labels_of
+from aigc.prompts import prompts_of
+from aigc.training import fit
+
+from .conftest import TINY, compose_train, environment
+from .test_resume import assert_same
+
+DATA = ["data=shapes", "data.size=16", "data.train=64", "data.validation=8", "data.test=8", "data.heldout=8"]
+READER = ["model.text.width=16", "model.text.layers=1", "model.text.heads=2"]
+QUICK = ["trainer=cpu", "logger=none", "batch_size=16", "metrics=none", "~callbacks.samples", "budget.minutes=null"]
+
+
+def configuration(family: str, *more: str):
+    words = [*TINY[family], *DATA, *READER, *QUICK, "condition=text", *more]
+    return compose_train(*words, common=False)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A short run on captions of both families that read them, and one on labels."""
+    made = {}
+    for family in ("diffusion", "gan"):
+        made[family] = tmp_path_factory.mktemp(family)
+        fit(configuration(family, "budget.images=320"), made[family])
+    made["labels"] = tmp_path_factory.mktemp("labels")
+    fit(configuration("gan", "budget.images=64", "condition=label"), made["labels"])
+    return made
+
+
+@pytest.mark.parametrize("family", ["diffusion", "gan"])
+def test_resumed_equals_uninterrupted(family, tmp_path):
+    steady = "model.decay_from=1.0"  # the rate does not ask how long the run will be
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    fit(configuration(family, "budget.images=320", steady), whole)
+    fit(configuration(family, "budget.images=160", steady), broken)
+    fit(configuration(family, "budget.images=320", steady), broken, resumed=True)
+    assert_same(*(read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (whole, broken)))
+
+
+def test_a_checkpoint_knows_the_words_of_its_training(runs):
+    for family in ("diffusion", "gan"):
+        vocabulary = load_family(runs[family]).hparams.vocabulary
+        assert {"red", "triangle", "large"} <= set(vocabulary) and vocabulary[0] == "<unknown>"
+
+
+def test_captions_are_needed_and_a_family_that_reads_them(tmp_path):
+    with pytest.raises(UserError, match=r"condition=text needs captions, and digits has none: choose data=shapes"):
+        fit(compose_train(*TINY["gan"], *QUICK, "condition=text"), tmp_path)
+    with pytest.raises(UserError, match="VAE knows no condition 'text'"):
+        fit(compose_train(*TINY["vae"], *DATA, *QUICK, "condition=text", common=False), tmp_path)
+
+
+# ---- prompts ----
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("a, b", "a, b"), ("it's", "it's"), ('say "hi"', 'say "hi"'), ("a=b: {c} [d]", "a=b: {c} [d]"), ("7", "7"),
+        ("C:\\new\\", "C:\\new\\"), ("50% ${off}", "50% ${off}"), ("(a) \\'b", "(a) \\'b"), ("true", "true"),
+        ("'a, b'", "a, b"), ('["a, b", c]', ["a, b", "c"]), ("", ""), ("null", None), ("größer – 大", "größer – 大"),
+    ],
+)
+def test_prompts_reach_the_program_as_typed(typed, read):
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from aigc.config import CONFIG_DIR, register_schemas
+
+    register_schemas()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("generate", overrides=["run=x", quoted(f"text={typed}")])
+    assert OmegaConf.to_container(cfg, resolve=True)["text"] == read
+    assert quoted("label=[1,2]") == "label=[1,2]"
+    assert quoted(quoted(f"text={typed}")) == quoted(f"text={typed}")  # children get it once more
+
+
+def test_prompts_are_gone_through_in_turn(runs, tmp_path, capsys):
+    family = load_family(runs["gan"])
+    assert prompts_of(family, None, 2) == ["", ""]
+    assert prompts_of(family, ["a red star", "a blue star"], 3) == ["a red star", "a blue star", "a red star"]
+    (tmp_path / "prompts.txt").write_text("a red star\n\n a blue star \n")
+    assert prompts_of(family, f"@{tmp_path / 'prompts.txt'}", 3) == ["a red star", "a blue star", "a red star"]
+    assert capsys.readouterr().err == ""
+    prompts_of(family, "a mauve star", 1)
+    assert capsys.readouterr().err == "aigc: not in the training captions, so without meaning: mauve\n"
+    with pytest.raises(UserError, match="was not trained with condition=text"):
+        prompts_of(load_family(runs["labels"]), "a star", 1)
+
+
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess:
+    """A command line as a user types it, through a real shell."""
+    python = f"{shlex.quote(sys.executable)} -m aigc.generate {line}"
+    return subprocess.run(python, shell=True, env=environment(), capture_output=True, text=True, cwd=folder)
+
+
+def test_a_prompt_with_commas_and_quotes_from_a_shell(runs, tmp_path):
+    words = 'text="a large red circle, left of Bob\'s \\"small\\" blue square" n=3 format=npy out=one'
+    done = shell(f"run={runs['diffusion']} {words}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "not in the training captions" in done.stderr and "bob" in done.stderr
+    assert np.load(tmp_path / "one" / "images.npy").shape == (3, 16, 16, 3)
+    prompts = (tmp_path / "one" / "prompts.txt").read_text().splitlines()
+    assert prompts == ['a large red circle, left of Bob\'s "small" blue square'] * 3
+
+
+def test_a_file_of_prompts_from_a_shell(runs, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red star\na blue star\n")
+    done = shell(f"run={runs['gan']} text=@prompts.txt n=5 out=two", tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = ["a red star", "a blue star", "a red star", "a blue star", "a red star"]
+    assert (tmp_path / "two" / "prompts.txt").read_text().splitlines() == expected
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == [
+        *(f"{k:05}.png" for k in range(5)), "grid.png", "prompts.txt"
+    ]
+
+
+def test_a_prompt_for_a_model_of_labels_is_one_sentence(runs, tmp_path):
+    done = shell(f"run={runs['labels']} text='a, b'", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith(
+        "aigc: text='a, b', but this GAN was not trained with condition=text"
+    )
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_label_for_a_model_of_texts_and_a_missing_file_are_refused(runs):
+    family = load_family(runs["gan"])
+    with pytest.raises(UserError, match=r"label=3, but this GAN knows no labels: give text=<prompt>"):
+        labels_of(family, 3, 1)
+    with pytest.raises(UserError, match=r"'nowhere\.txt' cannot be read"):
+        prompts_of(family, "@nowhere.txt", 1)
+
+
+def test_a_template_of_captions_is_taken_as_typed():
+    line = "--cfg job data=huggingface data.path=x data.text=\"{style} emoji of {text}, big\" condition=text"
+    python = f"{shlex.quote(sys.executable)} -m aigc.train {line}"
+    done = subprocess.run(python, shell=True, env=environment(), capture_output=True, text=True)
+    assert "text: '{style} emoji of {text}, big'" in done.stdout, done.stderr
