@@ -1,8 +1,10 @@
-"""Pictures of many images: rows and columns of a tensor as one PNG."""
+"""Pictures of many images: rows and columns of a tensor as one PNG, with words above rows and columns."""
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -11,15 +13,22 @@ from aigc.metrics.features import to_uint8
 
 GAP, TONE = 2, 96        # pixels between images, and their grey
 CELL = 56                # smaller images are enlarged by a whole number to about this height
+LETTER, LINE = 11, 14    # height of letters and of a line of them, in pixels
+INK = 255                # of words
 
 
-def grid(images: Tensor, *, columns: int | None = None, scale: int | None = None) -> np.ndarray:
+def grid(
+    images: Tensor, *, columns: int | None = None, scale: int | None = None, captions: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
+) -> np.ndarray:
     """Images side by side, row by row: uint8 `(H, W)` for grey ones, else `(H, W, 3)`.
 
     Args:
         images: `(n, c, h, w)` in [-1, 1], or uint8; of two or more than three channels the first ones are shown.
         columns: images in a row; None: about as many as rows.
         scale: enlargement, pixels repeated; None: small images reach about `CELL` pixels.
+        captions: words above each row, broken into lines as wide as the grid.
+        titles: a word or two above each column.
     """
     pixels = to_uint8(images).cpu().numpy()
     n, c, h, w = pixels.shape
@@ -28,23 +37,60 @@ def grid(images: Tensor, *, columns: int | None = None, scale: int | None = None
     scale = scale or max(1, round(CELL / h))
     pixels = pixels[:, :3] if c >= 3 else pixels[:, :1]
     pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3)
-    step_y, step_x = h * scale + GAP, w * scale + GAP
-    canvas = np.full((pixels.shape[1], math.ceil(n / columns) * step_y - GAP, columns * step_x - GAP), TONE, np.uint8)
+    step_x, rows = w * scale + GAP, math.ceil(n / columns)
+    width = columns * step_x - GAP
+    words = [_lines(caption, width) for caption in captions] if captions else []
+    assert not words or len(words) == rows, f"{len(words)} captions for {rows} rows"
+    tallest = LINE * max(map(len, words), default=0)
+    step_y, head = h * scale + GAP + tallest, LINE if titles else 0
+    canvas = np.full((pixels.shape[1], head + rows * step_y - GAP, width), TONE, np.uint8)
     for k, image in enumerate(pixels):
-        top, left = k // columns * step_y, k % columns * step_x
+        top, left = head + k // columns * step_y + tallest, k % columns * step_x
         canvas[:, top : top + h * scale, left : left + w * scale] = image
+    for k, title in enumerate(titles or []):
+        _write(canvas, title, 0, k * step_x, (k + 1) * step_x - GAP)
+    for row, lines in enumerate(words):
+        for k, line in enumerate(lines, start=tallest // LINE - len(lines)):
+            _write(canvas, line, head + row * step_y + k * LINE, 0, width)
     return canvas[0] if len(canvas) == 1 else canvas.transpose(1, 2, 0)
 
 
-def save_grid(images: Tensor, path: str | Path, *, columns: int | None = None, scale: int | None = None) -> Path:
-    """Writes `grid(images)` as a PNG, to a temporary name first; makes the folder. Returns the path."""
+def _font() -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(LETTER)      # Pillow's own: no font file is needed
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """Words broken into lines of at most `width` pixels; a longer word has a line of its own."""
+    font, lines = _font(), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width - 2:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _write(canvas: np.ndarray, text: str, top: int, left: int, right: int) -> None:
+    """Writes a line into `(c, h, w)`, cut off at `right`."""
+    from PIL import Image, ImageDraw
+
+    strip = Image.new("L", (right - left, LINE), TONE)
+    ImageDraw.Draw(strip).text((1, 0), text, fill=INK, font=_font())
+    canvas[:, top : top + LINE, left:right] = np.asarray(strip)
+
+
+def save_grid(images: Tensor, path: str | Path, **options: Any) -> Path:
+    """Writes `grid(images, **options)` as a PNG, to a temporary name first; makes the folder. Returns the path."""
     from PIL import Image
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        Image.fromarray(grid(images, columns=columns, scale=scale)).save(temporary, format="PNG")
+        Image.fromarray(grid(images, **options)).save(temporary, format="PNG")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aigc.grids import GAP, TONE, grid, save_grid
+from aigc.grids import GAP, LINE, TONE, grid, save_grid
 
 
 def test_rows_columns_and_gaps():
@@ -29,6 +29,22 @@ def test_any_channels_enlarged_to_be_seen(channels, shape):
 
 def test_large_images_stay_as_they_are():
     assert grid(torch.zeros(4, 3, 100, 80)).shape == (202, 162, 3)
+
+
+def test_words_above_rows_and_columns():
+    images = torch.zeros(4, 1, 60, 60)
+    plain = grid(images, columns=2, scale=1)
+    titled = grid(images, columns=2, scale=1, titles=["input", "made"])
+    assert titled.shape == (plain.shape[0] + LINE, plain.shape[1]) and np.array_equal(titled[LINE:], plain)
+    words = titled[:LINE] != TONE
+    assert words[:, :60].any() and words[:, 62:].any() and not words[:, 60:62].any()
+    short = grid(images, columns=2, scale=1, captions=["one", "two"])
+    long = grid(images, columns=2, scale=1, captions=["one", "a large red circle left of a small blue square"])
+    assert short.shape[0] == plain.shape[0] + 2 * LINE
+    lines = (long.shape[0] - plain.shape[0]) // (2 * LINE)
+    assert lines >= 2 and (long[: (lines - 1) * LINE] == TONE).all()             # one line, just above its row
+    second = lines * LINE + 60 + GAP
+    assert all((long[second + k * LINE :][:LINE] != TONE).any() for k in range(lines))
 
 
 def test_a_png_appears_whole_or_not_at_all(tmp_path, monkeypatch):

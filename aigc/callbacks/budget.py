@@ -9,11 +9,13 @@ from typing import Any
 import lightning as L
 import torch.distributed
 
+from aigc.launch import REQUEUE_SIGNAL, ending_signals
 from aigc.progress import Progress
 
 
 class Budget(L.Callback):
-    """Stops at the first step that has spent `images` or `minutes`, or that follows SIGINT or SIGTERM.
+    """Stops at the first step that has spent `images` or `minutes`, or that follows SIGINT, SIGTERM or, in a SLURM
+    job, SIGUSR1.
 
     With several processes rank 0 decides for all, every `check_every` steps for the clock and signals and at once for
     images, which all ranks count alike. A signal that comes between two steps, while something is scored or drawn, and
@@ -43,7 +45,7 @@ class Budget(L.Callback):
         """Listens for signals; ends a run at once whose budget was spent before it was resumed."""
         self.progress = pl_module.progress if trainer.world_size == 1 else None
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ending_signals():
                 self._handlers[number] = signal.signal(number, self._on_signal)
         if self._spent(pl_module.progress):
             trainer.should_stop = True
@@ -72,7 +74,10 @@ class Budget(L.Callback):
         return images or clock
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        again, self.received = self.received is not None, signal.Signals(number).name
+        name = signal.Signals(number).name
+        if name == REQUEUE_SIGNAL == self.received:  # SLURM and the launcher may both tell
+            return
+        again, self.received = self.received is not None, name
         if again or (self.progress is not None and not self.progress.running):
             if self.progress is not None:
                 self.progress.interrupted = self.received

@@ -10,8 +10,9 @@ import lightning as L
 import torch
 
 from aigc.callbacks.record import Record
-from aigc.callbacks.scores import Scores
+from aigc.callbacks.scoring import Scoring
 from aigc.errors import RunError
+from aigc.sharded import local
 
 
 class Checkpoint(L.Callback):
@@ -74,8 +75,8 @@ class Checkpoint(L.Callback):
             self.saved_at = time.monotonic()
 
     @staticmethod
-    def _scores(trainer: L.Trainer) -> Scores | None:
-        return next((c for c in trainer.callbacks if isinstance(c, Scores)), None)  # type: ignore[attr-defined]
+    def _scores(trainer: L.Trainer) -> Scoring | None:
+        return next((c for c in trainer.callbacks if isinstance(c, Scoring)), None)  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
         """The score that best.ckpt stands for."""
@@ -95,8 +96,11 @@ def check_finite(trainer: L.Trainer, pl_module: Any) -> None:
     for record in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(record, Record) and not all(torch.isfinite(total) for total in record.sums.values()):
             record.flush(trainer, pl_module)
-    norms = torch._foreach_norm([p.detach() for p in pl_module.parameters()])
-    if not torch.isfinite(torch.stack([n.float() for n in norms])).all():
+    norms = torch._foreach_norm([local(p.detach()) for p in pl_module.parameters()])
+    finite = torch.isfinite(torch.stack([n.float() for n in norms])).all()
+    if pl_module.sharded and trainer.world_size > 1:  # each device sees its own part
+        finite = trainer.strategy.reduce(finite.float(), reduce_op="sum") == trainer.world_size
+    if not finite:
         raise RunError(
             f"weights became infinite or NaN after {pl_module.progress.images:,} images: the last good checkpoint is "
             "kept; try a smaller learning rate, gradient clipping or trainer.precision=32"

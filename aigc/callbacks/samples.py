@@ -1,24 +1,37 @@
 """Draws what a family makes of the same seeds, again and again, so that its progress is visible."""
 
+from dataclasses import dataclass, field
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from aigc.callbacks.evaluating import evaluating
 from aigc.errors import RunError
 from aigc.grids import save_grid
 from aigc.metrics.items import Batch, items, seeds_of
-from aigc.models.family import Family
+from aigc.models.family import Family, Translator
+
+
+@dataclass
+class Picture:
+    """Images and how `grids.grid` lays them out."""
+
+    images: Tensor
+    layout: dict[str, Any] = field(default_factory=dict)
 
 
 class SampleGrid(L.Callback):
     """Writes `<run>/samples/<images>.png` at the start, every `every_images` and at the end, on rank 0.
 
-    Class-conditional families show a class a row. A family's `panels`, of held-out images, are written beside it as
-    `<images>_<panel>.png`. Loggers that take images get them too, as `samples` and by the panels' names.
+    Class-conditional families show a class a row, text-conditional ones a caption a row: captions of validation and,
+    where the data hold some out, of `heldout`. Translators show a held-out image a row: as it is, translated, back
+    again, and its true pair where it has one; of validation, or of test where only those are true pairs; directions
+    after the first as `<images>_<direction>.png`. A family's `panels`, of held-out images, are written beside it as
+    `<images>_<panel>.png`. Loggers that take images get them too, as `samples` and by the others' names.
     """
 
     def __init__(
@@ -63,16 +76,18 @@ class SampleGrid(L.Callback):
         folder, stem = Path(trainer.default_root_dir) / "samples", f"{self.drawn_images:09d}"
         with evaluating(pl_module):
             torch.manual_seed(self.seed)  # for panels; samples have seeds of their own
-            batch, columns = self._batch(trainer.datamodule, pl_module)  # type: ignore[attr-defined]
-            n = len(pl_module.reals(batch))
-            pictures = {"samples": pl_module.fakes(batch, seeds=seeds_of(range(n), self.seed))}
-            held_out = trainer.datamodule.prepare(self._items(trainer.datamodule, n), pl_module.device)  # type: ignore[attr-defined]
-            pictures.update(pl_module.panels(held_out))
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            if isinstance(pl_module, Translator):
+                pictures = self._translations(data, pl_module)
+            else:
+                pictures = {"samples": self._samples(data, pl_module)}
+            held_out = data.prepare(self._items(data, self.n), pl_module.device)
+            pictures |= {name: Picture(images) for name, images in pl_module.panels(held_out).items()}
             files = []
-            for name, images in pictures.items():
+            for name, picture in pictures.items():
                 path = folder / (f"{stem}.png" if name == "samples" else f"{stem}_{name}.png")
                 try:
-                    files.append(save_grid(images, path, columns=columns if name == "samples" else None))
+                    files.append(save_grid(picture.images, path, **picture.layout))
                 except OSError as error:
                     reason = f"could not be written ({error.strerror or error})"
                     raise RunError(f"'{path}' {reason}: make room and resume the run") from error
@@ -81,25 +96,74 @@ class SampleGrid(L.Callback):
                         logger.log_image(key=name, images=[str(path)], step=pl_module.progress.batches)
         return files
 
-    def _batch(self, data: Any, pl_module: Family) -> tuple[Batch, int]:
-        """What the grid is drawn for, and its number of columns."""
-        if pl_module.hparams.get("condition", "none") != "label":
-            columns = max(1, isqrt(self.n))
-            return data.prepare(self._items(data, self.n // columns * columns), pl_module.device), columns
-        rows = data.classes if data.classes <= max(1, self.n // 4) else max(1, isqrt(self.n))
-        columns = max(1, self.n // rows)
-        batch = data.prepare(self._items(data, rows * columns), pl_module.device)
-        return {**batch, "label": torch.arange(rows, device=pl_module.device).repeat_interleave(columns)}, columns
+    def _samples(self, data: Any, pl_module: Family) -> Picture:
+        """What the family makes of its conditions."""
+        condition, side = pl_module.hparams.get("condition", "none"), max(1, isqrt(self.n))
+        layout: dict[str, Any] = {"columns": side}
+        if condition == "text":
+            batch, captions = self._captions(data)
+            layout = {"columns": max(1, self.n // len(captions)), "captions": captions}
+            rows = torch.arange(len(captions)).repeat_interleave(layout["columns"])
+            batch = {key: value[rows] if isinstance(value, Tensor) else [value[k] for k in rows.tolist()]
+                     for key, value in batch.items()}
+        elif condition == "label":
+            classes = data.classes if data.classes <= max(1, self.n // 4) else side
+            layout = {"columns": max(1, self.n // classes)}
+            labels = torch.arange(classes).repeat_interleave(layout["columns"])
+            batch = {**self._items(data, len(labels)), "label": labels}
+        else:
+            batch = self._items(data, self.n // side * side)
+        batch = data.prepare(batch, pl_module.device)
+        seeds = seeds_of(range(len(batch["index"])), self.seed)
+        return Picture(pl_module.fakes(batch, seeds=seeds), layout)
+
+    def _captions(self, data: Any) -> tuple[Batch, list[str]]:
+        """Different captions, half of them held out where the data have such: a batch of a row each, and the words."""
+        rows = max(1, isqrt(self.n))
+        splits = {"validation": rows - rows // 2, "heldout": rows // 2} if "heldout" in data.splits else {
+            "validation": rows}
+        parts, words = [], []
+        for split, n in splits.items():
+            if not n:
+                continue
+            batch = self._items(data, min(data.count(split), 20 * n), split)     # enough to find n different ones
+            first = {text: k for k, text in reversed(list(enumerate(batch["text"])))}
+            chosen = sorted(first.values())[:n]
+            parts.append({key: value[chosen] if isinstance(value, Tensor) else [value[k] for k in chosen]
+                          for key, value in batch.items()})
+            words += [batch["text"][k] + " (held out)" * (split == "heldout") for k in chosen]
+        return _joined(parts), words
+
+    def _translations(self, data: Any, pl_module: Translator) -> dict[str, Picture]:
+        """Held-out images of either side, beside what becomes of them."""
+        split = "test" if data.has_pairs("test") and not data.has_pairs("validation") else "validation"
+        pictures = {}
+        for side, direction in enumerate(pl_module.directions):
+            count = data.counts(split)[int(direction == "b2a")]
+            rows, parts, found = min(max(1, isqrt(self.n)), count), [], 0
+            for _, batch in items(data, split, data.count(split), batch_size=rows):
+                fresh = batch["index"] < count           # the shorter side starts again at its end
+                parts.append({key: value[fresh] for key, value in batch.items()})
+                found += int(fresh.sum())
+                if found >= rows:
+                    break
+            batch = data.prepare({key: value[:rows] for key, value in _joined(parts).items()}, pl_module.device)
+            images, wanted = pl_module.sides(batch, direction)
+            seeds, back = seeds_of(range(rows), self.seed), direction[::-1]
+            shown = {"input": images, "translated": pl_module.translate(images, direction=direction, seeds=seeds)}
+            if back in pl_module.directions:
+                shown["back"] = pl_module.translate(shown["translated"], direction=back, seeds=seeds)
+            if data.has_pairs(split):
+                shown["true pair"] = wanted
+            images = torch.stack([column.to(images) for column in shown.values()], dim=1).flatten(0, 1)
+            layout = {"columns": len(shown), "titles": list(shown)}
+            pictures["samples" if side == 0 else direction] = Picture(images, layout)
+        return pictures
 
     @staticmethod
-    def _items(data: Any, n: int) -> Batch:
-        """The first n held-out images, as one batch; fewer images come round again."""
-        parts = [batch for _, batch in items(data, "validation", n, batch_size=n)]
-        whole: Batch = {}
-        for key, first in parts[0].items():
-            values = [part[key] for part in parts]
-            whole[key] = torch.cat(values) if isinstance(first, torch.Tensor) else [v for part in values for v in part]
-        return whole
+    def _items(data: Any, n: int, split: str = "validation") -> Batch:
+        """The first n images of a split, as one batch; fewer images come round again."""
+        return _joined([batch for _, batch in items(data, split, n, batch_size=n)])
 
     def state_dict(self) -> dict[str, Any]:
         """When the last grid was drawn."""
@@ -108,3 +172,12 @@ class SampleGrid(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from there."""
         self.drawn_images = state_dict["drawn_images"]
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    """Batches one after the other, as one."""
+    whole: Batch = {}
+    for key, first in parts[0].items():
+        values = [part[key] for part in parts]
+        whole[key] = torch.cat(values) if isinstance(first, Tensor) else [v for part in values for v in part]
+    return whole

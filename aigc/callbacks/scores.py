@@ -4,32 +4,27 @@ The same protocol for every family and every run: the items and the seeds of the
 by their models only. Several devices share the work and give the numbers of one.
 """
 
-import hashlib
 import logging
-import math
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from aigc.callbacks.attributes import attribute_scores, reads_back
 from aigc.callbacks.evaluating import evaluating
-from aigc.errors import RunError, UserError, choices
+from aigc.callbacks.scoring import Scoring, check_counts, check_finite_images, collect, place
+from aigc.errors import UserError
 from aigc.metrics.cache import keep_cached, load_cached
-from aigc.metrics.features import FeatureNetwork, to_uint8
+from aigc.metrics.features import to_uint8
 from aigc.metrics.items import balanced_labels, items, seeds_of
 from aigc.models.family import Family
-from aigc.noise import mix
-
-NETWORKS = ("classifier", "inception")
-REAL_VERSION = 1             # of what is kept of the real side: a change makes new cache entries
 
 log = logging.getLogger(__name__)
 
 
-class Scores(L.Callback):
+class Scores(Scoring):
     """Every `every_images` and at the end: the family's own losses on held-out images, as `val/<name>`, and scores.
 
     Scores over a feature network are `fd_<network>` (Fréchet distance), `kd_<network>` (kernel distance),
@@ -37,164 +32,65 @@ class Scores(L.Callback):
     how often the data's classifier sees the label that was asked for. The floor is the Fréchet distance of as many
     real test images to the same reference; `<fd>_over_floor` says how many times the samples are as far.
 
-    Attributes:
-        latest: the last scores by name.
-        best: the best value of `monitor` so far, or None; `is_best` says whether the last scoring set it.
-        history: images, seconds and scores of every scoring.
-        protocol: how scores were measured, plain values; empty before training starts.
-        scored_images: images seen at the last scoring.
+    With condition=text and data that can read attributes back from an image, `attributes/seen/<attribute>` and
+    `attributes/heldout/<attribute>` are how often it is as the caption asks (callbacks/attributes.py).
     """
 
     def __init__(
         self,
         *,
-        network: str | None,                    # classifier or inception; None: held-out losses only
+        network: str | None,                    # classifier, inception or squeezenet; None: no scores over features
         every_images: int,                      # seen, between two scorings
-        num_samples: int,                       # images made for a scoring
-        batch_size: int,                        # of them at once, on every device
+        batch_size: int,                        # images at once, on every device
+        num_samples: int | None = None,         # images made for a scoring; None: only without a network
         num_reals: int | None = None,           # reference images, at most; None: all of the split
         num_samples_final: int | None = None,   # at the end also as many, as `final/<score>`; None: no other number
         split: str = "train",                   # whose images are the reference, and whose conditions are used
         balanced: bool = True,                  # labels as conditions: equally many of each class; else as in the data
+        attribute_samples: int = 0,             # condition=text: images read back, of seen and of held-out captions
         validation_images: int = 0,             # held-out images for the family's own losses, at most
         weights: str | None = None,             # local file of the network's weights; None: download
+        preprocessing: str | None = None,       # of squeezenet's weights: caffe or torchvision
         monitor: str | None = None,             # the score that says which model is best; None: the Fréchet distance
         mode: str = "min",                      # whether less of it is better, or more (max)
         kd_subsets: int = 100,                  # see metrics/suite.py
         kd_subset_size: int = 1000,
         seed: int = 0,                          # of the samples; the same for every run, so that scores compare
     ):
-        if network is not None and network not in NETWORKS:
-            raise UserError(f"metrics.network '{network}' is unknown: {choices(network, NETWORKS)}")
-        if network == "classifier" and weights is not None:
-            raise UserError("metrics.weights belongs to metrics=inception: the classifier is trained on the data")
-        if mode not in ("min", "max"):
-            raise UserError(f"metrics.mode '{mode}' is unknown: {choices(mode, ('min', 'max'))}")
-        for name, value, least in (
-            ("every_images", every_images, 1), ("batch_size", batch_size, 1), ("num_samples", num_samples, 2),
-            ("num_reals", num_reals, 2), ("num_samples_final", num_samples_final, num_samples),
-            ("validation_images", validation_images, 0), ("kd_subsets", kd_subsets, 1),
-            ("kd_subset_size", kd_subset_size, 2),
-        ):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise UserError(f"metrics.{name} must be a whole number of at least {least}, not {value!r}")
-        self.network_name = network
-        self.weights = weights
-        self.every_images = every_images
-        self.num_samples = num_samples
-        self.num_samples_final = num_samples_final or num_samples
+        super().__init__(
+            network=network, weights=weights, preprocessing=preprocessing, every_images=every_images,
+            batch_size=batch_size, validation_images=validation_images, monitor=monitor, mode=mode,
+            kd_subsets=kd_subsets, kd_subset_size=kd_subset_size, seed=seed,
+        )
+        check_counts((
+            ("num_samples", num_samples, 2), ("num_reals", num_reals, 2),
+            ("num_samples_final", num_samples_final, num_samples or 2), ("attribute_samples", attribute_samples, 0),
+        ))
+        if network is not None and num_samples is None:
+            raise UserError(f"metrics.network={network} needs metrics.num_samples=<images made for a scoring>")
+        self.num_samples = num_samples or 0
+        self.num_samples_final = num_samples_final or self.num_samples
         self.num_reals = num_reals
-        self.batch_size = batch_size
         self.split = split
         self.balanced = balanced
-        self.validation_images = validation_images
-        self.monitor = monitor
-        self.mode = mode
-        self.kd_subsets = kd_subsets
-        self.kd_subset_size = kd_subset_size
-        self.seed = seed
-        self.network: FeatureNetwork | None = None
+        self.attribute_samples = attribute_samples
         self.suite: Any = None                  # metrics.suite.Suite; on rank 0 it knows the real side
         self.floors: dict[int, float] = {}      # Fréchet distance of so many real test images
-        self.protocol: dict[str, Any] = {}
-        self.latest: dict[str, float] = {}
-        self.history: list[dict[str, float]] = []
-        self.best: float | None = None
-        self.is_best = False
-        self.scored_images = 0
 
-    # ---- when ----
+    @property
+    def more_at_end(self) -> bool:
+        """Whether more samples are made at the end."""
+        return self.num_samples_final != self.num_samples
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Family) -> None:  # type: ignore[override]
-        """Gets the feature network and the real side ready, so that what is missing is said before training."""
-        self.prepare(trainer, pl_module)
-
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: L.Trainer, pl_module: Family, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Scores when another `every_images` have been seen; the last step is scored at the end."""
-        crossed = pl_module.progress.images // self.every_images > self.scored_images // self.every_images
-        if crossed and not trainer.should_stop:
-            self.score(trainer, pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: Family) -> None:  # type: ignore[override]
-        """Scores what training has come to, unless a signal asks to end."""
-        done = self.scored_images == pl_module.progress.images and self.num_samples_final == self.num_samples
-        if not done and not pl_module.progress.interrupted:
-            self.score(trainer, pl_module, final=True)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has been scored so far."""
-        return {
-            "scored_images": self.scored_images, "latest": self.latest, "best": self.best, "history": self.history,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues from there: nothing is scored twice, nothing left out."""
-        self.scored_images, self.best = state_dict["scored_images"], state_dict["best"]
-        self.latest, self.history = dict(state_dict["latest"]), list(state_dict["history"])
-
-    # ---- what ----
-
-    def score(self, trainer: L.Trainer, pl_module: Family, *, final: bool = False) -> dict[str, float]:
-        """Scores the family as it is now, logs it, and returns the scores by name; to be called on all ranks.
-
-        Args:
-            trainer: whose data and loggers are used.
-            pl_module: the family.
-            final: whether to make `num_samples_final` samples; their scores come as `final/<name>` beside the others,
-                which stay comparable with earlier ones.
-
-        Raises:
-            RunError: samples are not finite.
-            UserError: `monitor` is no score that this family has.
-        """
-        started = time.perf_counter()
-        self.prepare(trainer, pl_module)
-        with evaluating(pl_module):
-            scores = self._held_out(trainer, pl_module)
-            if self.suite is not None:
-                scores |= self._samples(trainer, pl_module, self.num_samples_final if final else self.num_samples)
-        scores = trainer.strategy.broadcast(scores, src=0)
-        progress = pl_module.progress
-        self.latest, self.scored_images = scores, progress.images
-        self.history.append({"images": progress.images, "seconds": round(progress.seconds, 3), **scores})
-        self._compare(scores)
-        for logger in trainer.loggers:
-            logger.log_metrics(scores, step=progress.batches)
-        if trainer.is_global_zero:
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-            log.info("%s images: %s (%.0f s)", f"{progress.images:,}", shown, time.perf_counter() - started)
+    def measure(self, trainer: L.Trainer, pl_module: Family, *, final: bool) -> dict[str, float]:
+        """Scores of samples and of their attributes, complete on rank 0."""
+        scores: dict[str, float] = {}
+        if self.suite is not None:
+            scores |= self._samples(trainer, pl_module, self.num_samples_final if final else self.num_samples)
+        if self.attribute_samples and reads_back(trainer, pl_module):
+            scores |= attribute_scores(trainer, pl_module, n=self.attribute_samples, batch_size=self.batch_size,
+                                       seed=self.seed)
         return scores
-
-    def _compare(self, scores: dict[str, float]) -> None:
-        if self.monitor is None:
-            self.is_best = False
-            return
-        if self.monitor not in scores:
-            raise UserError(f"metrics.monitor '{self.monitor}' is no score here: {choices(self.monitor, scores)}")
-        value = scores[self.monitor]
-        better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
-        self.is_best = math.isfinite(value) and better
-        if self.is_best:
-            self.best = value
-
-    def _held_out(self, trainer: L.Trainer, pl_module: Family) -> dict[str, float]:
-        """Means of what `validation_step` returns, over images; every batch has its own random numbers."""
-        if not self.validation_images:
-            return {}
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        loader = data.eval_dataloader("validation", limit=self.validation_images, batch_size=self.batch_size)
-        mine: list[tuple[int, int, dict[str, float]]] = []
-        for k, batch in enumerate(loader):
-            if k % trainer.world_size == trainer.global_rank:
-                torch.manual_seed(mix(self.seed, k))
-                losses: Any = pl_module.validation_step(data.prepare(batch, pl_module.device), k) or {}
-                mine.append((k, len(batch["index"]), {name: float(value) for name, value in losses.items()}))
-        batches = sorted((part for rank in gather(trainer, mine) for part in rank), key=lambda part: part[0])
-        total = sum(n for _, n, _ in batches)
-        names = batches[0][2] if batches else {}
-        return {f"val/{name}": sum(n * losses[name] for _, n, losses in batches) / total for name in names}
 
     def _samples(self, trainer: L.Trainer, pl_module: Family, n: int) -> dict[str, float]:
         """Scores of n samples, complete on rank 0; of the first `num_samples` under the plain names."""
@@ -204,16 +100,11 @@ class Scores(L.Callback):
         judged = labelled and network.classes is not None and network.classes == data.classes
         rows: list[Tensor] = []
         numbers: list[int] = []
-        place = {"rank": trainer.global_rank, "world": trainer.world_size}
-        for part, batch in items(data, self.split, n, batch_size=self.batch_size, **place):
+        for part, batch in items(data, self.split, n, batch_size=self.batch_size, **place(trainer)):
             if labelled and self.balanced:
                 batch = {**batch, "label": balanced_labels(part, data.classes)}
             made = pl_module.fakes(data.prepare(batch, pl_module.device), seeds=seeds_of(part, self.seed))
-            if not torch.isfinite(made).all():
-                raise RunError(
-                    f"samples became infinite or NaN after {pl_module.progress.images:,} images: the last good "
-                    "checkpoint is kept; try a smaller learning rate or trainer.precision=32"
-                )
+            check_finite_images(made, pl_module)
             features, logits = network(to_uint8(made))
             seen = (logits.argmax(1).cpu() == batch["label"]).float() if judged else torch.zeros(len(part))
             rows.append(torch.cat([features.cpu(), logits.cpu(), seen[:, None]], 1))
@@ -251,14 +142,8 @@ class Scores(L.Callback):
 
         data = trainer.datamodule  # type: ignore[attr-defined]
         with evaluating(pl_module):
-            for turn in (True, False):  # rank 0 trains or downloads, the others find it in the cache
-                if trainer.is_global_zero == turn:
-                    self.network = self._build(data, pl_module.device)
-                trainer.strategy.barrier()
-            assert self.network is not None
-            suite = Suite(
-                self.network, kd_subsets=self.kd_subsets, kd_subset_size=self.kd_subset_size, seed=self.seed
-            )
+            network = self.build(trainer, pl_module)
+            suite = Suite(network, kd_subsets=self.kd_subsets, kd_subset_size=self.kd_subset_size, seed=self.seed)
             count = min(self.num_reals or data.count(self.split), data.count(self.split))
             self._load_reals(trainer, pl_module, suite, count)
             tested = 0 if self.split == "test" else data.count("test")
@@ -269,7 +154,7 @@ class Scores(L.Callback):
             self.monitor = suite.names["fd"]
         self.protocol = {
             "metric": suite.names["fd"],
-            **self.network.facts(),
+            **network.facts(),
             "data": data.name,
             "data_fingerprint": data.fingerprint,
             "split": self.split,
@@ -278,29 +163,15 @@ class Scores(L.Callback):
             "num_reals": count,
             "balanced": self.balanced,
             "seed": self.seed,
+            "attribute_samples": self.attribute_samples if reads_back(trainer, pl_module) else 0,
             "floor": self.floors.get(self.num_samples),
             "floor_final": self.floors.get(self.num_samples_final),
             **suite.protocol(self.num_samples),
         }
         self.suite = suite
 
-    def _build(self, data: Any, device: torch.device) -> FeatureNetwork:
-        if self.network_name == "classifier":
-            from aigc.metrics.classifier import trained_classifier
-
-            return trained_classifier(data, device)
-        from aigc.metrics.inception import InceptionV3
-
-        return InceptionV3(self.weights).to(device)
-
-    def _key(self, data: Any, *what: object) -> str:
-        """A cache entry's name: all that real features depend on."""
-        assert self.network is not None
-        facts = (REAL_VERSION, data.fingerprint, self.split, self.network.sha256, self.network.resizer, *what)
-        return f"{what[0]}-{self.network.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}"
-
     def _load_reals(self, trainer: L.Trainer, pl_module: Family, suite: Any, count: int) -> None:
-        key = self._key(trainer.datamodule, "reals", count)  # type: ignore[attr-defined]
+        key = self.key(trainer.datamodule, "reals", self.split, count)  # type: ignore[attr-defined]
         state = load_cached(key) if trainer.is_global_zero else None
         if not trainer.strategy.broadcast(state is not None, src=0):
             started = time.perf_counter()
@@ -317,7 +188,7 @@ class Scores(L.Callback):
         self, trainer: L.Trainer, pl_module: Family, suite: Any, count: int, n: int
     ) -> float | None:
         """Fréchet distance of n test images to the reference; known to rank 0."""
-        key = self._key(trainer.datamodule, "floor", count, n)  # type: ignore[attr-defined]
+        key = self.key(trainer.datamodule, "floor", self.split, count, n)  # type: ignore[attr-defined]
         floor = load_cached(key) if trainer.is_global_zero else None
         if not trainer.strategy.broadcast(floor is not None, src=0):
             features = self._real_features(trainer, pl_module, "test", n)
@@ -330,36 +201,8 @@ class Scores(L.Callback):
         """Features `(n, d)` of the first n items of a split, on all ranks."""
         assert self.network is not None
         data, rows, numbers = trainer.datamodule, [], []  # type: ignore[attr-defined]
-        place = {"rank": trainer.global_rank, "world": trainer.world_size}
-        for part, batch in items(data, split, n, batch_size=self.batch_size, **place):
+        for part, batch in items(data, split, n, batch_size=self.batch_size, **place(trainer)):
             real = to_uint8(pl_module.reals(data.prepare(batch, pl_module.device)))
             rows.append(self.network(real)[0].cpu())
             numbers += part
         return collect(trainer, pl_module.device, numbers, rows, n)
-
-
-def gather(trainer: L.Trainer, value: Any) -> list[Any]:
-    """Every rank's `value`, by rank."""
-    if trainer.world_size == 1:
-        return [value]
-    values: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(values, value)
-    return values
-
-
-def collect(
-    trainer: L.Trainer, device: torch.device, numbers: list[int], rows: Iterable[Tensor], n: int
-) -> Tensor:
-    """The table `(n, d)` that all ranks hold shares of, on every rank; `rows` belong at `numbers`."""
-    width = torch.tensor(0)
-    mine = torch.cat(list(rows)) if numbers else None
-    if mine is not None:
-        width = torch.tensor(mine.shape[1])
-    if trainer.world_size > 1:
-        width = trainer.strategy.reduce(width.to(device), reduce_op="max").cpu()
-    table = torch.zeros(n, int(width))
-    if mine is not None:
-        table[numbers] = mine
-    if trainer.world_size > 1:
-        table = trainer.strategy.reduce(table.to(device), reduce_op="sum").cpu()
-    return table

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc.data.datamodule import ImageData
+from aigc.data.datamodule import IMAGE_KEYS, ImageData
 from aigc.metrics.cache import keep_cached, load_cached
 from aigc.metrics.features import FeatureNetwork, state_sha256
 from aigc.precision import choose_precision
@@ -121,10 +121,10 @@ def trained_classifier(data: ImageData, device: torch.device | str = "cpu") -> C
 
 
 def _examples(network: Classifier, data: ImageData, split: str) -> tuple[Tensor, Tensor | None]:
-    """Images of a split as uint8 of the working size, and their labels where the network learns labels."""
+    """Images of a split (of both sides of pairs), uint8 of the working size; their labels where it learns labels."""
     images, labels = [], []
     for batch in data.eval_dataloader(split, limit=KEPT, batch_size=1000):
-        images.append(network.shrink(batch["image"]).to(torch.uint8))
+        images += [network.shrink(batch[key]).to(torch.uint8) for key in IMAGE_KEYS if key in batch]
         if network.classes:
             labels.append(batch["label"])
     return torch.cat(images), torch.cat(labels) if labels else None

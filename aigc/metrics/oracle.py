@@ -132,6 +132,7 @@ def shapes_oracle(size: tuple[int, int] = (32, 32), device: torch.device | str =
     return oracle.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
 
 
+@torch.enable_grad()
 def train_oracle(
     size: tuple[int, int], *, objects: str = "mixed", pool: int = POOL, epochs: int = EPOCHS, width: int = 16,
     device: torch.device | str = "cpu", seed: int = SEED,

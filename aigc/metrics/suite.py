@@ -94,11 +94,11 @@ class Suite:
         )
         return frechet_distance(*real, features.mean(0), torch.cov(features.T)).item()
 
-    def compute(self, features: Tensor, logits: Tensor) -> dict[str, float]:
+    def compute(self, features: Tensor, logits: Tensor | None = None) -> dict[str, float]:
         """Scores of generated images by their features `(n, d)` and logits `(n, k)`; needs two images.
 
-        The kernel distance's subsets are no larger than either side; the inception score is left out where the
-        logits name nothing or a split would hold fewer than `IS_LEAST` images.
+        The kernel distance's subsets are no larger than either side; the inception score is left out where there are
+        no logits, where they name nothing, or where a split would hold fewer than `IS_LEAST` images.
         """
         scores: dict[str, float] = {}
         with torch.random.fork_rng(devices=[]):
@@ -110,7 +110,7 @@ class Suite:
             self.kernel.update(features, real=False)
             self.kernel.subset_size = self.subset_size(len(features))
             scores[self.names["kd"]] = self.kernel.compute()[0].item()
-            if self.classifies and len(features) >= IS_SPLITS * IS_LEAST:
+            if logits is not None and self.classifies and len(features) >= IS_SPLITS * IS_LEAST:
                 self.inception.reset()
                 sure = logits.double().log_softmax(1).clamp_min(-600)  # beyond, a probability is 0 and the score NaN
                 self.inception.update(sure)

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from aigc.data.digits import Digits
-from aigc.models.family import Family
+from aigc.data.pairs import PairData
+from aigc.data.split import Split
+from aigc.models.family import Family, Translator
 from aigc.noise import SeededNoise
 
 
@@ -54,6 +56,45 @@ class Copies(Family):
         return {"pairs": torch.cat([batch["image"], -batch["image"]], 3)}
 
 
+class Inverted(Translator):
+    """Turns every image into its negative, both ways; `off` is added to what comes back."""
+
+    accepts = ("unpaired", "paired")
+
+    def __init__(self, *, channels=3, size=(16, 16), one_way=False, off=0.0, nothing=False):
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = nn.Linear(1, 1)
+        if one_way:
+            self.directions = ("a2b",)
+        self.asked = []  # direction and seeds of every call
+
+    def translate(self, images, *, direction="a2b", seeds=None):
+        self.check_direction(direction)
+        assert len(seeds) == len(images)
+        self.asked.append((direction, list(seeds)))
+        return (images if self.hparams.nothing else -images) + self.hparams.off * (direction == "b2a")
+
+
+class TwoSides(PairData):
+    """Smooth random images and, as pairs, their negatives with a little noise; or sides of unequal length."""
+
+    def __init__(self, *, counts=(20, 20), pairs=True, size=(16, 20), seed=0):
+        super().__init__(batch_size=4, seed=seed)
+        self.sides, self.pairs, self.wanted = counts, pairs, size
+
+    def load(self):
+        splits = {}
+        for number, name in enumerate(("train", "validation", "test")):
+            generator = torch.Generator().manual_seed(number)
+            n = max(self.sides)
+            a = torch.rand(n, 3, 4, 5, generator=generator)
+            a = (nn.functional.interpolate(a, self.wanted, mode="bilinear") * 255).round()
+            b = (255 - a + 8 * torch.randn(a.shape, generator=generator)).clamp(0, 255).round()
+            splits[name] = (Split(a[: self.sides[0]].byte()), Split(b[: self.sides[1]].byte()))
+        return self.pair_splits(splits, pairs=dict.fromkeys(splits, self.pairs))
+
+
 class Lines(L.pytorch.loggers.Logger):
     """Keeps what is logged."""
 
@@ -90,9 +131,14 @@ def digits():
     return data
 
 
+def alone(data, folder):
+    """The trainer of one process, as far as callbacks ask."""
+    return SimpleNamespace(
+        datamodule=data, loggers=[Lines()], strategy=Alone(), world_size=1, global_rank=0, is_global_zero=True,
+        should_stop=False, default_root_dir=str(folder),
+    )
+
+
 @pytest.fixture
 def trainer(digits, tmp_path):
-    return SimpleNamespace(
-        datamodule=digits, loggers=[Lines()], strategy=Alone(), world_size=1, global_rank=0, is_global_zero=True,
-        should_stop=False, default_root_dir=str(tmp_path),
-    )
+    return alone(digits, tmp_path)

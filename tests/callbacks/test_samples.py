@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 
 from aigc.callbacks.samples import SampleGrid
+from aigc.data.shapes import Shapes
 from aigc.errors import RunError
 from aigc.metrics.features import to_uint8
 from aigc.metrics.items import items, seeds_of
-from tests.callbacks.conftest import Copies
+from tests.callbacks.conftest import Copies, Inverted, TwoSides, alone
 
 
 def cells(path, rows, columns, height=56, width=56):
@@ -46,6 +47,62 @@ def test_panels_show_held_out_images(trainer):
     shown = cells(files[1], 4, 4, width=112)
     assert np.array_equal(shown[1][2][::7, :56:7], batch["image"][6, 0].numpy())
     assert np.array_equal(shown[1][2][::7, 56::7], 255 - batch["image"][6, 0].numpy())
+
+
+def tiles(path, columns, width, height):
+    """Cells of a grid with titles, row by row, as one tensor; the words' strip is left out."""
+    picture = np.asarray(Image.open(path))[14:]
+    assert picture.shape[1] == columns * (width + 2) - 2
+    return [[picture[y:][:height, x * (width + 2):][:, :width] for x in range(columns)]
+            for y in range(0, len(picture), height + 2)]
+
+
+def test_translations_beside_what_they_are_of(tmp_path):
+    data = TwoSides(counts=(20, 20))
+    data.setup()
+    files = SampleGrid(every_images=100, n=16).draw(alone(data, tmp_path), Inverted())
+    assert [file.name for file in files] == ["000000000.png", "000000000_b2a.png"]
+    _, batch = next(items(data, "validation", 4, batch_size=4))
+    for file, (first, second) in zip(files, (("a", "b"), ("b", "a")), strict=True):
+        shown = tiles(file, 4, 20 * 4, 16 * 4)                      # 16 x 20 px, enlarged 4 times
+        assert len(shown) == 4
+        for k, row in enumerate(shown):
+            given, wanted = (batch[side][k].permute(1, 2, 0).numpy() for side in (first, second))
+            for cell, expected in zip(row, (given, 255 - given, given, wanted), strict=True):
+                assert np.array_equal(cell[::4, ::4], expected)
+    first = files[0].read_bytes()
+    assert SampleGrid(every_images=100, n=16).draw(alone(data, tmp_path), Inverted())[0].read_bytes() == first
+
+
+def test_one_way_without_pairs_and_no_repeats(tmp_path):
+    data = TwoSides(counts=(3, 20), pairs=False)
+    data.setup()
+    files = SampleGrid(every_images=100, n=25).draw(alone(data, tmp_path), Inverted(one_way=True))
+    shown = tiles(files[0], 2, 80, 64)
+    assert len(files) == 1 and len(shown) == 3
+    order = [k for _, batch in items(data, "validation", 20, batch_size=20) for k in batch["index"].tolist() if k < 3]
+    side = data.pair_split("validation").a.images
+    assert all(np.array_equal(row[0][::4, ::4], side[k].permute(1, 2, 0)) for row, k in zip(shown, order, strict=True))
+
+
+def test_a_caption_a_row_with_its_words(tmp_path):
+    data = Shapes(batch_size=8, size=16, train=20, validation=30, test=20, heldout=20)
+    data.setup()
+    drawn = []
+
+    class Told(Copies):
+        def sample(self, n, *, condition=None, seeds=None, **options):
+            drawn.extend(zip(condition, seeds, strict=True))
+            return torch.zeros(n, 3, 16, 16)
+
+    model = Told(condition="text")
+    file = SampleGrid(every_images=100, n=16).draw(alone(data, tmp_path), model)[0]
+    captions = [caption for caption, _ in drawn][::4]
+    assert [caption for caption, _ in drawn] == [one for one in captions for _ in range(4)] and len(set(captions)) == 4
+    assert set(captions[:2]) <= set(data.texts("validation")) and set(captions[2:]) <= set(data.texts("heldout"))
+    assert [seed for _, seed in drawn] == seeds_of(range(16), 0)
+    picture = np.asarray(Image.open(file))
+    assert picture.shape[0] > 4 * 66 - 2 and (picture[:14] > 200).any()        # words above the first row
 
 
 def test_loggers_with_pictures_get_them(trainer):

@@ -13,10 +13,12 @@ import torch
 from aigc.callbacks.record import Record
 from aigc.callbacks.scores import Scores
 from aigc.config import instantiate
+from aigc.data.shapes import COLUMNS, Scenes, Shapes, caption
 from aigc.errors import RunError, UserError
 from aigc.metrics.cache import cache_folder
 from aigc.metrics.items import items
-from tests.callbacks.conftest import Copies, Lines
+from aigc.noise import SeededNoise
+from tests.callbacks.conftest import Copies, Lines, alone
 from tests.conftest import environment
 
 FEW = {"network": "classifier", "every_images": 100, "num_samples": 120, "batch_size": 50, "validation_images": 70,
@@ -55,6 +57,84 @@ def test_batch_size_does_not_matter(trainer):
     one, other = (Scores(**{**FEW, "batch_size": n}).score(trainer, Copies(spread=0.1)) for n in (120, 32))
     for name in ("fd_classifier", "kd_classifier", "is_classifier", "label_accuracy", "val/brightness"):
         assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
+
+
+class Draughtsman(Copies):
+    """Renders what a caption says, as the data would; a share `wrong` of its images shows the next colour."""
+
+    def __init__(self, *, wrong=0.0):
+        super().__init__(condition="text", wrong=wrong)
+        scenes = [(Scenes(3, split, objects="mixed", size=(32, 32)), torch.arange(3000)) for split in
+                  ("test", "heldout")]
+        self.attributes = torch.cat([one.attributes(index) for one, index in scenes])
+        self.rows = {caption(row): k for k, row in enumerate(self.attributes)}
+        self.images = torch.cat([one.images(index) for one, index in scenes])
+
+    def sample(self, n, *, condition=None, seeds=None, **options):
+        self.asked.append(condition)
+        rows = [self.rows[text] for text in condition]
+        slips = SeededNoise(seeds)(1).abs()[:, 0] < self.hparams.wrong
+        for k in slips.nonzero()[:, 0].tolist():
+            rows[k] = next(row for row, found in enumerate(self.attributes) if found[0] == 1 and
+                           found[3] != self.attributes[rows[k]][3] and found[4] == self.attributes[rows[k]][4])
+        return self.images[rows].float() / 127.5 - 1
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    data = Shapes(batch_size=16, objects="mixed", split_seed=3, size=32, train=200, validation=50, test=120,
+                  heldout=120)
+    data.setup()
+    return data
+
+
+@pytest.fixture
+def quick_oracle(monkeypatch, tmp_path_factory):
+    """The renders' own attributes in place of the oracle, found by their pixels: its training is tested elsewhere."""
+    model = Draughtsman()
+    known = {image.numpy().tobytes(): k for k, image in enumerate(model.images)}
+
+    def read(self, images):
+        return model.attributes[[known.get(image.numpy().tobytes(), 0) for image in images.cpu()]]
+
+    monkeypatch.setattr(Shapes, "read_back", read)
+
+
+ATTRIBUTES = {**FEW, "network": None, "num_samples": None, "validation_images": 0, "attribute_samples": 120}
+
+
+def test_attributes_of_right_images_are_all_right(scenes, quick_oracle, tmp_path):
+    model = Draughtsman()
+    found = Scores(**ATTRIBUTES).score(alone(scenes, tmp_path), model)
+    own = {"all", "all_single", "all_pair", *COLUMNS}
+    assert set(found) == {f"attributes/{split}/{name}" for split in ("seen", "heldout") for name in own}
+    assert all(value == 1 for name, value in found.items() if not name.endswith("background"))
+    order = [text for split in ("test", "heldout") for _, batch in items(scenes, split, 120, batch_size=120)
+             for text in batch["text"]]
+    assert [text for part in model.asked for text in part] == order
+
+
+def test_attributes_of_wrong_images_are_counted(scenes, quick_oracle, tmp_path):
+    found = Scores(**ATTRIBUTES).score(alone(scenes, tmp_path), Draughtsman(wrong=0.6745))
+    assert found["attributes/seen/all"] == pytest.approx(0.5, abs=0.12)
+    assert found["attributes/seen/shape"] == 1 and found["attributes/seen/colour"] == found["attributes/seen/all"]
+    single = scenes.attributes("test")[:, 0] == 1
+    share = single.float().mean().item()
+    assert found["attributes/seen/all"] == pytest.approx(
+        share * found["attributes/seen/all_single"] + (1 - share) * found["attributes/seen/all_pair"], abs=1e-6)
+
+
+def test_attributes_need_captions_and_data_that_read(scenes, quick_oracle, trainer, tmp_path):
+    assert Scores(**ATTRIBUTES).score(alone(scenes, tmp_path), Copies(condition="none")) == {}
+    assert Scores(**ATTRIBUTES).score(trainer, Copies()) == {}
+
+
+def test_samples_follow_the_captions_of_the_split(scenes, tmp_path):
+    model = Draughtsman()
+    model.rows |= {caption(row): k for k, row in enumerate(scenes.attributes("train"))}
+    found = Scores(**{**FEW, "num_samples": 60}).score(alone(scenes, tmp_path), model)
+    first = next(items(scenes, "train", 60, batch_size=50))[1]["text"]
+    assert model.asked[0] == first and "label_accuracy" not in found and found["fd_classifier"] > 0
 
 
 def test_held_out_losses_are_means_over_images(trainer):
@@ -164,7 +244,7 @@ def test_infinite_samples_end_the_run_in_one_sentence(trainer):
 
 @pytest.mark.parametrize(("options", "sentence"), [
     ({"network": "inceptoin"}, "did you mean 'inception'"),
-    ({"network": "classifier", "weights": "a.pth"}, "belongs to metrics=inception"),
+    ({"network": "classifier", "weights": "a.pth"}, "belongs to metrics.network=inception or squeezenet"),
     ({"mode": "least"}, "choose from max, min"),
     ({"num_samples": 1}, "num_samples must be a whole number of at least 2"),
     ({"every_images": 0.5}, "every_images must be a whole number"),
@@ -179,9 +259,26 @@ def test_mistakes_are_one_sentence(options, sentence):
 def test_recipes_are_complete(name, composed):
     recipe = composed(f"metrics={name}").metrics
     assert instantiate(recipe, "metrics").network_name == name
-    options = set(inspect.signature(Scores).parameters) - ({"weights"} if name == "classifier" else set())
+    options = set(inspect.signature(Scores).parameters) - {"preprocessing"}
+    options -= {"weights"} if name == "classifier" else set()
     assert set(recipe) - {"_target_"} == options
     assert not composed("metrics=none").metrics
+
+
+def test_losses_alone_need_no_samples(composed, trainer):
+    scores = instantiate(composed("metrics=losses").metrics, "metrics")
+    assert set(scores.score(trainer, Copies())) == {"val/brightness", "val/noise", "val/rows"}
+    with pytest.raises(UserError, match=r"needs metrics\.num_samples"):
+        Scores(**{**FEW, "num_samples": None})
+
+
+def test_squeezenet_needs_its_weights_and_their_preprocessing(composed):
+    with pytest.raises(UserError, match=r"network=squeezenet needs metrics.weights=<file>"):
+        instantiate(composed("metrics=squeezenet").metrics, "metrics")
+    with pytest.raises(UserError, match=r"needs metrics.preprocessing=caffe\|torchvision"):
+        Scores(**{**FEW, "network": "squeezenet", "weights": "a.pth"})
+    recipe = composed("metrics=squeezenet", "metrics.weights=a.pth").metrics
+    assert set(recipe) - {"_target_"} == set(inspect.signature(Scores).parameters)
 
 
 # ---- in a run ----

@@ -1,0 +1,278 @@
+"""What all scores of a training family have in common: when they are taken, what is kept, and sharing the work.
+
+A subclass says how to get ready (`prepare`) and what to measure (`measure`).
+"""
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from aigc.callbacks.evaluating import evaluating
+from aigc.errors import RunError, UserError, choices
+from aigc.metrics.features import FeatureNetwork
+from aigc.metrics.networks import build_network, check_network
+from aigc.models.family import Family
+from aigc.noise import mix
+
+REAL_VERSION = 1             # of what is kept of the real side: a change makes new cache entries
+
+log = logging.getLogger(__name__)
+
+
+class Scoring(L.Callback):
+    """Scores every `every_images` and at the end.
+
+    Attributes:
+        latest: the last scores by name.
+        best: the best value of `monitor` so far, or None; `is_best` says whether the last scoring set it.
+        history: images, seconds and scores of every scoring.
+        protocol: how scores were measured, plain values; empty before training starts.
+        scored_images: images seen at the last scoring.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: str | None,        # classifier, inception or squeezenet; None: no scores over features
+        weights: str | None,        # local file of the network's weights
+        preprocessing: str | None,  # of squeezenet: that of its weights
+        every_images: int,          # seen, between two scorings
+        batch_size: int,            # images at once on every device
+        validation_images: int,     # held-out images for the family's own losses, at most
+        monitor: str | None,        # the score that says which model is best; None: the Fréchet distance
+        mode: str,                  # whether less of it is better, or more (max)
+        kd_subsets: int,            # see metrics/suite.py
+        kd_subset_size: int,
+        seed: int,                  # of the samples
+    ):
+        check_network(network, weights=weights, preprocessing=preprocessing)
+        if mode not in ("min", "max"):
+            raise UserError(f"metrics.mode '{mode}' is unknown: {choices(mode, ('min', 'max'))}")
+        check_counts((
+            ("every_images", every_images, 1), ("batch_size", batch_size, 1),
+            ("validation_images", validation_images, 0), ("kd_subsets", kd_subsets, 1),
+            ("kd_subset_size", kd_subset_size, 2),
+        ))
+        self.network_name = network
+        self.weights = weights
+        self.preprocessing = preprocessing
+        self.every_images = every_images
+        self.batch_size = batch_size
+        self.validation_images = validation_images
+        self.monitor = monitor
+        self.mode = mode
+        self.kd_subsets = kd_subsets
+        self.kd_subset_size = kd_subset_size
+        self.seed = seed
+        self.network: FeatureNetwork | None = None
+        self.protocol: dict[str, Any] = {}
+        self.latest: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
+        self.best: float | None = None
+        self.is_best = False
+        self.scored_images = 0
+
+    # ---- what a subclass defines ----
+
+    def prepare(self, trainer: L.Trainer, pl_module: Family) -> None:
+        """Loads the feature network and looks at the real side; once, on all ranks.
+
+        Raises:
+            UserError: weights are missing, or a split is.
+        """
+        raise TypeError(f"{type(self).__name__} must define prepare()")
+
+    def measure(self, trainer: L.Trainer, pl_module: Family, *, final: bool) -> dict[str, float]:
+        """Scores of what the family makes, complete on rank 0; called on all ranks, in evaluation mode."""
+        raise TypeError(f"{type(self).__name__} must define measure()")
+
+    @property
+    def more_at_end(self) -> bool:
+        """Whether `measure(final=True)` measures more than the usual."""
+        return False
+
+    # ---- when ----
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Family) -> None:  # type: ignore[override]
+        """Gets the feature network and the real side ready, so that what is missing is said before training."""
+        self.prepare(trainer, pl_module)
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: Family, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Scores when another `every_images` have been seen; the last step is scored at the end."""
+        crossed = pl_module.progress.images // self.every_images > self.scored_images // self.every_images
+        if crossed and not trainer.should_stop:
+            self.score(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Family) -> None:  # type: ignore[override]
+        """Scores what training has come to, unless a signal asks to end."""
+        done = self.scored_images == pl_module.progress.images and not self.more_at_end
+        if not done and not pl_module.progress.interrupted:
+            self.score(trainer, pl_module, final=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been scored so far."""
+        return {
+            "scored_images": self.scored_images, "latest": self.latest, "best": self.best, "history": self.history,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues from there: nothing is scored twice, nothing left out."""
+        self.scored_images, self.best = state_dict["scored_images"], state_dict["best"]
+        self.latest, self.history = dict(state_dict["latest"]), list(state_dict["history"])
+
+    # ---- what ----
+
+    def score(self, trainer: L.Trainer, pl_module: Family, *, final: bool = False) -> dict[str, float]:
+        """Scores the family as it is now, logs it, and returns the scores by name; to be called on all ranks.
+
+        Args:
+            trainer: whose data and loggers are used.
+            pl_module: the family.
+            final: whether to measure also what is measured at the end only, under names of its own: the usual scores
+                stay comparable with earlier ones.
+
+        Raises:
+            RunError: what the family makes is not finite.
+            UserError: `monitor` is no score that this family has.
+        """
+        started = time.perf_counter()
+        self.prepare(trainer, pl_module)
+        with evaluating(pl_module):
+            scores = self.held_out(trainer, pl_module)
+            scores |= self.measure(trainer, pl_module, final=final)
+        scores = trainer.strategy.broadcast(scores, src=0)
+        progress = pl_module.progress
+        self.latest, self.scored_images = scores, progress.images
+        self.history.append({"images": progress.images, "seconds": round(progress.seconds, 3), **scores})
+        self.compare(scores)
+        for logger in trainer.loggers:
+            logger.log_metrics(scores, step=progress.batches)
+        if trainer.is_global_zero and scores:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            log.info("%s images: %s (%.0f s)", f"{progress.images:,}", shown, time.perf_counter() - started)
+        return scores
+
+    def compare(self, scores: dict[str, float]) -> None:
+        """Whether these scores are the best so far.
+
+        Raises:
+            UserError: `monitor` is none of them.
+        """
+        if self.monitor is None:
+            self.is_best = False
+            return
+        if self.monitor not in scores:
+            raise UserError(f"metrics.monitor '{self.monitor}' is no score here: {choices(self.monitor, scores)}")
+        value = scores[self.monitor]
+        better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
+        self.is_best = math.isfinite(value) and better
+        if self.is_best:
+            self.best = value
+
+    def held_out(self, trainer: L.Trainer, pl_module: Family) -> dict[str, float]:
+        """Means of what `validation_step` returns, over images; every batch has its own random numbers."""
+        if not self.validation_images:
+            return {}
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        loader = data.eval_dataloader("validation", limit=self.validation_images, batch_size=self.batch_size)
+        mine: list[tuple[int, int, dict[str, float]]] = []
+        for k, batch in enumerate(loader):
+            if k % trainer.world_size == trainer.global_rank:
+                torch.manual_seed(mix(self.seed, k))
+                losses: Any = pl_module.validation_step(data.prepare(batch, pl_module.device), k) or {}
+                mine.append((k, len(batch["index"]), {name: float(value) for name, value in losses.items()}))
+        batches = sorted((part for rank in gather(trainer, mine) for part in rank), key=lambda part: part[0])
+        total = sum(n for _, n, _ in batches)
+        names = batches[0][2] if batches else {}
+        return {f"val/{name}": sum(n * losses[name] for _, n, losses in batches) / total for name in names}
+
+    # ---- what subclasses build on ----
+
+    def build(self, trainer: L.Trainer, pl_module: Family) -> FeatureNetwork:
+        """The feature network, on every rank; rank 0 trains or downloads it, the others find it in the cache.
+
+        Raises:
+            UserError: its weights are missing.
+        """
+        assert self.network_name is not None
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        network = None
+        for turn in (True, False):
+            if trainer.is_global_zero == turn:
+                network = build_network(self.network_name, data, pl_module.device, weights=self.weights,
+                                        preprocessing=self.preprocessing)
+            trainer.strategy.barrier()
+        assert network is not None
+        self.network = network
+        return network
+
+    def key(self, data: Any, kind: str, split: str, *what: object) -> str:
+        """A cache entry's name: all that real features depend on."""
+        assert self.network is not None
+        facts = (REAL_VERSION, data.fingerprint, split, self.network.sha256, self.network.resizer, kind, *what)
+        return f"{kind}-{self.network.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}"
+
+
+def check_counts(options: Iterable[tuple[str, Any, int]]) -> None:
+    """Refuses what is no whole number of at least the given least: (name, value or None, least).
+
+    Raises:
+        UserError: names the option of `metrics`.
+    """
+    for name, value, least in options:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise UserError(f"metrics.{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def check_finite_images(made: Tensor, pl_module: Family) -> None:
+    """Refuses images that are not finite.
+
+    Raises:
+        RunError: says how far the run had come.
+    """
+    if not torch.isfinite(made).all():
+        raise RunError(
+            f"samples became infinite or NaN after {pl_module.progress.images:,} images: the last good checkpoint is "
+            "kept; try a smaller learning rate or trainer.precision=32"
+        )
+
+
+def place(trainer: L.Trainer) -> dict[str, int]:
+    """Which share of the items is this rank's."""
+    return {"rank": trainer.global_rank, "world": trainer.world_size}
+
+
+def gather(trainer: L.Trainer, value: Any) -> list[Any]:
+    """Every rank's `value`, by rank."""
+    if trainer.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def collect(
+    trainer: L.Trainer, device: torch.device, numbers: Sequence[int], rows: Iterable[Tensor], n: int
+) -> Tensor:
+    """The table `(n, d)` that all ranks hold shares of, on every rank; `rows` belong at `numbers`, others are 0."""
+    width = torch.tensor(0)
+    mine = torch.cat(list(rows)) if numbers else None
+    if mine is not None:
+        width = torch.tensor(mine.shape[1])
+    if trainer.world_size > 1:
+        width = trainer.strategy.reduce(width.to(device), reduce_op="max").cpu()
+    table = torch.zeros(n, int(width))
+    if mine is not None:
+        table[numbers] = mine
+    if trainer.world_size > 1:
+        table = trainer.strategy.reduce(table.to(device), reduce_op="sum").cpu()
+    return table
