@@ -18,27 +18,41 @@ MODELS = sorted(p.stem for p in (CONFIG_DIR / "model").glob("*.yaml"))
 DATA = sorted(p.stem for p in (CONFIG_DIR / "data").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("size", ["cpu", "gpu"])
-@pytest.mark.parametrize("data", DATA)
+NEEDED = {"image_folder": ["data.path=."], "huggingface": ["data.path=."], "unpaired_folder": ["data.root=."],
+          "paired_folder": ["data.root=."]}
+
+
 @pytest.mark.parametrize("model", MODELS)
-def test_every_pair_composes_and_instantiates_or_is_refused(model, data, size):
-    needed = [f"data.path={CONFIG_DIR}"] if data in ("image_folder", "huggingface") else []
-    cfg = compose_train(f"model={model}", f"data={data}", f"size={size}", *needed, common=False)
-    family = check_pair(cfg)
-    module = instantiate(cfg.data, "data")
-    assert isinstance(module, ImageData)
-    assert module.batch_size == cfg.batch_size
-    if size == "cpu":
-        built = instantiate(cfg.model, "model", channels=3, size=(32, 32), classes=None, condition="none")
-        assert isinstance(built, Family) and type(built) is family
-        assert sum(p.numel() for p in built.parameters()) > 1000
+def test_every_family_composes_with_its_own_data_at_both_sizes(model):
+    for size in ("gpu", "cpu"):
+        cfg = compose_train(f"model={model}", f"size={size}", common=False)
+        family = check_pair(cfg)
+    assert instantiate(cfg.data, "data").batch_size == cfg.batch_size
+    built = instantiate(cfg.model, "model", channels=3, size=(32, 32), classes=None, condition="none")
+    assert isinstance(built, Family) and type(built) is family
+    assert sum(p.numel() for p in built.parameters()) > 1000
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_every_data_set_composes_with_what_fits_it_and_is_refused_elsewhere(data):
+    kind = locate(compose_train(f"data={data}", *NEEDED.get(data, []), common=False).data["_target_"]).kind
+    fitting = {"unpaired": ("cyclegan", "cut"), "paired": ("cyclegan", "pix2pix")}.get(kind, ("gan", "diffusion"))
+    for model in (*fitting, "pix2pix" if kind == "unpaired" else "vae" if kind == "paired" else "cut"):
+        cfg = compose_train(f"model={model}", f"data={data}", *NEEDED.get(data, []), common=False)
+        if model in fitting:
+            check_pair(cfg)
+            module = instantiate(cfg.data, "data")
+            assert isinstance(module, ImageData) and module.batch_size == cfg.batch_size
+        else:
+            with pytest.raises(UserError, match=rf"gives {kind}: choose data=.*shapes"):
+                check_pair(cfg)
 
 
 def test_a_pair_that_does_not_fit_is_refused_with_the_right_choices(monkeypatch):
     from aigc.models.gan import GAN
 
     monkeypatch.setattr(GAN, "accepts", ("unpaired",))
-    with pytest.raises(UserError, match=r"GAN learns from unpaired data, .* gives images: choose data="):
+    with pytest.raises(UserError, match=r"GAN learns from paired or unpaired data, .* gives images: choose data="):
         check_pair(compose_train("model=gan"))
 
 
@@ -101,7 +115,7 @@ def test_added_top_level_keys_are_refused():
     check_closed(compose_train("+trainer.profiler=simple"), TrainConfig)
 
 
-@pytest.mark.parametrize("module", ["aigc.train", "aigc.generate"])
+@pytest.mark.parametrize("module", ["aigc.train", "aigc.generate", "aigc.edit"])
 def test_help_and_cfg_do_not_import_torch(module, tmp_path):
     code = (
         "import sys, runpy; sys.argv = ['x', *{args!r}]\n"
