@@ -28,6 +28,7 @@ class EMA(nn.Module):
     def follow(self, source: nn.Module) -> Callable[[int, int], None]:
         """`update` for one `source`, whose tensors are looked up once instead of at every step (0.7 ms)."""
         averaged, current = ([p.detach() for p in net.parameters()] for net in (self.network, source))
+        parts = any(hasattr(p, "full_tensor") for p in current)  # trainer=fsdp: each device holds a part of each
         kept, measured = list(self.network.buffers()), list(source.buffers())
         assert len(kept) == len(measured), "the average and its source differ"
 
@@ -35,7 +36,8 @@ class EMA(nn.Module):
         def move(images_seen: int, batch: int) -> None:
             halflife = min(self.halflife_images, self.ramp * images_seen)
             beta = 0.5 ** (batch / max(halflife, 1e-8))
-            torch._foreach_lerp_(averaged, current, 1 - beta)
+            values = [p.full_tensor() for p in current] if parts else current  # type: ignore[attr-defined]
+            torch._foreach_lerp_(averaged, values, 1 - beta)
             if kept:
                 torch._foreach_copy_(kept, measured)
 

@@ -1,5 +1,6 @@
-"""Several processes: who this one is, and starting one process a device."""
+"""Several processes: who this one is, who started it, starting one process a device, and SLURM's second chances."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -8,14 +9,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from aigc.errors import UserError
 
 RANK_VARIABLES = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK",
     "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 )
+REQUEUE_SIGNAL = "SIGUSR1"  # what `sbatch --signal=SIGUSR1@120` sends before the time is up
 GRACE_SECONDS = 60  # between the failure of one process and the end of those that do not notice
 
 
@@ -26,6 +30,83 @@ def rank() -> int | None:
     if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
         return int(os.environ["SLURM_PROCID"])
     return None
+
+
+def world_size() -> int | None:
+    """How many processes torchrun or srun started; None where neither did."""
+    if rank() is None:
+        return None
+    return int(os.environ["WORLD_SIZE"] if "RANK" in os.environ else os.environ["SLURM_NTASKS"])
+
+
+def check_world(processes: int, nodes: int) -> None:
+    """Refuses to wait for processes that nobody started.
+
+    Args:
+        processes: on each node.
+        nodes: machines.
+
+    Raises:
+        UserError: as many were not started.
+    """
+    started, wanted = world_size(), processes * nodes
+    if started is None and nodes > 1:
+        raise UserError(f"trainer.num_nodes={nodes} needs a process on every node: start it with torchrun or srun")
+    if started is not None and started != wanted:
+        raise UserError(
+            f"{started} processes were started, trainer.devices={processes} times trainer.num_nodes={nodes} are "
+            f"{wanted}: make them equal"
+        )
+
+
+def cluster() -> Any | None:
+    """Who Lightning is to believe about ranks; None: what it finds itself.
+
+    Inside a SLURM job it would take a process of `launch` for one of srun's, and handle its signals on its own.
+    """
+    from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+    if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" not in os.environ:
+        return None
+    own = "LOCAL_RANK" in os.environ or rank() is None
+    return LightningEnvironment() if own else SLURMEnvironment(auto_requeue=False)
+
+
+def requeued() -> bool:
+    """Whether this is a SLURM job that has run before and was put back into the queue."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+
+
+def requeue() -> None:
+    """Puts this SLURM job back into the queue.
+
+    Raises:
+        UserError: SLURM does not take it.
+    """
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        reason = done.stderr.strip() if done.returncode else None
+    except OSError as error:
+        reason = str(error)
+    if reason is not None:
+        raise UserError(f"SLURM did not requeue job {job} ({reason}): submit it again with resume=<run folder>")
+    print(f"requeued: SLURM job {job} goes on where its checkpoint stands", flush=True)
+
+
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Of the processes that torchrun or srun started at once, those that see `folder` are inside one at a time."""
+    if rank() is None or not ("TORCHELASTIC_RUN_ID" in os.environ or "LOCAL_RANK" not in os.environ):
+        yield
+        return
+    import fcntl
+
+    with open(folder / ".turn", "w") as file:
+        with contextlib.suppress(OSError):                 # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def private_folder() -> str:
@@ -51,18 +132,24 @@ def count_devices(accelerator: str, devices: Any) -> int:
     return int(devices)
 
 
+def ending_signals() -> list[signal.Signals]:
+    """What ends a run after the current step; in a SLURM job also what asks to be requeued."""
+    requeue = [signal.Signals[REQUEUE_SIGNAL]] if "SLURM_JOB_ID" in os.environ else []
+    return [signal.SIGINT, signal.SIGTERM, *requeue]
+
+
 def launch(processes: int, overrides: Sequence[str], folder: Path) -> int:
     """Runs `python -m aigc.train` with `overrides` once a device on this node, all in `folder`.
 
-    What torchrun does for one node, without its traceback where a process ends on purpose. SIGINT and SIGTERM are
-    handed on, so that every process ends after the same step; when one fails, the others are ended.
+    What torchrun does for one node, without its traceback where a process ends on purpose. Signals are handed on, so
+    that every process ends after the same step; when one fails, the others are ended.
 
     Returns:
         0, or the exit code of the first process that failed.
     """
     environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
     extra = [word for i, word in enumerate(sys.argv) if "--config-dir" in (word.split("=")[0], sys.argv[i - 1])]
     command = [sys.executable, "-m", "aigc.train", *extra, *overrides]
     command += [f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
@@ -74,9 +161,9 @@ def launch(processes: int, overrides: Sequence[str], folder: Path) -> int:
     def end_all(number: int = signal.SIGTERM, frame: object = None) -> None:
         for child in children:
             if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
+                child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
-    previous = {number: signal.signal(number, end_all) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, end_all) for number in ending_signals()}
     try:
         failed = 0
         while any(child.poll() is None for child in children):
@@ -93,7 +180,8 @@ def launch(processes: int, overrides: Sequence[str], folder: Path) -> int:
             signal.signal(number, handler)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -2,16 +2,30 @@
 
 import torch
 
+from aigc.errors import UserError, choices
+
+OFFERED = {"32-true": "32-true", "32": "32-true", "bf16-mixed": "bf16-mixed", "bf16": "bf16-mixed",
+           "16-mixed": "16-mixed", "16": "16-mixed"}       # as written, and what Lightning calls it
+
 
 def choose_precision(wanted: str | int, device: str) -> str:
     """`auto` becomes bf16-mixed where the processor really computes in it, else 16-mixed on a GPU and 32 on a CPU.
 
     Args:
-        wanted: `auto` or any precision of lightning.Trainer, which is handed through.
+        wanted: `auto`, `32-true`, `bf16-mixed` or, on a GPU, `16-mixed`; also without the ending.
         device: `cpu` or `cuda`.
+
+    Raises:
+        UserError: any other: images, averages and scores are float32 here, so weights of 16 or 64 bits do not fit.
     """
     if wanted != "auto":
-        return str(wanted)
+        offered = [name for name in ("auto", *OFFERED.values()) if device == "cuda" or name != "16-mixed"]
+        if str(wanted) not in OFFERED or OFFERED[str(wanted)] not in offered:
+            raise UserError(
+                f"trainer.precision={wanted} is not offered on a {'GPU' if device == 'cuda' else 'CPU'}, weights stay "
+                f"in float32: {choices(wanted, dict.fromkeys(offered))}"
+            )
+        return OFFERED[str(wanted)]
     if device == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     return "bf16-mixed" if cpu_gains_by_bf16() else "32-true"

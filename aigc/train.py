@@ -1,5 +1,6 @@
 """Trains a generator: `python -m aigc.train model=gan data=mnist`, `... resume=<run folder>`, `... -m seed=1,2,3`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ def main() -> None:
         folder = Path(words["resume"]).expanduser().resolve()
         sys.argv += [f"hydra.run.dir={folder}" if folder.is_dir() else "hydra.run.dir=.", "hydra.output_subdir=null"]
     elif (launch.rank() or 0) > 0:
-        sys.argv += [f"hydra.run.dir={launch.private_folder()}", "hydra.output_subdir=null"]
+        fixed = words.get("trainer") == "slurm" or "hydra.run.dir" in words  # the same for all: see what is there
+        sys.argv += ["hydra.output_subdir=null"]
+        sys.argv += [] if fixed and launch.requeued() else [f"hydra.run.dir={launch.private_folder()}"]
     cli.run(train, "train")
 
 
@@ -27,13 +30,17 @@ def train(cfg: Any) -> float | None:
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
     folder = Path(hydra_config.runtime.output_dir).resolve()
-    resumed = cfg.resume is not None
+    resumed, first = cfg.resume is not None, launch.rank() in (None, 0)  # Lightning's end takes the rank away
     try:
+        if hydra_config.runtime.choices.get("trainer") == "slurm" and "SLURM_JOB_ID" not in os.environ:
+            raise UserError("trainer=slurm is for jobs of SLURM: start it with sbatch or srun, or use trainer=ddp")
         if resumed:
             cfg = resumed_config(cfg, Path(cfg.resume).expanduser().resolve(), overrides)
+        resumed |= launch.requeued() and (folder / "checkpoints" / "last.ckpt").is_file()
         from aigc import training
 
         processes = launch.count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
+        launch.check_world(processes, cfg.trainer.num_nodes)
         launching = processes > 1 and launch.rank() is None
         if launching:
             training.check_pair(cfg)
@@ -46,11 +53,15 @@ def train(cfg: Any) -> float | None:
         else:
             summary = training.fit(cfg, folder, resumed=resumed)
     except UserError as error:
-        if not resumed and not isinstance(error, RunError) and launch.rank() in (None, 0):
+        if not resumed and not isinstance(error, RunError) and first:
             discard_if_unstarted(folder)
         raise
-    if not launching and launch.rank() in (None, 0):
+    if not launching and first:
         report(folder, summary)
+    if summary.get("reason") == launch.REQUEUE_SIGNAL and summary["status"] == "stopped":
+        if not launching and first:
+            launch.requeue()
+        return None  # without an error: srun would end the other processes before they have
     if summary.get("status") == "stopped":
         sys.exit(143 if summary.get("reason") == "SIGTERM" else 130)
     return (summary.get("scores") or {}).get("best")

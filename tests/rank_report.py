@@ -14,6 +14,7 @@ def digest(module: L.LightningModule) -> str:
     sha = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         sha.update(name.encode())
+        value = value.full_tensor() if hasattr(value, "full_tensor") else value  # trainer=fsdp: parts of all ranks
         sha.update(value.cpu().numpy().tobytes())
     return sha.hexdigest()
 

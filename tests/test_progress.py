@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from aigc.ema import EMA
+from aigc.errors import UserError
 from aigc.noise import SeededNoise, mix
 from aigc.precision import choose_precision
 from aigc.progress import Progress
@@ -79,4 +80,13 @@ def test_precision_auto_uses_bf16_only_where_the_processor_has_it(monkeypatch):
     assert choose_precision("auto", "cpu") == "32-true"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert choose_precision("auto", "cuda") == "16-mixed"
-    assert choose_precision(32, "cpu") == "32"
+    assert choose_precision(32, "cpu") == "32-true" and choose_precision("16", "cuda") == "16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device"), [("64-true", "cpu"), ("bf16-true", "cpu"), ("16-mixed", "cpu"), ("16-true", "cuda")]
+)
+def test_precisions_that_families_do_not_train_in_are_refused(wanted, device):
+    where = "GPU" if device == "cuda" else "CPU"
+    with pytest.raises(UserError, match=f"precision={wanted} is not offered on a {where}, weights stay in float32: "):
+        choose_precision(wanted, device)

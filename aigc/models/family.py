@@ -29,6 +29,7 @@ class Family(L.LightningModule):
     accepts: ClassVar[tuple[str, ...]] = ("images",)       # kinds of batch it can learn from
     conditions: ClassVar[tuple[str, ...]] = ("none", "label")  # what its images can be conditioned on
     find_unused_parameters: ClassVar[bool] = False         # DDP: a step leaves parameters out (adversarial families)
+    sharded: ClassVar[tuple[str, ...]] = ()                # networks that trainer=fsdp may cut (aigc/sharded.py)
     hparams: Any                                           # Lightning's, readable as attributes
 
     def __init__(self) -> None:

@@ -1,0 +1,229 @@
+"""CUT: contrastive unpaired translation (Park et al. 2020), one way, with one generator and one discriminator.
+
+Notable here:
+- no cycle: a patch of the translation must be nearer to the patch of the source at the same place than to all others,
+  by features of the generator's own encoder, each layer's through a small head (PatchNCE, equations 3 to 5)
+- the source's features come from the very pass that translated it; only the translation is encoded again
+- `nce_identity` asks the same of the target domain's images, which must then come out as they went in (CUT);
+  without it, with a heavier `lambda_nce` and mirrored sources, this is FastCUT
+- the heads are made with the family, so that checkpoints and optimizers hold nothing unusual
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+
+from aigc.diff_augment import DiffAugment
+from aigc.ema import EMA
+from aigc.errors import UserError, choices
+from aigc.losses.adversarial import adversarial_loss, squared_gradient
+from aigc.losses.contrastive import patch_nce
+from aigc.models.family import Batch, Translator
+from aigc.networks.patchgan import NORMS, PatchGAN
+from aigc.networks.resnet import UPSAMPLE, ResNetGenerator, initialize
+
+
+class Heads(nn.Module):
+    """For every chosen layer two linear layers, from its features at some places to unit vectors."""
+
+    def __init__(self, widths: Sequence[int], features: int, init_std: float | None):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, features), nn.ReLU(), nn.Linear(features, features)) for width in widths
+        )
+        initialize(self, init_std)
+
+    def forward(self, maps: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
+        """Unit vectors `(n, places, features)`, float32, one tensor a layer, from maps `(n, c, h, w)`."""
+        found = [x.flatten(2)[:, :, at].transpose(1, 2) for x, at in zip(maps, places, strict=True)]
+        return [F.normalize(head(x).float(), dim=2) for head, x in zip(self.layers, found, strict=True)]
+
+
+class CUT(Translator):
+    """A translator from the first domain to the second that keeps every patch recognisable.
+
+    Raises:
+        UserError: an option's value is unknown, a layer does not exist, or the loss needs a penalty that is not here.
+    """
+
+    directions = ("a2b",)
+    find_unused_parameters = True
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        *,
+        classes: int | None = None,
+        condition: str = "none",
+        width: int,                                        # feature maps of the generator's first layer
+        blocks: int,                                       # residual blocks
+        halvings: int,                                     # of the generator's grid
+        kernel: int,                                       # first and last convolution
+        upsample: str,                                     # resize: no checkerboards; transposed
+        residual: bool,                                    # draw a change of the image instead of a new one
+        discriminator_width: int,                          # feature maps of its first layer
+        discriminator_layers: int,                         # strided; patches of 16, 34, 70 px for 1, 2, 3
+        discriminator_norm: str,                           # instance, spectral or none
+        init_std: float | None,                            # N(0, init_std) weights; None: torch's own
+        loss: str,                                         # a name of losses.adversarial.LOSSES
+        lambda_adversarial: float,                         # weight of the generator's adversarial loss
+        lambda_nce: float,                                 # weight of PatchNCE
+        nce_layers: list[int],                             # of the encoder; 0 is the image itself
+        nce_identity: bool,                                # PatchNCE on the target domain, too: the mean of both
+        nce_features: int,                                 # length of a patch's vector
+        nce_patches: int,                                  # places drawn in every layer, at most
+        nce_temperature: float,
+        flip_equivariance: bool,                           # mirror half of the batches, and their features back
+        augment: list[str],                                # DiffAugment policies for the discriminator, [] for none
+        r1: float,                                         # gamma of R1 on the mean logit of an image, 0: none
+        r1_every: int,                                     # steps between penalties, weighted up to match
+        generator_rate: float,                             # the heads', too
+        discriminator_rate: float,
+        betas: list[float],                                # Adam's, of both
+        warmup_images: float,
+        decay_from: float,                                 # share of the budget after which the rates fall to 0
+        ema_halflife_images: float,
+        ema_ramp: float,                                   # halflife is at most this share of the images seen
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        for name, value, known in (
+            ("upsample", upsample, UPSAMPLE), ("discriminator_norm", discriminator_norm, NORMS),
+        ):
+            if value not in known:
+                raise UserError(f"model.{name}={value} is unknown: {choices(value, known)}")
+        if loss == "wasserstein":
+            raise UserError("model.loss=wasserstein needs a penalty that CUT does not have: use least_squares")
+        self.automatic_optimization = False
+        self.loss = adversarial_loss(loss)
+        self.augment = DiffAugment(augment)
+        self.generator = ResNetGenerator(
+            channels, width, blocks=blocks, halvings=halvings, kernel=kernel, upsample=upsample, residual=residual,
+            init_std=init_std,
+        )
+        steps = len(self.generator.encoder)
+        if not nce_layers or not all(0 <= layer <= steps for layer in nce_layers):
+            raise UserError(f"model.nce_layers={nce_layers} must name layers from 0 (the image) to {steps}")
+        with torch.no_grad():
+            side = self.generator.smallest + -self.generator.smallest % self.generator.multiple
+            maps = self.generator.features(torch.zeros(1, channels, side, side), nce_layers)[1]
+        self.heads = Heads([x.shape[1] for x in maps], nce_features, init_std)
+        self.discriminator = PatchGAN(
+            channels, discriminator_width, layers=discriminator_layers, norm=discriminator_norm, init_std=init_std
+        )
+        self.ema = EMA(self.generator, halflife_images=ema_halflife_images, ramp=ema_ramp)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam for generator and heads, then for the discriminator."""
+        pairs = (
+            (nn.ModuleList([self.generator, self.heads]), self.hparams.generator_rate),
+            (self.discriminator, self.hparams.discriminator_rate),
+        )
+        betas = tuple(self.hparams.betas)
+        return [torch.optim.Adam(net.parameters(), lr=rate, betas=betas, fused=True) for net, rate in pairs]
+
+    # ---- training ----
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Generator and heads, then the discriminator on the same translations."""
+        generator, discriminator = cast(list[LightningOptimizer], self.optimizers())
+        a, b = batch["a"], batch["b"]
+        self.discriminator.requires_grad_(False)           # which also keeps autocast from caching its weights,
+        loss, logs, fake = self.generator_loss(a, b)       # that change before their own turn is over
+        generator.zero_grad()
+        with torch.autocast(self.device.type, enabled=False):  # it would lower what is float32 on its way back
+            self.manual_backward(loss)
+        generator.step()
+        self.discriminator.requires_grad_(True)
+
+        loss, more = self.discriminator_loss(b, fake)
+        discriminator.zero_grad()
+        with torch.autocast(self.device.type, enabled=False):
+            self.manual_backward(loss)
+        discriminator.step()
+        return logs | more
+
+    def generator_loss(self, a: Tensor, b: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """What generator and heads minimise, its parts, and the detached translations `(n, c, h, w)` of `a`."""
+        options, layers, n = self.hparams, self.hparams.nce_layers, len(a)
+        source, crop = self.generator.pad(torch.cat([a, b]) if options.nce_identity else a)
+        mirrored = options.flip_equivariance and bool(torch.rand(()) < 0.5)
+        seen = source.flip(3) if mirrored else source
+        code, keys = self.generator.features(seen, layers)
+        made = self.generator.draw(code, seen)
+        queries = self.generator.features(made, layers)[1]
+        if mirrored:                                       # features of the source as it was
+            queries = [x.flip(3) for x in queries]
+            with torch.no_grad():
+                keys = self.generator.features(source, layers)[1]
+        nce = self.contrast(queries, keys)
+        fake = crop(made[:n])
+        logs = {"loss/generator": self.deceive(b, fake), "loss/nce": nce[:n].mean()}
+        contrast = logs["loss/nce"]
+        if options.nce_identity:
+            logs["loss/nce_identity"] = nce[n:].mean()
+            contrast = (contrast + logs["loss/nce_identity"]) / 2
+        loss = options.lambda_adversarial * logs["loss/generator"] + options.lambda_nce * contrast
+        return loss, {name: value.detach() for name, value in logs.items()}, fake.detach()
+
+    def contrast(self, queries: Sequence[Tensor], keys: Sequence[Tensor]) -> Tensor:
+        """PatchNCE of every image, the mean over the layers: `(n,)`, float32; all images look at the same places."""
+        options = self.hparams
+        places = [
+            torch.randperm(x.shape[2] * x.shape[3], device=x.device)[: options.nce_patches] for x in queries
+        ]
+        found = self.heads(queries, places)                # first: what autocast caches under no_grad has no gradient
+        with torch.no_grad():
+            known = self.heads(keys, places)
+        pairs = zip(found, known, strict=True)
+        return torch.stack([patch_nce(q, k, temperature=options.nce_temperature) for q, k in pairs]).mean(0)
+
+    def deceive(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The generator's adversarial loss."""
+        transform = self.augment.draw(len(fake), fake.device)
+        on_fake = self.discriminator(transform(fake))
+        on_real = self.discriminator(transform(real)) if self.loss.relativistic else on_fake
+        return self.loss.generator(on_real, on_fake)
+
+    def discriminator_loss(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the discriminator minimises, and its parts, on real images and on detached translations."""
+        transform = self.augment.draw(len(real), real.device)
+        on_real, on_fake = self.discriminator(torch.cat([transform(real), transform(fake)])).chunk(2)
+        loss = total = self.loss.discriminator(on_real, on_fake)
+        logs = {"loss/discriminator": loss, "logits/real": on_real.mean(), "logits/fake": on_fake.mean()}
+        if self.hparams.r1 and self.progress.batches % self.hparams.r1_every == 0:
+            with torch.autocast(real.device.type, enabled=False):
+                seen = transform(real).detach().requires_grad_()
+                logs["penalty/r1"] = squared_gradient(self.discriminator(seen).mean((1, 2, 3)), seen).mean()
+            total = total + self.hparams.r1_every * self.hparams.r1 / 2 * logs["penalty/r1"]
+        return total, {name: value.detach() for name, value in logs.items()}
+
+    def averages(self) -> list[tuple[EMA, nn.Module]]:
+        """The averaged generator."""
+        return [(self.ema, self.generator)]
+
+    # ---- what it is for ----
+
+    @torch.no_grad()
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """L1 on [-1, 1] of leaving alone what is in the target domain already."""
+        target = self.sides(batch)[1]
+        return {"identity_b": F.l1_loss(self.translate(target), target)}
+
+    @torch.no_grad()
+    def translate(self, images: Tensor, *, direction: str = "a2b", seeds: Sequence[int] | None = None) -> Tensor:
+        """Images `(n, c, h, w)` in [-1, 1], of any size, as the averaged generator draws them.
+
+        In float32, and each by itself: what becomes of an image depends on no other, and on no seed.
+
+        Raises:
+            UserError: a direction other than a2b.
+        """
+        self.check_direction(direction)
+        with torch.autocast(self.device.type, enabled=False):
+            return cast(Tensor, self.ema(images.to(self.device, torch.float32)))

@@ -1,0 +1,235 @@
+"""CycleGAN (Zhu et al. 2017): translates between two sets of images that show different things.
+
+Notable here:
+- two generators and two discriminators; adversarial, cycle and identity losses, equations 1 to 3 and section 5.2
+- a generator sees both domains in one pass: its translations and its identities; the cycle is the second pass
+- several images a batch lose nothing: every norm is per image, the pool takes images one at a time, and on equal
+  images the losses are means, so only the number of steps falls
+- the pool of earlier translations is part of the checkpoint and the same on every rank
+- any size: generators pad by reflection and crop back; averaged generators translate, in float32
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+
+from aigc.diff_augment import DiffAugment
+from aigc.ema import EMA
+from aigc.errors import UserError, choices
+from aigc.image_pool import ImagePool
+from aigc.losses.adversarial import adversarial_loss, squared_gradient
+from aigc.models.family import Batch, Translator
+from aigc.networks.patchgan import NORMS, PatchGAN
+from aigc.networks.pix2pix_unet import UNetGenerator
+from aigc.networks.resnet import UPSAMPLE, ResNetGenerator
+
+
+class CycleGAN(Translator):
+    """Two translators that undo each other, each against a discriminator of its own.
+
+    Raises:
+        UserError: an option's value is unknown, or the loss needs a penalty that is not offered.
+    """
+
+    find_unused_parameters = True
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        *,
+        classes: int | None = None,
+        condition: str = "none",
+        generator: str,                                    # resnet, or unet as in pix2pix
+        width: int,                                        # feature maps of a generator's first layer
+        blocks: int,                                       # residual blocks (resnet)
+        halvings: int,                                     # of a generator's grid
+        kernel: int,                                       # first and last convolution (resnet)
+        upsample: str,                                     # resize: no checkerboards; transposed: as published
+        residual: bool,                                    # draw a change of the image instead of a new one (resnet)
+        discriminator_width: int,                          # feature maps of its first layer
+        discriminator_layers: int,                         # strided; patches of 16, 34, 70 px for 1, 2, 3
+        discriminator_norm: str,                           # instance, spectral or none
+        init_std: float | None,                            # N(0, init_std) weights; None: torch's own
+        loss: str,                                         # a name of losses.adversarial.LOSSES
+        lambda_adversarial: float,                         # weight of the generators' adversarial loss
+        lambda_a: float,                                   # weight of the cycle a -> b -> a
+        lambda_b: float,                                   # weight of the cycle b -> a -> b
+        lambda_identity: float,                            # of leaving the target domain alone, times lambda_a or _b
+        pool: int,                                         # earlier translations shown to a discriminator, 0: none
+        augment: list[str],                                # DiffAugment policies for both discriminators, [] for none
+        r1: float,                                         # gamma of R1 on the mean logit of an image, 0: none
+        r1_every: int,                                     # steps between penalties, weighted up to match
+        generator_rate: float,
+        discriminator_rate: float,
+        betas: list[float],                                # Adam's, of both
+        warmup_images: float,
+        decay_from: float,                                 # share of the budget after which the rates fall to 0
+        ema_halflife_images: float,
+        ema_ramp: float,                                   # halflife is at most this share of the images seen
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        for name, value, known in (
+            ("generator", generator, ("resnet", "unet")),
+            ("upsample", upsample, UPSAMPLE),
+            ("discriminator_norm", discriminator_norm, NORMS),
+        ):
+            if value not in known:
+                raise UserError(f"model.{name}={value} is unknown: {choices(value, known)}")
+        if loss == "wasserstein":
+            raise UserError("model.loss=wasserstein needs a penalty that CycleGAN does not have: use least_squares")
+        self.automatic_optimization = False
+        self.loss = adversarial_loss(loss)
+        self.augment = DiffAugment(augment)
+        shared: dict[str, Any] = {"halvings": halvings, "upsample": upsample, "init_std": init_std}
+
+        def translator() -> nn.Module:
+            if generator == "unet":
+                return UNetGenerator(channels, width, **shared)
+            return ResNetGenerator(channels, width, blocks=blocks, kernel=kernel, residual=residual, **shared)
+
+        def judge() -> PatchGAN:
+            return PatchGAN(
+                channels, discriminator_width, layers=discriminator_layers, norm=discriminator_norm, init_std=init_std
+            )
+
+        self.a2b, self.b2a = translator(), translator()
+        self.judge_a, self.judge_b = judge(), judge()
+        self.ema_a2b, self.ema_b2a = (
+            EMA(network, halflife_images=ema_halflife_images, ramp=ema_ramp) for network in (self.a2b, self.b2a)
+        )
+        self.pools = {"a": ImagePool(pool), "b": ImagePool(pool)}
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam for both generators, then for both discriminators."""
+        pairs = (
+            (nn.ModuleList([self.a2b, self.b2a]), self.hparams.generator_rate),
+            (nn.ModuleList([self.judge_a, self.judge_b]), self.hparams.discriminator_rate),
+        )
+        betas = tuple(self.hparams.betas)
+        return [torch.optim.Adam(nets.parameters(), lr=rate, betas=betas, fused=True) for nets, rate in pairs]
+
+    # ---- training ----
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Both generators, then both discriminators on what the generators made of this batch and of earlier ones."""
+        generators, discriminators = cast(list[LightningOptimizer], self.optimizers())
+        a, b = batch["a"], batch["b"]
+        self.judge_a.requires_grad_(False)                 # which also keeps autocast from caching their weights,
+        self.judge_b.requires_grad_(False)                 # that change before their own turn is over
+        loss, logs, fake_a, fake_b = self.generator_loss(a, b)
+        generators.zero_grad()
+        with torch.autocast(self.device.type, enabled=False):  # it would lower what is float32 on its way back
+            self.manual_backward(loss)
+        generators.step()
+        self.judge_a.requires_grad_(True)
+        self.judge_b.requires_grad_(True)
+
+        loss, more = self.discriminator_loss(a, b, self.earlier("a", fake_a), self.earlier("b", fake_b))
+        discriminators.zero_grad()
+        with torch.autocast(self.device.type, enabled=False):
+            self.manual_backward(loss)
+        discriminators.step()
+        return logs | more
+
+    def generator_loss(self, a: Tensor, b: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+        """What the generators minimise, its parts, and the translations of `b` and of `a`, all `(n, c, h, w)`."""
+        options, n = self.hparams, len(a)
+        seen = (a, b, a, b) if options.lambda_identity else (a, b)
+        fake_b = self.a2b(torch.cat(seen[:2]) if options.lambda_identity else a)
+        fake_a = self.b2a(torch.cat(seen[1:3]) if options.lambda_identity else b)
+        same_b, fake_b, same_a, fake_a = fake_b[n:], fake_b[:n], fake_a[n:], fake_a[:n]
+        logs = {
+            "loss/cycle_a": F.l1_loss(self.b2a(fake_b), a),
+            "loss/cycle_b": F.l1_loss(self.a2b(fake_a), b),
+            "loss/generator_a2b": self.deceive(self.judge_b, b, fake_b),
+            "loss/generator_b2a": self.deceive(self.judge_a, a, fake_a),
+        }
+        loss = options.lambda_a * logs["loss/cycle_a"] + options.lambda_b * logs["loss/cycle_b"]
+        loss = loss + options.lambda_adversarial * (logs["loss/generator_a2b"] + logs["loss/generator_b2a"])
+        if options.lambda_identity:
+            logs["loss/identity_a"], logs["loss/identity_b"] = F.l1_loss(same_a, a), F.l1_loss(same_b, b)
+            weighted = options.lambda_a * logs["loss/identity_a"] + options.lambda_b * logs["loss/identity_b"]
+            loss = loss + options.lambda_identity * weighted
+        return loss, {name: value.detach() for name, value in logs.items()}, fake_a.detach(), fake_b.detach()
+
+    def deceive(self, judge: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        """The adversarial loss of whoever made `fake`."""
+        transform = self.augment.draw(len(fake), fake.device)
+        on_fake = judge(transform(fake))
+        return self.loss.generator(judge(transform(real)) if self.loss.relativistic else on_fake, on_fake)
+
+    def discriminator_loss(
+        self, a: Tensor, b: Tensor, fake_a: Tensor, fake_b: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the discriminators minimise, and its parts, on real images and on detached translations."""
+        total = torch.zeros((), device=a.device)
+        logs: dict[str, Tensor] = {}
+        for side, judge, real, fake in (("a", self.judge_a, a, fake_a), ("b", self.judge_b, b, fake_b)):
+            transform = self.augment.draw(len(real), real.device)
+            on_real, on_fake = judge(torch.cat([transform(real), transform(fake)])).chunk(2)
+            loss = self.loss.discriminator(on_real, on_fake)
+            logs |= {f"loss/discriminator_{side}": loss, f"logits/real_{side}": on_real.mean(),
+                     f"logits/fake_{side}": on_fake.mean()}
+            total = total + loss
+            if self.hparams.r1 and self.progress.batches % self.hparams.r1_every == 0:
+                with torch.autocast(real.device.type, enabled=False):
+                    seen = transform(real).detach().requires_grad_()
+                    logs[f"penalty/r1_{side}"] = squared_gradient(judge(seen).mean((1, 2, 3)), seen).mean()
+                total = total + self.hparams.r1_every * self.hparams.r1 / 2 * logs[f"penalty/r1_{side}"]
+        return total, {name: value.detach() for name, value in logs.items()}
+
+    def earlier(self, side: str, fake: Tensor) -> Tensor:
+        """As many translations, some of them of earlier steps; the pool is fed by all ranks."""
+        pool, n = self.pools[side], len(fake)
+        if not (pool.size and torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return pool(fake, self.progress.batches)
+        everyone = cast(Tensor, self.all_gather(fake)).flatten(0, -4)
+        return pool(everyone, self.progress.batches)[self.global_rank * n :][:n]
+
+    def averages(self) -> list[tuple[EMA, nn.Module]]:
+        """Both averaged generators."""
+        return [(self.ema_a2b, self.a2b), (self.ema_b2a, self.b2a)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the pools."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["pools"] = {side: pool.state_dict() for side, pool in self.pools.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the pools back."""
+        super().on_load_checkpoint(checkpoint)
+        for side, state in checkpoint["pools"].items():
+            self.pools[side].load_state_dict(state)
+
+    # ---- what it is for ----
+
+    @torch.no_grad()
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """L1 on [-1, 1] of both round trips, and of leaving alone what is in the target domain already."""
+        scores = {}
+        for direction, back in (("a2b", "b2a"), ("b2a", "a2b")):
+            source, target = self.sides(batch, direction)
+            again = self.translate(self.translate(source, direction=direction), direction=back)
+            scores[f"cycle_{direction[0]}"] = F.l1_loss(again, source)
+            scores[f"identity_{direction[2]}"] = F.l1_loss(self.translate(target, direction=direction), target)
+        return scores
+
+    @torch.no_grad()
+    def translate(self, images: Tensor, *, direction: str = "a2b", seeds: Sequence[int] | None = None) -> Tensor:
+        """Images `(n, c, h, w)` in [-1, 1], of any size, as the averaged generator of `direction` draws them.
+
+        In float32, and each by itself: what becomes of an image depends on no other, and on no seed.
+
+        Raises:
+            UserError: a direction other than a2b and b2a.
+        """
+        self.check_direction(direction)
+        network = self.ema_a2b if direction == "a2b" else self.ema_b2a
+        with torch.autocast(self.device.type, enabled=False):
+            return network(images.to(self.device, torch.float32))

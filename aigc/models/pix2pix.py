@@ -1,0 +1,166 @@
+"""pix2pix (Isola et al. 2017): learns a translation from pairs.
+
+Notable here:
+- the generator is a U-Net with dropout in its coarsest doublings; the L1 loss does most of the work (equation 4)
+- the discriminator judges patches of source and image together (equation 1): it can tell a wrong translation
+- any size: the generator pads by reflection and crops back; the averaged generator translates, in float32, without
+  dropout, so that a translation is always the same
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+
+from aigc.diff_augment import DiffAugment
+from aigc.ema import EMA
+from aigc.errors import UserError, choices
+from aigc.losses.adversarial import adversarial_loss
+from aigc.models.family import Batch, Translator
+from aigc.networks.patchgan import NORMS, PatchGAN
+from aigc.networks.pix2pix_unet import UNetGenerator
+from aigc.networks.resnet import UPSAMPLE, ResNetGenerator
+
+
+class Pix2Pix(Translator):
+    """A generator that sees the source, and a discriminator that sees source and image.
+
+    Raises:
+        UserError: an option's value is unknown, or the loss needs a penalty that is not offered.
+    """
+
+    accepts: ClassVar[tuple[str, ...]] = ("paired",)
+    directions: ClassVar[tuple[str, ...]] = ("a2b",)
+    find_unused_parameters = True
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        *,
+        classes: int | None = None,
+        condition: str = "none",
+        generator: str,                                    # unet, or resnet as in CycleGAN
+        width: int,                                        # feature maps of its first layer
+        halvings: int,                                     # of its grid; a U-Net's go down to about a pixel
+        dropout: float,                                    # share of features dropped in coarse doublings (unet)
+        dropout_layers: int,                               # how many of them (unet)
+        blocks: int,                                       # residual blocks (resnet)
+        kernel: int,                                       # first and last convolution (resnet)
+        upsample: str,                                     # resize: no checkerboards; transposed: as published
+        discriminator_width: int,                          # feature maps of its first layer
+        discriminator_layers: int,                         # strided; patches of 16, 34, 70 px for 1, 2, 3
+        discriminator_norm: str,                           # instance, spectral or none
+        init_std: float | None,                            # N(0, init_std) weights; None: torch's own
+        loss: str,                                         # a name of losses.adversarial.LOSSES
+        lambda_adversarial: float,                         # weight of the generator's adversarial loss
+        lambda_l1: float,                                  # weight of L1 to the target
+        augment: list[str],                                # DiffAugment policies for the discriminator, [] for none
+        generator_rate: float,
+        discriminator_rate: float,
+        betas: list[float],                                # Adam's, of both
+        warmup_images: float,
+        decay_from: float,                                 # share of the budget after which the rates fall to 0
+        ema_halflife_images: float,
+        ema_ramp: float,                                   # halflife is at most this share of the images seen
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        for name, value, known in (
+            ("generator", generator, ("unet", "resnet")),
+            ("upsample", upsample, UPSAMPLE),
+            ("discriminator_norm", discriminator_norm, NORMS),
+        ):
+            if value not in known:
+                raise UserError(f"model.{name}={value} is unknown: {choices(value, known)}")
+        if loss == "wasserstein":
+            raise UserError("model.loss=wasserstein needs a penalty that pix2pix does not have: use nonsaturating")
+        self.automatic_optimization = False
+        self.loss = adversarial_loss(loss)
+        self.augment = DiffAugment(augment)
+        shared: dict[str, Any] = {"halvings": halvings, "upsample": upsample, "init_std": init_std}
+        self.generator: nn.Module = (
+            UNetGenerator(channels, width, dropout=dropout, dropout_layers=dropout_layers, **shared)
+            if generator == "unet"
+            else ResNetGenerator(channels, width, blocks=blocks, kernel=kernel, **shared)
+        )
+        self.discriminator = PatchGAN(
+            2 * channels, discriminator_width, layers=discriminator_layers, norm=discriminator_norm, init_std=init_std
+        )
+        self.ema = EMA(self.generator, halflife_images=ema_halflife_images, ramp=ema_ramp)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam for the discriminator, then for the generator."""
+        pairs = (
+            (self.discriminator, self.hparams.discriminator_rate), (self.generator, self.hparams.generator_rate),
+        )
+        betas = tuple(self.hparams.betas)
+        return [torch.optim.Adam(net.parameters(), lr=rate, betas=betas, fused=True) for net, rate in pairs]
+
+    # ---- training ----
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Discriminator, then generator, on the same translations."""
+        discriminator, generator = cast(list[LightningOptimizer], self.optimizers())
+        source, target = batch["source"], batch["target"]
+        fake = self.generator(source)
+        loss, logs = self.discriminator_loss(source, target, fake.detach())
+        discriminator.zero_grad()
+        self.manual_backward(loss)
+        discriminator.step()
+
+        self.discriminator.requires_grad_(False)           # which also keeps autocast from using its old weights
+        loss, more = self.generator_loss(source, target, fake)
+        generator.zero_grad()
+        self.manual_backward(loss)
+        generator.step()
+        self.discriminator.requires_grad_(True)
+        return logs | more
+
+    def discriminator_loss(
+        self, source: Tensor, target: Tensor, fake: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the discriminator minimises, and its parts, on images `(n, c, h, w)`; `fake` is detached."""
+        transform = self.augment.draw(len(source), source.device)
+        pairs = [transform(torch.cat([source, images], dim=1)) for images in (target, fake)]
+        on_real, on_fake = self.discriminator(torch.cat(pairs)).chunk(2)
+        loss = self.loss.discriminator(on_real, on_fake)
+        logs = {"loss/discriminator": loss, "logits/real": on_real.mean(), "logits/fake": on_fake.mean()}
+        return loss, {name: value.detach() for name, value in logs.items()}
+
+    def generator_loss(self, source: Tensor, target: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the generator minimises (equation 4), and its parts, on images `(n, c, h, w)`."""
+        transform = self.augment.draw(len(source), source.device)
+        on_fake = on_real = self.discriminator(transform(torch.cat([source, fake], dim=1)))
+        if self.loss.relativistic:
+            on_real = self.discriminator(transform(torch.cat([source, target], dim=1)))
+        logs = {"loss/generator": self.loss.generator(on_real, on_fake), "loss/l1": F.l1_loss(fake, target)}
+        loss = self.hparams.lambda_adversarial * logs["loss/generator"] + self.hparams.lambda_l1 * logs["loss/l1"]
+        return loss, {name: value.detach() for name, value in logs.items()}
+
+    def averages(self) -> list[tuple[EMA, nn.Module]]:
+        """The averaged generator."""
+        return [(self.ema, self.generator)]
+
+    # ---- what it is for ----
+
+    @torch.no_grad()
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """L1 to the target on [-1, 1]."""
+        return {"l1": F.l1_loss(self.translate(batch["source"]), batch["target"])}
+
+    @torch.no_grad()
+    def translate(self, images: Tensor, *, direction: str = "a2b", seeds: Sequence[int] | None = None) -> Tensor:
+        """Images `(n, c, h, w)` in [-1, 1], of any size, as the averaged generator draws them.
+
+        In float32, and each by itself: what becomes of an image depends on no other, and on no seed.
+
+        Raises:
+            UserError: a direction other than a2b.
+        """
+        self.check_direction(direction)
+        with torch.autocast(self.device.type, enabled=False):
+            return cast(Tensor, self.ema(images.to(self.device, torch.float32)))

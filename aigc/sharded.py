@@ -1,0 +1,71 @@
+"""Large networks on many devices: weights, gradients and optimizer state cut into one part a device (FSDP2).
+
+- A family names in `sharded` the networks that may be cut; they are only ever called through `forward`. Every block in
+  their lists of blocks is gathered for its own forward and backward and let go again (Zhao et al. 2023, PyTorch FSDP).
+- The averaged copy stays whole on every device: it samples on one device without asking the others.
+- Checkpoints are those of one device: gathered on rank 0, one file, read by everything that reads checkpoints.
+"""
+
+import warnings
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+
+from aigc.errors import UserError
+from aigc.models.family import Family
+
+PRECISIONS = ("32-true", "bf16-mixed")  # what Lightning and FSDP2 do together; fp16's scaler is not among them
+
+
+class Sharded(ModelParallelStrategy):
+    """Lightning's strategy for FSDP2, with the sharding done here instead of in each family's `configure_model`."""
+
+    def __init__(self, processes: int) -> None:
+        super().__init__(data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """Moves the family to the device, cuts its networks, then makes the optimizers."""
+        assert isinstance(self.model, Family) and self.accelerator is not None
+        self.accelerator.setup(trainer)
+        warnings.filterwarnings("ignore", message=".*returned a view tensor")  # nothing is changed in place here
+        self.model_to_device()
+        for name in self.model.sharded:
+            shard(getattr(self.model, name), self.device_mesh["data_parallel"])
+        self.barrier()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+
+def shard(network: nn.Module, mesh: Any) -> None:
+    """Cuts a network's parameters over a one-dimensional device mesh, in place: each listed block, then the rest."""
+    from torch.distributed.fsdp import fully_shard
+
+    for module in list(network.modules()):
+        if isinstance(module, nn.ModuleList):
+            for block in module.children():
+                if not isinstance(block, nn.ModuleList) and any(True for _ in block.parameters()):
+                    fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This device's part of a parameter; the parameter itself where it is whole."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
+
+
+def check_shardable(model: Family, precision: str) -> None:
+    """Refuses what cannot be cut.
+
+    Raises:
+        UserError: says what to use instead.
+    """
+    if not model.sharded:
+        raise UserError(
+            f"trainer=fsdp cuts one large network, {type(model).__name__} has several or small ones: use trainer=ddp"
+        )
+    if precision not in PRECISIONS:
+        raise UserError(f"trainer=fsdp trains in {' or '.join(PRECISIONS)}, not in {precision}: choose one of them")

@@ -1,0 +1,79 @@
+"""One of two processes that train one case after the other, met over gloo: `python -m tests.pair <folder> <rank>`.
+
+Each case is a run folder `<folder>/<case>` with `rank0.json` and `rank1.json` in it (tests/rank_report.py).
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+SCORED = ["metrics=classifier", "metrics.num_samples=24", "metrics.every_images=128", "metrics.validation_images=33",
+          "metrics.num_reals=64", "metrics.kd_subset_size=16", "metrics.batch_size=8", "callbacks.samples.n=4"]
+LOSSES = ["metrics=losses", "metrics.every_images=128", "metrics.validation_images=33", "metrics.batch_size=8",
+          "callbacks.samples.n=4"]
+SMALL = ["data.train=64", "data.validation=40", "data.test=8", "data.size=16"]
+TEXT = ["data=shapes", *SMALL, "data.heldout=8", "condition=text", "model.text.width=16", "model.text.layers=1",
+        "model.text.heads=2", *LOSSES]
+UNPAIRED = ["data=shapes_unpaired", *SMALL, *LOSSES, "batch_size=16", "model.width=8", "model.blocks=1",
+            "model.discriminator_width=8"]
+DCGAN = ["model=dcgan", "model.generator_widths=[16,8,8]", "model.discriminator_widths=[8,8]", "model.latent=8"]
+FAMILIES = {  # name: (overrides, or the name of a shape in tests.conftest.TINY with more of them); one line a family
+    "gan": ("gan", "condition=label", *SCORED),
+    "gan_text": ("gan", *TEXT),
+    "dcgan": (*DCGAN, *SCORED),
+    "vae": ("vae", "condition=label", *SCORED),
+    "flow": ("diffusion", "condition=label", *SCORED),
+    "flow_text": ("diffusion", *TEXT),
+    "ddpm": ("diffusion", "model=ddpm", *SCORED),
+    "edm": ("diffusion", "model=edm", *SCORED),
+    "cyclegan": ("model=cyclegan", *UNPAIRED),
+    "cut": ("model=cut", *UNPAIRED, "model.nce_layers=[0,4,7]", "model.nce_features=8", "model.nce_patches=8"),
+    "pix2pix": ("model=pix2pix", *UNPAIRED, "data=shapes_paired", "model.halvings=2"),
+}
+PRECISIONS = ("32-true", "bf16-mixed")                     # what is offered on a CPU
+STEPS = 8                                                  # of 2 x 16 images
+
+
+def cases() -> dict[str, list[str]]:
+    """Every family in every precision, and what else two processes do, by name."""
+    from .conftest import TINY
+
+    made = {}
+    for name, words in FAMILIES.items():
+        words = [w for word in words for w in TINY.get(word, [word])]
+        chosen = {w.split("=")[0]: w for w in words}.values()  # the last word on an option counts
+        for precision in PRECISIONS:
+            steady = "model.decay_from=1"                  # rates that do not depend on the budget
+            made[f"{name}-{precision}"] = [*chosen, f"trainer.precision={precision}", steady]
+    made["flow-sharded"] = [*made["flow-32-true"], "trainer.strategy=fsdp"]
+    made["flow-sharded-bf16"] = [*made["flow-bf16-mixed"], "trainer.strategy=fsdp"]
+    return made
+
+
+def work(folder: Path, rank: int) -> None:
+    import torch
+
+    from aigc.training import fit
+
+    from .conftest import compose_train
+
+    torch.set_num_threads(1)
+
+    def train(name: str, where: str, *more: str, resumed: bool = False) -> None:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}  # Lightning takes them away
+        told = ["+callbacks.report._target_=tests.rank_report.RankReport"]
+        told += [f"+callbacks.report.folder={folder / where}"]
+        budget = [f"budget.images={STEPS * 32}", "budget.minutes=null", "trainer.devices=2"]
+        fit(compose_train(*cases()[name], *budget, *told, *more), folder / where, resumed=resumed)
+
+    for name in cases():
+        train(name, name)
+    for name in ("flow-sharded", "gan-32-true"):           # stopped halfway and resumed by the same two
+        train(name, f"{name}-resumed", f"budget.images={STEPS * 16}", "metrics.every_images=128")
+        train(name, f"{name}-resumed", resumed=True)
+    (folder / f"done{rank}").write_text(json.dumps(list(cases())))
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,222 @@
+"""Pictures in, pictures out, through the real command line: names, sizes, modes, broken files, mistakes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from aigc.config import CONFIG_DIR, register_schemas
+from aigc.edit import edit
+from aigc.errors import RunError, UserError
+from aigc.pictures import at_side, edited, find_pictures
+
+from .conftest import TINY, compose_train, environment
+from .translators import Negative, save
+
+
+@pytest.fixture(autouse=True)
+def _allowed(monkeypatch):
+    monkeypatch.setenv("AIGC_ALLOW_TARGETS", "tests")
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    save(Negative(3), tmp_path / "run" / "checkpoints" / "last.ckpt")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Pictures of several sizes, modes and places, one of them broken."""
+    folder = tmp_path / "photos"
+    (folder / "inner" / "deep").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+
+    def noise(*shape):
+        return draw.integers(0, 256, shape, dtype=np.uint8)
+
+    for k in range(5):
+        Image.fromarray(noise(20, 33, 3)).save(folder / f"{k}.png")
+    Image.fromarray(noise(5, 40, 3)).save(folder / "inner" / "low.png")
+    Image.fromarray(noise(24, 24)).save(folder / "inner" / "grey.png")
+    Image.fromarray(noise(18, 30, 4), "RGBA").save(folder / "inner" / "deep" / "glass.png")
+    turned = Image.fromarray(np.tile(np.arange(0, 240, 8, dtype=np.uint8)[:, None, None], (1, 20, 3)))
+    exif = turned.getexif()
+    exif[0x0112] = 6                                       # to be turned by 90 degrees: 20 x 30 becomes 30 x 20
+    turned.save(folder / "turned.jpg", exif=exif, quality=95)
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nand then nothing")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def cli(*overrides: str, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "aigc.edit", *overrides]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=cwd)
+
+
+def run_edit(**options) -> None:
+    register_schemas()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        edit(compose("edit", overrides=[f"{name}={value}" for name, value in options.items()]))
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_a_folder_keeps_names_sizes_and_places_and_broken_files_cost_nothing(run, photos, tmp_path):
+    before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+    done = cli("task=translate", f"run={run}", f"images={photos}", "direction=a2b", "out=made", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith("aigc: 1 of 10 pictures failed, the other 9 are in 'made':") and "broken.png (" in said
+    assert "Traceback" not in done.stderr
+    made = tmp_path / "made"
+    names = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
+    assert names == [*(f"{k}.png" for k in range(5)), "comparison.png", "inner/deep/glass.png", "inner/grey.png",
+                     "inner/low.png", "turned.jpg"]
+    for name in ("0.png", "4.png", "inner/low.png", "inner/grey.png"):  # also smaller than the network takes
+        assert np.array_equal(pixels(made / name), 255 - pixels(photos / name)), name
+    glass = Image.open(photos / "inner/deep/glass.png")
+    white = Image.alpha_composite(Image.new("RGBA", glass.size, "white"), glass).convert("RGB")
+    assert np.array_equal(pixels(made / "inner/deep/glass.png"), 255 - np.asarray(white).astype(int))
+    assert Image.open(made / "inner/grey.png").mode == "RGB"  # a colour model's answer
+    assert Image.open(made / "turned.jpg").size == (30, 20) and not Image.open(made / "turned.jpg").getexif()
+    upright = 255 - pixels(made / "turned.jpg")[10]           # brightness falls from left to right once it is turned
+    assert upright[2, 0] > 200 > 40 > upright[-3, 0]
+    assert {path: path.read_bytes() for path in before} == before
+    shown = Image.open(made / "comparison.png").size
+    assert shown == (4 * 130 - 2, 5 * 130 - 2)                # nine pairs, two a row, cells of 128 pixels
+
+
+def test_a_file_and_a_glob_and_the_default_place(run, photos, tmp_path):
+    done = cli(f"run={run}", f"images={photos / '3.png'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(f"1 pictures in {run / 'edited'}")
+    assert np.array_equal(pixels(run / "edited" / "3.png"), 255 - pixels(photos / "3.png"))
+    found = find_pictures(str(photos / "*" / "**" / "*.png"), tmp_path / "made")
+    assert [str(p.target.relative_to(tmp_path / "made")) for p in found] == [
+        "inner/deep/glass.png", "inner/grey.png", "inner/low.png"]
+
+
+def test_results_of_before_are_no_inputs_and_inputs_are_never_overwritten(photos, monkeypatch):
+    (photos / "made").mkdir()
+    Image.new("RGB", (8, 8)).save(photos / "made" / "old.png")
+    assert all("made" not in str(p.source.relative_to(photos)) for p in find_pictures(str(photos), photos / "made"))
+    with pytest.raises(UserError, match="would overwrite"):
+        find_pictures(str(photos), photos)
+    monkeypatch.chdir(photos)
+    with pytest.raises(UserError, match="would overwrite"):
+        find_pictures("*.png", Path("../photos"))
+    os.symlink(photos, photos.parent / "link")
+    with pytest.raises(UserError, match="would overwrite"):
+        find_pictures(str(photos), photos.parent / "link")
+
+
+def test_one_name_with_two_endings_gives_two_results(tmp_path):
+    for name in ("a.png", "a.gif", "a.ppm"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    targets = [p.target.name for p in find_pictures(str(tmp_path), tmp_path / "out", "png")]
+    assert len(set(targets)) == 3 and "a.png" in targets
+
+
+def test_a_grey_model_gets_grey_and_gives_grey(photos, tmp_path):
+    save(Negative(1), tmp_path / "grey" / "checkpoints" / "last.ckpt")
+    run_edit(run=tmp_path / "grey", images=photos / "0.png", out=tmp_path / "made")
+    made, luma = Image.open(tmp_path / "made" / "0.png"), Image.open(photos / "0.png").convert("L")
+    assert made.mode == "L" and np.array_equal(np.asarray(made), 255 - np.asarray(luma))
+
+
+def test_side_is_where_the_model_works_and_results_come_back_at_their_own():
+    seen = []
+
+    def negative(images):
+        seen.append(tuple(images.shape[2:]))
+        return -images
+
+    ramp = torch.linspace(-0.9, 0.9, 60).expand(1, 1, 30, 60)
+    made = at_side(negative, ramp, 20)
+    assert seen == [(20, 40)] and made.shape == ramp.shape
+    assert torch.allclose(made[..., 2:-2], -ramp[..., 2:-2], atol=0.02)
+    at_side(negative, ramp[..., :7], None)
+    assert seen[-1] == (30, 16)
+
+
+def test_batches_are_of_one_size_and_bounded_in_number_and_pixels(tmp_path):
+    for k in range(12):
+        Image.new("RGB", (40, 10) if k % 3 else (20, 20), (k, k, k)).save(tmp_path / f"{k:02}.png")
+    shapes = []
+
+    def same(images, numbers):
+        shapes.append((len(images), *images.shape[2:]))
+        return images
+
+    def go(**limits):
+        shapes.clear()
+        pictures = find_pictures(str(tmp_path), tmp_path / "out")
+        made = {p.number: after for p, _, after in edited(pictures, same, channels=3, failures={}, **limits)}
+        assert sorted(made) == list(range(12)) and all((made[k] == k).all() for k in made)
+        return sorted(shapes)
+
+    assert go(batch_size=5, pixels=10**6) == [(3, 10, 40), (4, 20, 20), (5, 10, 40)]
+    assert go(batch_size=5, pixels=800) == [(2, 10, 40)] * 4 + [(2, 20, 20)] * 2
+    assert max(n for n, *_ in go(batch_size=1, pixels=10**6)) == 1
+
+
+def test_a_picture_too_large_for_the_memory_is_named_and_the_others_are_made(photos, tmp_path):
+    save(Negative(3, fail_above=39), tmp_path / "small" / "checkpoints" / "last.ckpt")
+    with pytest.raises(RunError, match=r"low\.png \(40 x 5 pixels do not fit into memory, give side=\)"):
+        run_edit(run=tmp_path / "small", images=photos / "inner", out=tmp_path / "made")
+    assert (tmp_path / "made" / "grey.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["task=translte"], "there is no task 'translte': did you mean 'translate'?"),
+        (["direction=b2a"], "Negative was not trained for direction=b2a: choose from a2b"),
+        (["images=nowhere"], "images='nowhere' does not exist"),
+        (["images=empty"], "images='empty' holds no pictures"),
+        (["images='*.bmp'"], "holds no pictures"),
+        (["run=nowhere"], "'nowhere' is neither a run folder nor a checkpoint"),
+        (["format=gif"], "format 'gif' is not written here"),
+        (["side=0"], "must be positive"),
+    ],
+)
+def test_mistakes_are_one_sentence(overrides, sentence, run, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    given = {word.split("=")[0]: word for word in (f"run={run}", "images=photos/0.png", "out=made")}
+    given |= {word.split("=")[0]: word for word in overrides}
+    with pytest.raises(UserError) as caught:
+        run_edit(**dict(word.split("=", 1) for word in given.values()))
+    assert sentence in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_mistakes_on_the_command_line_are_one_sentence_with_exit_code_2(run, photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    where = "out=file/x"
+    for word, sentence in ((where, "aigc: 'file/x/0.png' could not be written (Not a directory)"),
+                           ("drection=a2b", "aigc: there is no option 'drection': did you mean 'direction'?")):
+        done = cli(f"run={run}", f"images={photos / '0.png'}", word, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.strip().splitlines()[-1].startswith(sentence), done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_does_not_translate_is_refused(photos, tmp_path):
+    from aigc.training import fit
+
+    fit(compose_train(*TINY["gan"], "metrics=none", "~callbacks.samples", "budget.images=16"), tmp_path / "gan")
+    with pytest.raises(UserError, match=r"holds a GAN, which makes images from noise: task=translate needs a run of"):
+        run_edit(run=tmp_path / "gan", images=photos, out=tmp_path / "made")
+    assert not (tmp_path / "made").exists()

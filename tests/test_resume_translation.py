@@ -1,0 +1,35 @@
+"""A translation that was interrupted and resumed is the one that never stopped, its pools included."""
+
+import pytest
+
+from aigc.checkpoints import read_checkpoint
+from aigc.training import fit
+
+from .conftest import compose_train
+from .test_resume import assert_same
+
+COMMON = ["data.train=24", "data.validation=8", "data.test=8", "data.size=16", "metrics=none", "~callbacks.samples",
+          "trainer=cpu", "logger=none", "batch_size=4", "budget.minutes=null", "model.decay_from=1", "model.width=4",
+          "model.discriminator_width=4"]
+MODELS = {
+    "cyclegan": ["model=cyclegan", "model.blocks=1", "model.pool=6"],
+    "cut": ["model=cut", "model.blocks=1", "model.nce_layers=[0,4,10]", "model.nce_features=8"],
+    "pix2pix": ["model=pix2pix", "model.halvings=3"],
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_resumed_equals_uninterrupted(name, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    words = [*MODELS[name], *COMMON]
+    fit(compose_train(*words, "budget.images=48", common=False), whole)
+    fit(compose_train(*words, "budget.images=20", common=False), broken)
+    early = read_checkpoint(broken / "checkpoints" / "last.ckpt")
+    assert early["progress"]["images"] == 20
+    summary = fit(compose_train(*words, "budget.images=48", common=False), broken, resumed=True)
+    assert summary["images"] == 48
+    one, other = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (whole, broken))
+    assert_same(one, other)
+    if name == "cyclegan":
+        assert one["pools"]["a"]["images"].shape == (6, 3, 16, 16)
+        assert (early["pools"]["a"]["images"] != one["pools"]["a"]["images"]).any()
