@@ -79,7 +79,9 @@ def report(folder: Path, summary: dict[str, Any]) -> None:
     if newest:
         print(f"samples   {shown / 'samples' / newest[-1].name}")
     print(f"scores    {shown / 'summary.json'} (curves: {shown / 'metrics.jsonl'})")
-    if summary["status"] == "finished":
+    if summary["status"] == "finished" and summary.get("translates"):
+        print(f"more      python -m aigc.edit task=translate run={shown} images=<file, folder or glob>")
+    elif summary["status"] == "finished":
         print(f"more      python -m aigc.generate run={shown} n=64 out=images")
     else:
         print(f"go on     python -m aigc.train resume={shown}")

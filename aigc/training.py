@@ -19,7 +19,7 @@ from aigc.data.datamodule import ImageData
 from aigc.errors import RunError, UserError, choices
 from aigc.loggers import JsonLines, Wandb
 from aigc.metrics.cache import cache_folder
-from aigc.models.family import Family
+from aigc.models.family import Family, Translator
 from aigc.precision import choose_precision
 from aigc.run import environment, peak_memory_mb, read_summary, signature, write_summary
 
@@ -253,6 +253,7 @@ def begin(cfg: DictConfig, folder: Path, model: Family, trainer: L.Trainer, seen
         seed=cfg.seed,
         signature=signature(config),
         family=type(model).__name__,
+        translates=isinstance(model, Translator),
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         precision=trainer.precision,
         devices=trainer.world_size,

@@ -220,3 +220,20 @@ def test_a_run_that_does_not_translate_is_refused(photos, tmp_path):
     with pytest.raises(UserError, match=r"holds a GAN, which makes images from noise: task=translate needs a run of"):
         run_edit(run=tmp_path / "gan", images=photos, out=tmp_path / "made")
     assert not (tmp_path / "made").exists()
+
+
+def test_a_trained_cyclegan_goes_both_ways_at_any_size_alone_as_among_others(photos, tmp_path):
+    from aigc.training import fit
+
+    from .pair import UNPAIRED
+
+    words = [word for word in UNPAIRED if not word.startswith(("metrics", "callbacks"))]
+    quick = ["metrics=none", "~callbacks.samples", "budget.images=32"]
+    fit(compose_train("model=cyclegan", *words, *quick), tmp_path / "run")
+    (photos / "broken.png").unlink()
+    for where, options in {"there": {}, "back": {"direction": "b2a"}, "single": {"batch_size": 1}}.items():
+        run_edit(run=tmp_path / "run", images=photos, out=tmp_path / where, **options)
+    for source in photos.rglob("*.png"):
+        there, back, single = (pixels(tmp_path / d / source.relative_to(photos)) for d in ("there", "back", "single"))
+        assert there.shape == back.shape == pixels(source).shape
+        assert np.abs(there - single).max() <= 1 and np.abs(there - back).max() > 1

@@ -31,7 +31,7 @@ def build_vocabulary(captions: Iterable[str], *, kind: str = "words", size: int 
         UserError: an unknown kind, or a size too small for the characters.
     """
     if kind not in KINDS:
-        raise UserError(f"There is no model.text.vocabulary '{kind}': {choices(kind, KINDS)}")
+        raise UserError(f"There is no model.text.words '{kind}': {choices(kind, KINDS)}")
     counts = Counter(word for caption in captions for word in words_of(caption))
     if kind == "words":
         return [UNKNOWN, *sorted(counts, key=lambda word: (-counts[word], word))[: size - 1]]

@@ -136,15 +136,13 @@ class CUT(Translator):
         self.discriminator.requires_grad_(False)           # which also keeps autocast from caching its weights,
         loss, logs, fake = self.generator_loss(a, b)       # that change before their own turn is over
         generator.zero_grad()
-        with torch.autocast(self.device.type, enabled=False):  # it would lower what is float32 on its way back
-            self.manual_backward(loss)
+        self.manual_backward(loss)
         generator.step()
         self.discriminator.requires_grad_(True)
 
         loss, more = self.discriminator_loss(b, fake)
         discriminator.zero_grad()
-        with torch.autocast(self.device.type, enabled=False):
-            self.manual_backward(loss)
+        self.manual_backward(loss)
         discriminator.step()
         return logs | more
 

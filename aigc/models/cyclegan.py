@@ -124,16 +124,14 @@ class CycleGAN(Translator):
         self.judge_b.requires_grad_(False)                 # that change before their own turn is over
         loss, logs, fake_a, fake_b = self.generator_loss(a, b)
         generators.zero_grad()
-        with torch.autocast(self.device.type, enabled=False):  # it would lower what is float32 on its way back
-            self.manual_backward(loss)
+        self.manual_backward(loss)
         generators.step()
         self.judge_a.requires_grad_(True)
         self.judge_b.requires_grad_(True)
 
         loss, more = self.discriminator_loss(a, b, self.earlier("a", fake_a), self.earlier("b", fake_b))
         discriminators.zero_grad()
-        with torch.autocast(self.device.type, enabled=False):
-            self.manual_backward(loss)
+        self.manual_backward(loss)
         discriminators.step()
         return logs | more
 

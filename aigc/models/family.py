@@ -72,7 +72,12 @@ class Family(L.LightningModule):
             if name not in known:
                 raise UserError(f"{type(self).__name__} has no sampling option '{name}': {choices(name, known)}")
 
-    # ---- rates and averages, both counted in images ----
+    # ---- a step: backward, rates and averages ----
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, outside autocast, which would lower what is float32 on its way back (PyTorch's AMP recipe)."""
+        with torch.autocast(self.device.type, enabled=False):
+            super().manual_backward(loss, *args, **kwargs)
 
     def rate_factor(self) -> float:
         """Multiplier of every learning rate now: linear warm-up in images, then linear decay to 0 by the budget.

@@ -29,7 +29,9 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 import torchmetrics
-from bare import ALIKE, DEVICE, LOOPS
+from bare import ALIKE, DEVICE
+from bare import LOOPS as MAKING
+from bare_translation import LOOPS as TRANSLATING
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -56,6 +58,8 @@ HERE = Path(__file__).resolve().parent
 START, END = "<!-- tables: written by measure.py -->", "<!-- end of tables -->"
 PRECISION = choose_precision("auto", DEVICE)
 FAMILIES = ("gan", "vae", "diffusion")
+TRANSLATORS = ("cyclegan", "cut")
+LOOPS = {**MAKING, **TRANSLATING}
 SEED = 1
 
 Row = dict[str, Any]
@@ -101,7 +105,10 @@ def median(seconds: list[float], per: int = 1) -> float:
 def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictConfig, ImageData, Family]:
     """A configuration as `python -m aigc.train` composes it, its data, and the family with its first weights."""
     source = ["data=mnist", f"data.root={args.root}"] if args.root else ["data=digits", "data.size=28"]
-    common = ["condition=label", "metrics=none", "logger=none", f"seed={SEED}", "budget.minutes=null",
+    source = [*source, "condition=label"]
+    if family in TRANSLATORS:
+        source = ["data=shapes_unpaired", "data.train=512", "model.decay_from=1"]  # the bare loops' rates are constant
+    common = ["metrics=none", "logger=none", f"seed={SEED}", "budget.minutes=null",
               "budget.images=1000000000", "callbacks.samples.every_images=1000000000", "callbacks.samples.n=10"]
     register_schemas()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -109,7 +116,8 @@ def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictC
     check_pair(cfg)
     data = prepare_data(cfg)
     L.seed_everything(SEED, verbose=False)
-    facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes, "condition": "label"}
+    facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes,
+             "condition": cfg.condition}
     return cfg, data, instantiate(cfg.model, "model", **facts).to(DEVICE)
 
 
@@ -163,12 +171,12 @@ class Alternate(L.Callback):
 def measure_step(args: argparse.Namespace) -> list[Row]:
     """`lightning.Trainer` with the default callbacks against the bare loop, and that against its own twin."""
     rows = []
-    for family in FAMILIES:
+    for family in FAMILIES + TRANSLATORS:
         with tempfile.TemporaryDirectory() as folder:
             cfg, data, model = build(args, family, f"trainer.precision={PRECISION}")
-            trainer = build_trainer(cfg, Path(folder), type(model), None)
+            trainer = build_trainer(cfg, Path(folder), model, None)
             copies = {"bare": copy.deepcopy(model), "twin": copy.deepcopy(model)}
-            block = 20                                              # one log line
+            block = 20 if family in FAMILIES else 4                 # about a second; a line is logged every 20 steps
             alternate = Alternate(copies, data, block=block, rounds=1 if args.quick else 14)
             trainer.callbacks.append(alternate)  # type: ignore[attr-defined]
             with contextlib.redirect_stderr(io.StringIO()):         # the bar's lines
@@ -191,11 +199,12 @@ def measure_step(args: argparse.Namespace) -> list[Row]:
 
 def measure_precision(args: argparse.Namespace) -> list[Row]:
     """The bare loops in float32 and in what `auto` chooses here."""
-    rows, block = [], 5 if args.quick else 10
-    for family in FAMILIES:
+    rows = []
+    for family in FAMILIES + TRANSLATORS:
+        block = 5 if args.quick else 10 if family in FAMILIES else 3
         _, data, model = build(args, family)
         loops = {"float32": loop(copy.deepcopy(model), data, low=False), "auto": loop(model, data)}
-        steps = {name: lambda bare=bare: [next(bare) for _ in range(block)] for name, bare in loops.items()}
+        steps = {name: lambda bare=bare, n=block: [next(bare) for _ in range(n)] for name, bare in loops.items()}
         seconds = interleave(steps, 2 if args.quick else 8)
         rows.append({
             "family": family, "float32, ms a step": 1e3 * median(seconds["float32"], block),

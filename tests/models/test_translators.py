@@ -199,6 +199,38 @@ def test_autocast_judges_with_weights_of_the_moment(name):
         torch.testing.assert_close(ours, fresh)
 
 
+def test_autocast_does_not_lower_the_way_back_of_float32_losses():
+    """A training step lies in autocast, its backward pass too unless that is switched off: PatchNCE is a product."""
+    inside, outside = tiny("cut", augment=[]), tiny("cut", augment=[])
+    optimizers = inside.configure_optimizers()
+    inside.optimizers, inside.manual_backward = lambda: optimizers, lambda loss: loss.backward()
+    batch = batch_of("cut")
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside.training_step(batch, 0)
+    outside.discriminator.requires_grad_(False)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _, _ = outside.generator_loss(batch["a"], batch["b"])
+    loss.backward()
+    for (name, one), other in zip(inside.generator.named_parameters(), outside.generator.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name
+
+
+@pytest.mark.parametrize("family", ["cyclegan", "cut"])
+def test_a_residual_generator_starts_as_the_identity_and_can_leave_the_ends_of_the_scale(family):
+    model = tiny(family, residual=True)
+    images = torch.rand(2, 3, 20, 13) * 2 - 1
+    torch.testing.assert_close(model.translate(images), images)
+    network = model.averages()[0][1]
+    white = torch.ones(1, 3, 16, 16)
+    network.decoder[-1].bias.data.fill_(9.0)
+    made = network(white)
+    assert torch.equal(made, white)
+    made.sum().backward()
+    assert network.decoder[-1].bias.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize(("channels", "size"), [(1, (28, 28)), (4, (17, 23)), (3, (12, 40))])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_trains_on_any_size_and_translates_any_other(name, channels, size):
