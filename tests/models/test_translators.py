@@ -101,7 +101,8 @@ def test_golden_losses(case):
 
 def test_cyclegan_minimises_the_published_sum():
     """Zhu et al. 2017, equations 1 to 3, written out with one pass for every term."""
-    model, batch = tiny("cyclegan", loss="least_squares", augment=[]), batch_of("cyclegan")
+    plain = {"loss": "least_squares", "augment": [], "residual": False, "discriminator_norm": "instance"}
+    model, batch = tiny("cyclegan", **plain), batch_of("cyclegan")
     a, b, h = batch["a"], batch["b"], model.hparams
     fake_b, fake_a = model.a2b(a), model.b2a(b)
     cycle = h.lambda_a * (model.b2a(fake_b) - a).abs().mean() + h.lambda_b * (model.a2b(fake_a) - b).abs().mean()
@@ -170,7 +171,7 @@ def test_each_loss_moves_each_network_and_only_its_own(name, loss):
     for still, rate in ((GENERATORS, "generator_rate"), (JUDGES, "discriminator_rate")):
         model = tiny(name, loss=loss, **{rate: 0.0})
         before = {key: value.clone() for key, value in model.named_parameters()}
-        trained(model, name, steps=1, precision="bf16-mixed")
+        trained(model, name, steps=2, precision="bf16-mixed")  # the first may move last layers alone
         for key, value in model.named_parameters():
             if key.startswith((*still[name], "ema")):
                 assert torch.equal(value, before[key]), key
@@ -199,11 +200,12 @@ def test_autocast_judges_with_weights_of_the_moment(name):
         torch.testing.assert_close(ours, fresh)
 
 
-def test_autocast_does_not_lower_the_way_back_of_float32_losses():
+def test_autocast_does_not_lower_the_way_back_of_float32_losses(monkeypatch):
     """A training step lies in autocast, its backward pass too unless that is switched off: PatchNCE is a product."""
     inside, outside = tiny("cut", augment=[]), tiny("cut", augment=[])
     optimizers = inside.configure_optimizers()
-    inside.optimizers, inside.manual_backward = lambda: optimizers, lambda loss: loss.backward()
+    inside.optimizers = lambda: optimizers
+    monkeypatch.setattr(L.LightningModule, "manual_backward", lambda self, loss: loss.backward())
     batch = batch_of("cut")
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
