@@ -49,8 +49,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(server.content)}")
             self.send_header("Content-Length", "0")
+            server.sent.append((asked, 0))  # first: the client may be through before this thread goes on
             self.end_headers()
-            server.sent.append((asked, 0))
             return
         body = server.content[start:]
         self.send_response(206 if start else 200)
@@ -58,8 +58,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         body = body[: server.cuts.pop(0)] if server.cuts else body
-        self.wfile.write(body)
         server.sent.append((asked, len(body)))
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
