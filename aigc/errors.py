@@ -4,8 +4,9 @@ Whatever a user can get wrong raises `UserError`; the entry points print its sen
 without a traceback. Every other exception is a bug of ours and keeps its traceback.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class UserError(Exception):
@@ -19,6 +20,17 @@ def choices(word: object, known: Iterable[object]) -> str:
     if near:
         return "did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
     return "choose from " + ", ".join(sorted(names))
+
+
+def check_choices(options: Iterable[tuple[str, Any, Collection[Any]]]) -> None:
+    """Refuses a value that an option of `model` does not know; each is (option, value, known values).
+
+    Raises:
+        UserError: names the nearest known values.
+    """
+    for name, value, known in options:
+        if value not in known:
+            raise UserError(f"model.{name}={value} is unknown: {choices(value, known)}")
 
 
 class RunError(UserError):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from aigc.diff_augment import DiffAugment
 from aigc.ema import EMA
-from aigc.errors import UserError, choices
+from aigc.errors import UserError, check_choices
 from aigc.image_pool import ImagePool
 from aigc.losses.adversarial import adversarial_loss, squared_gradient
 from aigc.models.family import Batch, Translator
@@ -74,13 +74,11 @@ class CycleGAN(Translator):
     ):
         super().__init__()
         self.save_hyperparameters()
-        for name, value, known in (
+        check_choices((
             ("generator", generator, ("resnet", "unet")),
             ("upsample", upsample, UPSAMPLE),
             ("discriminator_norm", discriminator_norm, NORMS),
-        ):
-            if value not in known:
-                raise UserError(f"model.{name}={value} is unknown: {choices(value, known)}")
+        ))
         if loss == "wasserstein":
             raise UserError("model.loss=wasserstein needs a penalty that CycleGAN does not have: use least_squares")
         self.automatic_optimization = False

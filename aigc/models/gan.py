@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from aigc.conditions import TextEncoder, as_tensor, build_encoder, condition_for
 from aigc.diff_augment import DiffAugment
 from aigc.ema import EMA
-from aigc.errors import UserError, choices
+from aigc.errors import UserError, check_choices
 from aigc.losses.adversarial import adversarial_loss, gradient_penalty, squared_gradient
 from aigc.models.family import Batch, Family
 from aigc.networks.batch_norm import ConditionalBatchNorm, share_statistics, standing_statistics
@@ -181,14 +181,12 @@ class GAN(Family):
     ):
         super().__init__()
         self.save_hyperparameters()
-        for name, value, known in (
+        check_choices((
             ("conditioning", conditioning, ("projection", "concat")),
             ("generator_last", generator_last, ("transposed", "convolution")),
             ("discriminator_norm", discriminator_norm, ("spectral", "batch", "none")),
             ("discriminator_head", discriminator_head, ("mean", "flatten")),
-        ):
-            if value not in known:
-                raise UserError(f"model.{name}={value} is unknown: {choices(value, known)}")
+        ))
         if discriminator_norm == "batch" and (r1 or r2 or gradient_penalty):
             raise UserError("penalties need one gradient per image: set model.discriminator_norm to spectral or none")
         if loss == "wasserstein" and not gradient_penalty:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from aigc.diff_augment import DiffAugment
 from aigc.ema import EMA
-from aigc.errors import UserError, choices
+from aigc.errors import UserError, check_choices
 from aigc.losses.adversarial import adversarial_loss
 from aigc.models.family import Batch, Translator
 from aigc.networks.patchgan import NORMS, PatchGAN
@@ -69,13 +69,11 @@ class Pix2Pix(Translator):
     ):
         super().__init__()
         self.save_hyperparameters()
-        for name, value, known in (
+        check_choices((
             ("generator", generator, ("unet", "resnet")),
             ("upsample", upsample, UPSAMPLE),
             ("discriminator_norm", discriminator_norm, NORMS),
-        ):
-            if value not in known:
-                raise UserError(f"model.{name}={value} is unknown: {choices(value, known)}")
+        ))
         if loss == "wasserstein":
             raise UserError("model.loss=wasserstein needs a penalty that pix2pix does not have: use nonsaturating")
         self.automatic_optimization = False

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from aigc.conditions import build_encoder, labels_for
 from aigc.ema import EMA
-from aigc.errors import UserError, choices
+from aigc.errors import UserError, check_choices, choices
 from aigc.models.family import Batch, Family
 from aigc.noise import SeededNoise
 
@@ -201,13 +201,11 @@ class VAE(Family):
         super().__init__()
         self.save_hyperparameters()
         seen = {"gaussian": ("grey", "dequantised"), "bernoulli": ("grey", "binarised")}
-        for name, value, known in (
+        check_choices((
             ("likelihood", likelihood, tuple(seen)),
             ("observe", observe, ("grey", "dequantised", "binarised")),
             ("prior", prior, ("normal", "mixture")),
-        ):
-            if value not in known:
-                raise UserError(f"model.{name}={value} is unknown: {choices(value, known)}")
+        ))
         if observe not in seen[likelihood]:
             fit = " or ".join(seen[likelihood])
             raise UserError(f"model.observe={observe} does not fit model.likelihood={likelihood}: set it to {fit}")
