@@ -210,16 +210,3 @@ class CUT(Translator):
         """L1 on [-1, 1] of leaving alone what is in the target domain already."""
         target = self.sides(batch)[1]
         return {"identity_b": F.l1_loss(self.translate(target), target)}
-
-    @torch.no_grad()
-    def translate(self, images: Tensor, *, direction: str = "a2b", seeds: Sequence[int] | None = None) -> Tensor:
-        """Images `(n, c, h, w)` in [-1, 1], of any size, as the averaged generator draws them.
-
-        In float32, and each by itself: what becomes of an image depends on no other, and on no seed.
-
-        Raises:
-            UserError: a direction other than a2b.
-        """
-        self.check_direction(direction)
-        with torch.autocast(self.device.type, enabled=False):
-            return cast(Tensor, self.ema(images.to(self.device, torch.float32)))

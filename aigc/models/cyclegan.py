@@ -9,7 +9,6 @@ Notable here:
 - any size: generators pad by reflection and crop back; averaged generators translate, in float32
 """
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -215,17 +214,3 @@ class CycleGAN(Translator):
             scores[f"cycle_{direction[0]}"] = F.l1_loss(again, source)
             scores[f"identity_{direction[2]}"] = F.l1_loss(self.translate(target, direction=direction), target)
         return scores
-
-    @torch.no_grad()
-    def translate(self, images: Tensor, *, direction: str = "a2b", seeds: Sequence[int] | None = None) -> Tensor:
-        """Images `(n, c, h, w)` in [-1, 1], of any size, as the averaged generator of `direction` draws them.
-
-        In float32, and each by itself: what becomes of an image depends on no other, and on no seed.
-
-        Raises:
-            UserError: a direction other than a2b and b2a.
-        """
-        self.check_direction(direction)
-        network = self.ema_a2b if direction == "a2b" else self.ema_b2a
-        with torch.autocast(self.device.type, enabled=False):
-            return network(images.to(self.device, torch.float32))

@@ -128,21 +128,27 @@ class Family(L.LightningModule):
 class Translator(Family):
     """A family that turns images into images: of another domain (unpaired data), or into their targets (paired).
 
-    A subclass says which `directions` it goes and defines `translate`; `a2b` reads the batch's first image and gives
-    its second: `a` and `b` of unpaired data, `source` and `target` of paired data.
+    A subclass says which `directions` it goes, and `averages` the generators of each, in that order; `a2b` reads the
+    batch's first image and gives its second: `a` and `b` of unpaired data, `source` and `target` of paired data.
     """
 
     accepts: ClassVar[tuple[str, ...]] = ("unpaired",)
     conditions: ClassVar[tuple[str, ...]] = ("none",)
     directions: ClassVar[tuple[str, ...]] = ("a2b", "b2a")
 
+    @torch.no_grad()
     def translate(self, images: Tensor, *, direction: str = "a2b", seeds: Sequence[int] | None = None) -> Tensor:
-        """Images `(n, c, h, w)` in [-1, 1], of any size, as images of the same size of the other side.
+        """Images `(n, c, h, w)` in [-1, 1], of any size, as the averaged generator of `direction` draws them.
+
+        In float32, and each by itself: what becomes of an image depends on no other, and on no seed.
 
         Raises:
             UserError: a direction that this family was not trained for.
         """
-        raise TypeError(f"{type(self).__name__} must define translate()")
+        self.check_direction(direction)
+        average = self.averages()[self.directions.index(direction)][0]
+        with torch.autocast(self.device.type, enabled=False):
+            return average(images.to(self.device, torch.float32))
 
     def check_direction(self, direction: str) -> None:
         """Refuses a direction that this family does not go.

@@ -7,7 +7,6 @@ Notable here:
   dropout, so that a translation is always the same
 """
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -149,16 +148,3 @@ class Pix2Pix(Translator):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """L1 to the target on [-1, 1]."""
         return {"l1": F.l1_loss(self.translate(batch["source"]), batch["target"])}
-
-    @torch.no_grad()
-    def translate(self, images: Tensor, *, direction: str = "a2b", seeds: Sequence[int] | None = None) -> Tensor:
-        """Images `(n, c, h, w)` in [-1, 1], of any size, as the averaged generator draws them.
-
-        In float32, and each by itself: what becomes of an image depends on no other, and on no seed.
-
-        Raises:
-            UserError: a direction other than a2b.
-        """
-        self.check_direction(direction)
-        with torch.autocast(self.device.type, enabled=False):
-            return cast(Tensor, self.ema(images.to(self.device, torch.float32)))
