@@ -26,11 +26,12 @@ IMAGE_KEYS = ("image", "a", "b", "source", "target")  # of a batch, whatever its
 class ImageData(L.LightningDataModule):
     """Images, with labels or captions where the data have them.
 
-    A subclass defines `load()`, and `prepare_data()` where something is to be downloaded. `name`, `classes` and
-    `class_names` are its to set; `channels`, `size` and `fingerprint` follow from what `load` returns.
+    A subclass defines `load()`, and `prepare_data()` where something is to be downloaded. `name`, `licence`, `classes`
+    and `class_names` are its to set; `channels`, `size` and `fingerprint` follow from what `load` returns.
     """
 
     kind: str = "images"  # captioned where batches have `text`; unpaired and paired: aigc/data/pairs.py
+    licence: str | None = None  # what its authors allow, in a few words; None: not known here
 
     def __init__(
         self,
@@ -71,6 +72,15 @@ class ImageData(L.LightningDataModule):
             UserError: missing or corrupt data.
         """
         raise TypeError(f"{type(self).__name__} must define load()")
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's record says about its data, plain values."""
+        self.setup()
+        return {
+            "name": self.name, "licence": self.licence, "kind": self.kind, "channels": self.channels,
+            "size": list(self.size), "classes": self.classes, "fingerprint": self.fingerprint,
+            "images": {name: len(split) for name, split in self.splits.items()},
+        }
 
     def fits(self, n: int, channels: int, size: tuple[int, int]) -> bool:
         """Whether n images of this shape may be held in memory, `memory_gb` in all."""

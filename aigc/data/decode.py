@@ -80,12 +80,13 @@ def header(data: bytes) -> tuple[tuple[int, int], bool]:
 
 
 def decode(
-    data: bytes, *, size: tuple[int, int], channels: int, fit: str = "crop", halves: bool = False
+    data: bytes, *, size: tuple[int, int], channels: int, fit: str = "crop", halves: bool = False, margin: float = 0.0
 ) -> Tensor:
     """An image file as uint8 `(channels, h, w)`: turned upright, on white where transparent, 16 bits cut to 8.
 
     Resized with antialiasing (bicubic). Another aspect ratio is centre-cropped (`fit="crop"`), padded with white
-    (`"pad"`) or stretched (`"stretch"`). With `halves`, the left and the right half are an image each, one after the
+    (`"pad"`) or stretched (`"stretch"`). `margin` is the share of a side that stays white at each end of it: what is
+    fitted is smaller by twice that. With `halves`, the left and the right half are an image each, one after the
     other: `(2 * channels, h, w)`.
 
     Raises:
@@ -108,7 +109,9 @@ def decode(
         image = image.convert("L" if channels == 1 else "RGB")
         middle = image.width // 2
         parts = [image.crop((x, 0, x + middle, image.height)) for x in (0, middle)] if halves else [image]
-        arrays = [np.array(_fitted(part, (width, height), fit)).reshape(height, width, channels) for part in parts]
+        inner = (max(1, width - 2 * round(margin * width)), max(1, height - 2 * round(margin * height)))
+        fitted = [_centred(_fitted(part, inner, fit), (width, height)) for part in parts]
+        arrays = [np.array(part).reshape(height, width, channels) for part in fitted]
     return torch.from_numpy(np.concatenate(arrays, axis=2) if halves else arrays[0]).permute(2, 0, 1)
 
 
@@ -123,6 +126,17 @@ def _fitted(image: Any, size: tuple[int, int], fit: str) -> Any:
     if fit == "crop":
         return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
     return ImageOps.pad(image, size, Image.Resampling.BICUBIC, color="white")
+
+
+def _centred(image: Any, size: tuple[int, int]) -> Any:
+    """A Pillow image in the middle of a white one of `size` (width, height)."""
+    from PIL import Image
+
+    if image.size == size:
+        return image
+    whole = Image.new(image.mode, size, "white")
+    whole.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return whole
 
 
 def _eight_bits(image: Any) -> Any:

@@ -13,6 +13,8 @@ from aigc.data.split import Split, hold_out
 class Digits(ImageData):
     """The test set of the "Optical Recognition of Handwritten Digits" collection (Alpaydin and Kaynak, UCI, 1998)."""
 
+    licence = "CC BY 4.0"                    # as UCI's page of the collection says
+
     def __init__(
         self,
         *,

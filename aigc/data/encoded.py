@@ -89,11 +89,12 @@ class Part(NamedTuple):
 def open_parts(
     parts: Mapping[str, Files], wanted: Wanted, *, name: str, fits: Callable[[int, int, tuple[int, int]], bool],
     sizes: Mapping[str, tuple[int, int]] | None = None, mixed_size: int = MIXED_SIZE, halves: bool = False,
+    margins: Mapping[str, float] | None = None,
 ) -> dict[str, Part]:
     """Opens every part as `wanted`: at its size, or with `sizes` at one for each part, with 1 channel if all are grey.
 
     Without a size, images keep their own if all agree, and else become squares of `mixed_size`. With `halves` every
-    file is two images side by side, whose channels follow one another (see `decode`).
+    file is two images side by side, whose channels follow one another; `margins` are the parts' (see `decode`).
 
     Raises:
         UserError: broken files, all of them together, unless they are to be skipped; or no good ones.
@@ -108,6 +109,8 @@ def open_parts(
     same = {"channels": wanted.channels or (1 if scan.grey else 3), "fit": wanted.fit}
     same |= {"halves": True} if halves else {}
     options: dict[str, dict[str, Any]] = {part: {"size": sizes[part], **same} for part in parts}
+    for part, margin in (margins or {}).items():
+        options[part] |= {"margin": margin} if margin else {}
     memory = fits(sum(map(len, parts.values())), _channels(same), max(sizes.values()))
     pixels = f"{key}_{hashlib.sha256(repr(options).encode()).hexdigest()[:8]}"
     decoded: dict[str, Tensor] = (load_cached(pixels) or {}) if memory and kept is not None else {}

@@ -141,9 +141,11 @@ class ImageFolder(ImageData):
         skip_broken: bool = False,                  # leave unreadable images out instead of stopping
         workers: int | str = "auto",                # processes that decode what does not fit in memory
         memory_gb: float = 2.0,                     # decode up to this much (2^30 bytes) once
+        licence: str | None = None,                 # what its owner allows, for the record; None: not known
     ):
         super().__init__(batch_size=batch_size, seed=seed, split_seed=split_seed, flip=flip, workers=workers,
                          memory_gb=memory_gb)
+        self.licence = licence
         if labels not in ("auto", True, False):
             raise UserError(f"data.labels must be auto, true or false, not {labels!r}")
         self.path = Path(path).expanduser()

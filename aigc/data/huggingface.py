@@ -85,9 +85,11 @@ class HuggingFace(ImageData):
         skip_broken: bool = False,                  # leave unreadable images out instead of stopping
         workers: int | str = "auto",                # processes that decode what does not fit in memory
         memory_gb: float = 2.0,                     # decode up to this much (2^30 bytes) once
+        licence: str | None = None,                 # what its owner allows, for the record; None: as the source says
     ):
         super().__init__(batch_size=batch_size, seed=seed, split_seed=split_seed, flip=flip, workers=workers,
                          memory_gb=memory_gb)
+        self.licence = licence
         self.path = path
         self.name = Path(path).stem
         self.subset = subset
@@ -104,6 +106,7 @@ class HuggingFace(ImageData):
         """Finds the columns, checks and decodes the images, and cuts the splits that the source lacks."""
         tables = _by_split(self._load_tables(), self.path)
         features = tables["train"].features
+        self.licence = self.licence or tables["train"].info.license or None
         image = self._find("image", features, _image_columns(features))
         label = self._find("label", features, _label_columns(features))
         text = self._find("text", features, _text_columns(features))

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,30 +102,40 @@ class UnpairedFolder(PairData):
         seed: int = 0,                              # order and augmentation of the training images
         split_seed: int = 0,                        # what is held out
         load_size: int | Sequence[int] | None = None,  # training images before cropping; None: crop_size
-        crop_size: int | Sequence[int] | None = None,  # of all images; None: load_size, or their own if equal, else 64
+        crop_size: int | Sequence[int] | None = None,  # of training images; None: load_size, or own size, or 64
+        test_size: int | Sequence[int] | None = None,  # of whole images for validation and test; None: crop_size
         flip: bool = False,                         # mirror training images left to right, half of the time
         validation: int | float = 0.1,              # number or fraction held out where there is no such folder
         test: int | float = 0.1,                    # likewise
         direction: str = "a2b",                     # b2a: folder B is the first side
         channels: int | str = "auto",               # 1, 3, or auto: 1 if all images are grey
         fit: str = "stretch",                       # other aspect ratios: stretch, crop or pad
+        margins: Sequence[float] = (0.0, 0.0),      # white around images of sides A and B, as a share of their sides
         skip_broken: bool = False,                  # leave unreadable images out instead of stopping
         workers: int | str = "auto",                # processes that decode what does not fit in memory
         memory_gb: float = 2.0,                     # decode up to this much (2^30 bytes) once
+        licence: str | None = None,                 # what its owner allows, for the record; None: not known
         archive: Archive | None = None,             # what is downloaded and unpacked into `root` when that is missing
         download: bool = True,                      # whether it may be
     ):
         super().__init__(batch_size=batch_size, seed=seed, split_seed=split_seed, flip=flip, workers=workers,
                          memory_gb=memory_gb)
+        self.licence = licence
         if direction not in DIRECTIONS:
             raise UserError(f"unknown data.direction '{direction}': {choices(direction, DIRECTIONS)}")
         self.root = Path(root).expanduser()
         self.name = self.root.stem or "images"
-        crop = parse_size(crop_size, "crop_size") or parse_size(load_size, "load_size")
+        whole = parse_size(test_size, "test_size")
+        crop = parse_size(crop_size, "crop_size") or parse_size(load_size, "load_size") or whole
         self.load_size = parse_size(load_size, "load_size") or crop
         self.crop_size = crop
+        self.test_size = whole or crop
         if crop and self.load_size and (crop[0] > self.load_size[0] or crop[1] > self.load_size[1]):
             raise UserError(f"data.crop_size={crop_size} is larger than data.load_size={load_size}: crop at most that")
+        if len(margins) != 2 or not all(0 <= margin < 0.5 for margin in margins):
+            raise UserError(f"data.margins={list(margins)} must be two shares of an image's side, at least 0 and less "
+                            "than 0.5: one for side A, one for side B")
+        self.margins = dict(zip(SIDES, margins, strict=True))
         self.validation = validation
         self.test = test
         self.direction = direction
@@ -173,8 +184,8 @@ class UnpairedFolder(PairData):
             sides = [part.split(mine, None, None) for part, mine in zip(both, rows, strict=True)]
             if split == "train" and self._crops:
                 larger = self._ordered(sides)
-                sides = [self._whole(side, files[key], part.rows[mine])
-                         for key, side, part, mine in zip(keys, sides, both, rows, strict=True)]
+                sides = [self._whole(half, files[key], part.rows[mine], margin=self.margins[side])
+                         for side, key, half, part, mine in zip(SIDES, keys, sides, both, rows, strict=True)]
             splits[split] = self._ordered(sides)
         return self.pair_splits(splits, pairs=pairs, larger=larger)
 
@@ -196,21 +207,27 @@ class UnpairedFolder(PairData):
 
     @property
     def _crops(self) -> bool:
-        return self.load_size != self.crop_size
+        return not self.load_size == self.crop_size == self.test_size
 
     def _open(self, files: Mapping[str, Files], *, halves: bool = False) -> dict[str, Part]:
-        """All parts, training images at the load size and the others at the crop size."""
+        """All parts, training images at the load size and the others at the test size."""
         sizes = None
-        if self.load_size and self.crop_size:
-            sizes = {part: self.load_size if part.startswith("train") else self.crop_size for part in files}
+        if self.load_size and self.test_size:
+            sizes = {part: self.load_size if part.startswith("train") else self.test_size for part in files}
+        if halves and any(self.margins.values()):
+            raise UserError(f"data.margins is for two folders, and {self.root} has two images in each file: give "
+                            "data.margins=[0,0]")
+        margins = {} if halves else {part: self.margins[part[-1].lower()] for part in files}
         return open_parts(files, self.wanted, name=str(self.root), fits=self.fits, sizes=sizes, mixed_size=MIXED_SIZE,
-                          halves=halves)
+                          halves=halves, margins=margins)
 
-    def _whole(self, train: Split, files: Files, rows: Tensor, **options: bool) -> Split:
-        """The training images, files `rows`, at the crop size as in the other splits; decoded when asked for."""
-        channels = train.images.shape[1] // (2 if options else 1)
-        images = Encoded(files, rows, size=self.crop_size, channels=channels, fit=self.wanted.fit, **options)
-        return Split(images, digest=f"{train.digest} at {self.crop_size}")
+    def _whole(self, train: Split, files: Files, rows: Tensor, **options: Any) -> Split:
+        """The training images, files `rows`, at the test size as the other splits; decoded when asked for."""
+        if self.load_size == self.test_size:
+            return train
+        channels = train.images.shape[1] // (2 if "halves" in options else 1)
+        images = Encoded(files, rows, size=self.test_size, channels=channels, fit=self.wanted.fit, **options)
+        return Split(images, digest=f"{train.digest} at {self.test_size}")
 
     def _ordered(self, sides: Sequence[Split]) -> tuple[Split, Split]:
         first, second = sides if self.direction == "a2b" else sides[::-1]

@@ -2,7 +2,8 @@
 
 - Unpaired sides walk through permutations of their own and are cropped and mirrored each in its own way; the two
   images of a pair always get the same crop and the same mirror.
-- Training images are decoded at a load size and cropped at random; for measuring, all images are whole, at `size`.
+- Training images are decoded at a load size and cropped at random to `crop_size`; for measuring, all images are
+  whole, at `size`.
 """
 
 import hashlib
@@ -133,6 +134,7 @@ class PairData(ImageData):
     """
 
     kind = "unpaired"
+    crop_size: Size | None = None       # (h, w) of training images; None: `size`
 
     def unpair(self) -> None:
         """Gives pairs to a family that learns without: as `a` and `b`, in orders of their own; tests keep them."""
@@ -180,6 +182,6 @@ class PairData(ImageData):
         """Endless batches of this rank, from number `start_batch` on."""
         rank, world = self._place
         split = self.pair_split("train")
-        batches = PairBatches(split, size=self.size, batch_size=self.batch_size, seed=self.seed, rank=rank,
-                              world=world, flip=self.flip)
+        batches = PairBatches(split, size=self.crop_size or self.size, batch_size=self.batch_size,
+                              seed=self.seed, rank=rank, world=world, flip=self.flip)
         return self._loader(batches, batches.split, sampler=Endless(self.start_batch))

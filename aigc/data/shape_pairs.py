@@ -12,7 +12,7 @@ import torch
 
 from aigc.data.decode import parse_size
 from aigc.data.pairs import PairData
-from aigc.data.shapes import OBJECTS, VERSION, Renders, Scenes
+from aigc.data.shapes import OBJECTS, VERSION, Renders, Scenes, Shapes
 from aigc.data.split import Split
 from aigc.errors import UserError, choices
 
@@ -20,6 +20,7 @@ from aigc.errors import UserError, choices
 class ShapesUnpaired(PairData):
     """Painted shapes (`a`) and neon shapes (`b`); the training scenes of the two sides are different ones."""
 
+    licence = Shapes.licence
     styles: ClassVar[tuple[str, str]] = ("flat", "neon")
     streams: ClassVar[tuple[str, str]] = ("train", "other")   # the training scenes of both sides
 

@@ -299,6 +299,7 @@ class Shapes(ImageData):
     """Rendered shapes with labels and captions; splits train, validation, test and heldout."""
 
     kind = "captioned"
+    licence = "rendered by this program: no rights of others"
 
     def __init__(
         self,

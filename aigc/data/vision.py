@@ -14,17 +14,19 @@ from aigc.errors import UserError, choices
 
 
 class Source(NamedTuple):
-    """What torchvision calls a data set, and the folder that it reads under its root."""
+    """What torchvision calls a data set, the folder that it reads under its root, and what the authors allow."""
 
     attribute: str
     folder: str
     title: str
+    licence: str
 
 
+NONE_STATED = "none stated by its authors"
 SOURCES = {
-    "mnist": Source("MNIST", "MNIST/raw", "MNIST"),
-    "fashion_mnist": Source("FashionMNIST", "FashionMNIST/raw", "Fashion-MNIST"),
-    "cifar10": Source("CIFAR10", "cifar-10-batches-py", "CIFAR-10"),
+    "mnist": Source("MNIST", "MNIST/raw", "MNIST", NONE_STATED),
+    "fashion_mnist": Source("FashionMNIST", "FashionMNIST/raw", "Fashion-MNIST", "MIT"),
+    "cifar10": Source("CIFAR10", "cifar-10-batches-py", "CIFAR-10", NONE_STATED),
 }
 
 
@@ -50,6 +52,7 @@ class Vision(ImageData):
             raise UserError(f"unknown data.source '{source}': {choices(source, SOURCES)}")
         self.name = source
         self.source = SOURCES[source]
+        self.licence = self.source.licence
         self.root = Path(root).expanduser()
         self.download = download
         self.validation = validation

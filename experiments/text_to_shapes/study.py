@@ -20,6 +20,9 @@ from aigc.data.shapes import Scenes, caption
 from aigc.metrics.features import to_uint8
 from aigc.metrics.items import seeds_of
 from aigc.metrics.oracle import agreement, shapes_oracle
+from aigc.report import study
+from aigc.report.markdown import fill, table
+from aigc.report.runs import Run
 
 TRAININGS = (("1", 2), ("1", 4), ("1", 6), ("mixed", 6))   # objects, minutes
 SPLITS = {"test": "seen", "heldout": "held-out"}           # combinations that training showed, and never did
@@ -34,28 +37,22 @@ PROMPTS = {
               "a large cyan cross left of a large purple circle", "a small orange circle"),
 }
 HERE = Path(__file__).resolve().parent
-RUNS = Path("runs/text_to_shapes")
+STUDY = "text_to_shapes"
 READ = HERE / "read.json"                                  # what the oracle saw in each run, by its folder's name
-START, END = "<!-- table: written by study.py -->", "<!-- end of table -->"
 
 
 def train(overrides: list[str]) -> None:
     """Trains one run after the other, each in a process of its own: they share the cores with nobody."""
     for objects, minutes in TRAININGS:
         command = [sys.executable, "-m", "aigc.train", "model=diffusion", "data=shapes", "condition=text"]
-        command += ["study=text_to_shapes", f"data.objects={objects}", f"budget.minutes={minutes}"]
+        command += [f"study={STUDY}", f"data.objects={objects}", f"budget.minutes={minutes}"]
         subprocess.run([*command, "metrics=none", *overrides], check=True)  # read below, at several guidances
 
 
-def finished() -> list[tuple[str, float, Path]]:
-    """Objects, minutes and folder of finished runs, the newest of each kind."""
-    found = {}
-    for path in sorted(RUNS.glob("*/summary.json")):
-        facts = json.loads(path.read_text())
-        overrides = (path.parent / ".hydra" / "overrides.yaml").read_text()
-        if facts["status"] == "finished":
-            objects = "mixed" if "data.objects=mixed" in overrides else "1"
-            found[objects, round(facts["seconds"] / 60)] = path.parent
+def finished() -> list[tuple[str, float, Run]]:
+    """Objects, minutes and finished run, the newest of each kind."""
+    found = {(str(run.config["data"]["objects"]), round(run.summary["seconds"] / 60)): run
+             for run in study.finished(STUDY)}
     return [(objects, minutes, found[objects, minutes]) for objects, minutes in sorted(found)]
 
 
@@ -77,39 +74,39 @@ def read(family: Any, objects: str, split: str, n: int, **options: Any) -> dict[
     }
 
 
-def readings(runs: list[tuple[str, float, Path]]) -> dict[str, Any]:
+def readings(runs: list[tuple[str, float, Run]]) -> dict[str, Any]:
     """Readings of every run at guidance 2, and at several of the longest; what is known already is not read again."""
     known = json.loads(READ.read_text()) if READ.is_file() else {}
-    longest = {objects: folder.name for objects, _, folder in runs}
-    for objects, _, folder in runs:
-        entry = known.setdefault(folder.name, {})
-        family = load_family(folder / "checkpoints" / "last.ckpt")
-        for guidance in GUIDANCE if folder.name == longest[objects] else (2.0,):
+    longest = {objects: run.name for objects, _, run in runs}
+    for objects, _, run in runs:
+        entry = known.setdefault(run.name, {})
+        family = load_family(run.folder / "checkpoints" / "last.ckpt")
+        for guidance in GUIDANCE if run.name == longest[objects] else (2.0,):
             for split in SPLITS:
                 key = f"{split} {guidance:g}"
                 if key not in entry:
                     entry[key] = read(family, objects, split, SAMPLES, guidance=guidance)
-                    print(folder.name, key, {kind: round(v["all"], 3) for kind, v in entry[key].items()}, flush=True)
+                    print(run.name, key, {kind: round(v["all"], 3) for kind, v in entry[key].items()}, flush=True)
                     READ.write_text(json.dumps(known, indent=1) + "\n")
         draw(family, PROMPTS[objects], HERE / f"prompts_{objects}.png")
     return known
 
 
-def tables(runs: list[tuple[str, float, Path]], known: dict[str, Any]) -> str:
+def tables(runs: list[tuple[str, float, Run]], known: dict[str, Any]) -> str:
     """The results as Markdown: attributes against minutes, and everything right against guidance."""
     head = ["trained on", "minutes", "images seen", "images/s", "asked for", "combinations", "samples", *ATTRIBUTES]
     rows = []
-    for objects, minutes, folder in runs:
-        s = json.loads((folder / "summary.json").read_text())
+    for objects, minutes, run in runs:
+        s = run.summary
         told = [objects.replace("1", "one object"), str(minutes), f"{s['images']:,}", f"{s['images_per_second']:,.0f}"]
         for split, word in SPLITS.items():
-            for kind, scores in known[folder.name][f"{split} 2"].items():
+            for kind, scores in known[run.name][f"{split} 2"].items():
                 shares = [f"{scores[name]:.3f}" if name in scores else "" for name in ATTRIBUTES]
                 rows.append([*told, kind, word, f"{scores['n']:,}", *shares])
-    text = markdown(head, rows)
+    text = table(head, rows)
     head, rows = ["trained on", "asked for", "combinations", *(f"w = {w:g}" for w in GUIDANCE)], []
-    for objects, _, folder in {objects: (objects, minutes, folder) for objects, minutes, folder in runs}.values():
-        entry = known[folder.name]
+    for objects, run in {objects: run for objects, _, run in runs}.items():
+        entry = known[run.name]
         for split, word in SPLITS.items():
             for kind in entry[f"{split} 2"]:
                 shares = [f"{entry[f'{split} {w:g}'][kind]['all']:.3f}" for w in GUIDANCE]
@@ -117,40 +114,26 @@ def tables(runs: list[tuple[str, float, Path]], known: dict[str, Any]) -> str:
     machine = f"{s['machine']}, {s['precision']}, torch {s['versions']['torch']}"
     between = "All that a caption says, against guidance w, of the longest runs:"
     note = f"Machine: {machine}; {s['parameters']:,} parameters."
-    return f"{text}\n{between}\n\n{markdown(head, rows)}\n{note}\n"
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table."""
-    return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
+    return f"{text}\n\n{between}\n\n{table(head, rows)}\n\n{note}"
 
 
 def draw(family: Any, prompts: tuple[str, ...], path: Path, columns: int = 8) -> None:
     """A row of samples for each prompt, the prompt above it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     texts = [prompt for prompt in prompts for _ in range(columns)]
     with evaluating(family), torch.no_grad():
         made = to_uint8(family.sample(len(texts), condition=texts, seeds=seeds_of(range(len(texts)), 1), guidance=2.0))
-    figure, axes = plt.subplots(len(prompts), 1, figsize=(6.4, 1.02 * len(prompts)), constrained_layout=True)
-    for axis, prompt, row in zip(axes, prompts, made.cpu().split(columns), strict=True):
+    figure, axes = study.axes(len(prompts), 1, 6.4, 1.02)
+    for (axis,), prompt, row in zip(axes, prompts, made.cpu().split(columns), strict=True):
         axis.imshow(torch.cat(list(row.permute(0, 2, 3, 1)), dim=1), interpolation="nearest")
         axis.set_title(prompt, fontsize=8, loc="left", pad=2)
         axis.set_axis_off()
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def report() -> None:
     """Writes the tables into README.md, and the pictures beside it."""
     runs = finished()
-    readme = HERE / "README.md"
-    text = readme.read_text()
-    before, after = text.split(START)[0], text.split(END)[1]
-    readme.write_text(f"{before}{START}\n{tables(runs, readings(runs))}{END}{after}")
+    fill(HERE / "README.md", tables(runs, readings(runs)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What every data set does: facts, resume, conversion, and the same batches from memory and from workers."""
 
 import itertools
+import json
 
 import lightning as L
 import pytest
@@ -8,7 +9,10 @@ import torch
 
 from aigc.data.datamodule import ImageData
 from aigc.data.digits import Digits
+from aigc.data.folder import ImageFolder
+from aigc.data.shape_pairs import ShapesPaired
 from aigc.data.shapes import Shapes
+from aigc.data.vision import NONE_STATED, Vision
 from aigc.errors import UserError
 from aigc.progress import Progress
 
@@ -153,3 +157,17 @@ def test_lightning_trains_on_the_endless_stream_and_resumes_in_it(tmp_path) -> N
     second = fit(12, str(tmp_path / "run.ckpt"))
     assert [len(unbroken), len(first), len(second)] == [12, 7, 5]
     assert torch.equal(torch.stack(first + second), torch.stack(unbroken))
+
+
+def test_facts_are_plain_and_name_the_licence_where_it_is_known(tmp_path):
+    digits = Digits(batch_size=1)
+    facts = digits.facts()
+    assert json.loads(json.dumps(facts)) == facts
+    assert (facts["name"], facts["size"], facts["channels"], facts["classes"]) == ("digits", [8, 8], 1, 10)
+    assert facts["images"] == {name: digits.count(name) for name in ("train", "validation", "test")}
+    assert facts["fingerprint"] == digits.fingerprint and facts["licence"] == "CC BY 4.0"
+    known = {name: Vision(name, batch_size=1, root=".").licence for name in ("mnist", "cifar10", "fashion_mnist")}
+    assert known == {"mnist": NONE_STATED, "cifar10": NONE_STATED, "fashion_mnist": "MIT"}
+    own = {"batch_size": 1, "path": str(tmp_path)}
+    assert ImageFolder(**own).licence is None and ImageFolder(**own, licence="CC0").licence == "CC0"
+    assert "rendered" in str(Shapes.licence) and Shapes.licence == ShapesPaired.licence

@@ -118,6 +118,38 @@ def test_training_images_are_cropped_from_the_load_size_and_measured_whole(tmp_p
                                                           {"load_size": 17, "crop_size": 14}, {})}) == 4
 
 
+@pytest.mark.parametrize("load", [16, 20])
+def test_patches_train_what_is_measured_on_whole_images_of_the_test_size(tmp_path: Path, load: int) -> None:
+    data = unpaired(horses(tmp_path / "horses"), load_size=load, crop_size=10, test_size=16)
+    assert data.size == (16, 16)
+    batches = list(itertools.islice(data.train_dataloader(), 20))
+    assert {batch[side].shape for batch in batches for side in "ab"} == {(4, 3, 10, 10)}
+    edges = torch.cat([(batch["a"][:, 0, 0, -1] > 200) for batch in batches])
+    assert 0 < int(edges.sum()) < 40
+    same = unpaired(tmp_path / "horses", load_size=16)
+    for split in ("train", "validation", "test"):
+        assert torch.equal(data.images(split), same.images(split))
+
+
+def test_margins_shrink_the_images_of_a_side_onto_white(tmp_path: Path) -> None:
+    root = horses(tmp_path / "horses")
+    plain = unpaired(root, crop_size=20)
+    data = unpaired(root, load_size=30, crop_size=20, margins=[0.1, 0], direction="b2a")
+    for split in ("train", "validation", "test"):
+        zebras, shrunk = (data.pair_split(split).batch(torch.arange(2))[side] for side in ("a", "b"))
+        assert torch.equal(zebras, plain.pair_split(split).batch(torch.arange(2))["b"])
+        assert bool((shrunk[:, :, :2] == 255).all() and (shrunk[..., -2:] == 255).all())
+        assert bool((shrunk[:, :, 2:18, 2] < 60).all())                # folder A's levels
+    assert unpaired(root, margins=[0, 0]).fingerprint == unpaired(root).fingerprint
+    assert unpaired(root, margins=[0, 0.2]).fingerprint != unpaired(root).fingerprint
+    with pytest.raises(UserError, match=r"data\.margins=\[0\.5, 0\] must be two shares"):
+        unpaired(root, margins=[0.5, 0])
+    for i in range(20):
+        beside(tmp_path / "halves" / f"{i}.png", i, 100)
+    with pytest.raises(UserError, match=r"data\.margins is for two folders"):
+        paired(tmp_path / "halves", margins=[0.1, 0])
+
+
 def test_one_size_stands_for_both_and_mixed_sizes_become_64(tmp_path: Path) -> None:
     root = horses(tmp_path / "horses")
     assert unpaired(root, load_size=8).size == unpaired(root, crop_size=8).size == (8, 8)
