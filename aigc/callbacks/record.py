@@ -66,9 +66,10 @@ class Record(L.Callback):
             self.flush(trainer, pl_module)
 
     def flush(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Logs the means since the last line, and refuses to go on when one is not finite."""
+        """Logs the means since the last line, over all ranks, and refuses to go on when one is not finite."""
         if not self.sums:
             return
+        self.share(trainer, pl_module.device)
         progress = pl_module.progress
         means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         broken = sorted(name for name, value in means.items() if not math.isfinite(value))
@@ -87,6 +88,13 @@ class Record(L.Callback):
         self.latest = means
         for logger in trainer.loggers:
             logger.log_metrics(means, step=progress.batches)
+
+    def share(self, trainer: L.Trainer, device: torch.device) -> None:
+        """Makes the open window the mean over all ranks, the same on each; steps give the same entries on all."""
+        if trainer.world_size > 1 and self.sums:
+            totals = torch.stack([total.to(device) for total in self.sums.values()])
+            totals = trainer.strategy.reduce(totals, reduce_op="mean")
+            self.sums = dict(zip(self.sums, totals.unbind(), strict=True))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Logs the last, shorter window; an interrupted run keeps it open for the one that resumes it."""

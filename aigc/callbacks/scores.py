@@ -6,19 +6,21 @@ by their models only. Several devices share the work and give the numbers of one
 
 import logging
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from aigc.callbacks.attributes import attribute_scores, reads_back
 from aigc.callbacks.evaluating import evaluating
-from aigc.callbacks.scoring import Scoring, check_counts, check_finite_images, collect, place
+from aigc.callbacks.scoring import Scoring, check_counts, collect, place
 from aigc.errors import UserError
-from aigc.metrics.cache import keep_cached, load_cached
+from aigc.evaluation.images import counted
+from aigc.metrics.attributes import SPLITS, found_and_asked, reads_back, shares
+from aigc.metrics.cache import keep_cached, load_cached, real_key
 from aigc.metrics.features import to_uint8
-from aigc.metrics.items import balanced_labels, items, seeds_of
+from aigc.metrics.items import items, samples
 from aigc.models.family import Family
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ class Scores(Scoring):
     real test images to the same reference; `<fd>_over_floor` says how many times the samples are as far.
 
     With condition=text and data that can read attributes back from an image, `attributes/seen/<attribute>` and
-    `attributes/heldout/<attribute>` are how often it is as the caption asks (callbacks/attributes.py).
+    `attributes/heldout/<attribute>` are how often it is as the caption asks (metrics/attributes.py).
     """
 
     def __init__(
@@ -87,9 +89,8 @@ class Scores(Scoring):
         scores: dict[str, float] = {}
         if self.suite is not None:
             scores |= self._samples(trainer, pl_module, self.num_samples_final if final else self.num_samples)
-        if self.attribute_samples and reads_back(trainer, pl_module):
-            scores |= attribute_scores(trainer, pl_module, n=self.attribute_samples, batch_size=self.batch_size,
-                                       seed=self.seed)
+        if self.attribute_samples and reads_back(trainer.datamodule, pl_module):  # type: ignore[attr-defined]
+            scores |= self._attributes(trainer, pl_module)
         return scores
 
     def _samples(self, trainer: L.Trainer, pl_module: Family, n: int) -> dict[str, float]:
@@ -100,15 +101,15 @@ class Scores(Scoring):
         judged = labelled and network.classes is not None and network.classes == data.classes
         rows: list[Tensor] = []
         numbers: list[int] = []
-        for part, batch in items(data, self.split, n, batch_size=self.batch_size, **place(trainer)):
-            if labelled and self.balanced:
-                batch = {**batch, "label": balanced_labels(part, data.classes)}
-            made = pl_module.fakes(data.prepare(batch, pl_module.device), seeds=seeds_of(part, self.seed))
-            check_finite_images(made, pl_module)
-            features, logits = network(to_uint8(made))
-            seen = (logits.argmax(1).cpu() == batch["label"]).float() if judged else torch.zeros(len(part))
-            rows.append(torch.cat([features.cpu(), logits.cpu(), seen[:, None]], 1))
-            numbers += part
+        counter: Any = SimpleNamespace(rows=0)
+        with counted(pl_module, counter):
+            for part, batch, made in samples(pl_module, data, self.split, n, batch_size=self.batch_size,
+                                             seed=self.seed, balanced=self.balanced, **place(trainer)):
+                features, logits = network(made)
+                seen = (logits.argmax(1).cpu() == batch["label"]).float() if judged else torch.zeros(len(part))
+                rows.append(torch.cat([features.cpu(), logits.cpu(), seen[:, None]], 1))
+                numbers += part
+        self.sampling = {"evaluations": round(counter.rows / max(1, len(numbers)), 3) or 1.0}
         table = collect(trainer, pl_module.device, numbers, rows, n)
         if not trainer.is_global_zero:
             return {}
@@ -126,6 +127,26 @@ class Scores(Scoring):
             scores[f"{name}_over_floor"] = scores[name] / floor
         if judged:
             scores["label_accuracy"] = table[:, -1].mean().item()
+        return scores
+
+    def _attributes(self, trainer: L.Trainer, pl_module: Family) -> dict[str, float]:
+        """How often attributes are as the captions of test and of held-out combinations ask; complete on rank 0."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not trainer.is_global_zero:   # rank 0 makes what reads, the others find it in the cache
+            trainer.strategy.barrier()
+        data.read_back(torch.zeros(1, data.channels, *data.size, dtype=torch.uint8, device=pl_module.device))
+        if trainer.is_global_zero:
+            trainer.strategy.barrier()
+        n = self.attribute_samples
+        scores: dict[str, float] = {}
+        for name, split in SPLITS.items():
+            if split in data.splits:
+                numbers, rows = found_and_asked(pl_module, data, split, n, batch_size=self.batch_size, seed=self.seed,
+                                                **place(trainer))
+                table = collect(trainer, pl_module.device, numbers, rows, n).long()
+                if trainer.is_global_zero:
+                    found = shares(*table.tensor_split(2, dim=1))
+                    scores |= {f"attributes/{name}/{key}": value for key, value in found.items()}
         return scores
 
     # ---- the real side ----
@@ -163,7 +184,7 @@ class Scores(Scoring):
             "num_reals": count,
             "balanced": self.balanced,
             "seed": self.seed,
-            "attribute_samples": self.attribute_samples if reads_back(trainer, pl_module) else 0,
+            "attribute_samples": self.attribute_samples if reads_back(data, pl_module) else 0,
             "floor": self.floors.get(self.num_samples),
             "floor_final": self.floors.get(self.num_samples_final),
             **suite.protocol(self.num_samples),
@@ -171,7 +192,9 @@ class Scores(Scoring):
         self.suite = suite
 
     def _load_reals(self, trainer: L.Trainer, pl_module: Family, suite: Any, count: int) -> None:
-        key = self.key(trainer.datamodule, "reals", self.split, count)  # type: ignore[attr-defined]
+        assert self.network is not None
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        key = real_key(self.network, data.fingerprint, self.split, "reals", count)
         state = load_cached(key) if trainer.is_global_zero else None
         if not trainer.strategy.broadcast(state is not None, src=0):
             started = time.perf_counter()
@@ -188,7 +211,9 @@ class Scores(Scoring):
         self, trainer: L.Trainer, pl_module: Family, suite: Any, count: int, n: int
     ) -> float | None:
         """Fréchet distance of n test images to the reference; known to rank 0."""
-        key = self.key(trainer.datamodule, "floor", self.split, count, n)  # type: ignore[attr-defined]
+        assert self.network is not None
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        key = real_key(self.network, data.fingerprint, self.split, "floor", count, n)
         floor = load_cached(key) if trainer.is_global_zero else None
         if not trainer.strategy.broadcast(floor is not None, src=0):
             features = self._real_features(trainer, pl_module, "test", n)

@@ -3,7 +3,6 @@
 A subclass says how to get ready (`prepare`) and what to measure (`measure`).
 """
 
-import hashlib
 import logging
 import math
 import time
@@ -15,13 +14,11 @@ import torch
 from torch import Tensor
 
 from aigc.callbacks.evaluating import evaluating
-from aigc.errors import RunError, UserError, choices
+from aigc.errors import UserError, choices
 from aigc.metrics.features import FeatureNetwork
 from aigc.metrics.networks import build_network, check_network
 from aigc.models.family import Family
 from aigc.noise import mix
-
-REAL_VERSION = 1             # of what is kept of the real side: a change makes new cache entries
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +32,7 @@ class Scoring(L.Callback):
         history: images, seconds and scores of every scoring.
         protocol: how scores were measured, plain values; empty before training starts.
         scored_images: images seen at the last scoring.
+        sampling: what a sample cost there: `evaluations` of the network; empty where none were made.
     """
 
     def __init__(
@@ -78,6 +76,7 @@ class Scoring(L.Callback):
         self.best: float | None = None
         self.is_best = False
         self.scored_images = 0
+        self.sampling: dict[str, float] = {}
 
     # ---- what a subclass defines ----
 
@@ -215,12 +214,6 @@ class Scoring(L.Callback):
         self.network = network
         return network
 
-    def key(self, data: Any, kind: str, split: str, *what: object) -> str:
-        """A cache entry's name: all that real features depend on."""
-        assert self.network is not None
-        facts = (REAL_VERSION, data.fingerprint, split, self.network.sha256, self.network.resizer, kind, *what)
-        return f"{kind}-{self.network.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}"
-
 
 def check_counts(options: Iterable[tuple[str, Any, int]]) -> None:
     """Refuses what is no whole number of at least the given least: (name, value or None, least).
@@ -233,20 +226,7 @@ def check_counts(options: Iterable[tuple[str, Any, int]]) -> None:
             raise UserError(f"metrics.{name} must be a whole number of at least {least}, not {value!r}")
 
 
-def check_finite_images(made: Tensor, pl_module: Family) -> None:
-    """Refuses images that are not finite.
-
-    Raises:
-        RunError: says how far the run had come.
-    """
-    if not torch.isfinite(made).all():
-        raise RunError(
-            f"samples became infinite or NaN after {pl_module.progress.images:,} images: the last good checkpoint is "
-            "kept; try a smaller learning rate or trainer.precision=32"
-        )
-
-
-def place(trainer: L.Trainer) -> dict[str, int]:
+def place(trainer: L.Trainer) -> dict[str, Any]:
     """Which share of the items is this rank's."""
     return {"rank": trainer.global_rank, "world": trainer.world_size}
 

@@ -14,17 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc.callbacks.evaluating import evaluating
-from aigc.callbacks.scoring import Scoring, check_counts, check_finite_images, collect, gather, place
+from aigc.callbacks.scoring import Scoring, check_counts, collect, gather, place
 from aigc.data.pairs import PairData
 from aigc.errors import UserError
-from aigc.metrics.cache import keep_cached, load_cached
+from aigc.metrics.cache import keep_cached, load_cached, real_key
 from aigc.metrics.features import to_uint8
-from aigc.metrics.items import items, seeds_of
-from aigc.metrics.similarity import LPIPS, SSIM_WINDOW, check_lpips, lpips_at_hand, psnr, ssim
+from aigc.metrics.items import items
+from aigc.metrics.similarity import LPIPS, SSIM_WINDOW, check_lpips, likeness, lpips_at_hand
 from aigc.metrics.suite import Suite
+from aigc.metrics.translations import translations
 from aigc.models.family import Family, Translator
-
-BACK = {"a2b": "b2a", "b2a": "a2b"}          # the direction that undoes a direction
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +172,7 @@ class TranslationScores(Scoring):
         """Features of all images of either side, in their own order: from the cache, or looked at now."""
         assert self.network is not None
         data = trainer.datamodule  # type: ignore[attr-defined]
-        key = self.key(data, "sides", split, *counts)
+        key = real_key(self.network, data.fingerprint, split, "sides", *counts)
         kept = trainer.strategy.broadcast(load_cached(key) if trainer.is_global_zero else None, src=0)
         if kept is not None:
             return kept["a"], kept["b"]
@@ -226,25 +225,13 @@ class TranslationScores(Scoring):
         rows: list[Tensor] = []
         numbers: list[int] = []
         names: list[str] = []
-        for part, batch in items(data, split, n, batch_size=self.batch_size, **place(trainer)):
-            fresh = batch["index"] < real.counts[side]          # the shorter side starts again at its end
-            mine = [number for number, own in zip(part, fresh.tolist(), strict=True) if own]
-            if not mine:
-                continue
-            index = batch["index"][fresh]
-            sides = pl_module.sides(data.prepare(batch, pl_module.device), direction)
-            images, targets = (images[fresh.to(images.device)] for images in sides)
-            if identity:
-                made, found = images, {}
-                features = real.features[side][index]
-            else:
-                seeds = seeds_of(mine, self.seed)
-                made = pl_module.translate(images, direction=direction, seeds=seeds)
-                check_finite_images(made, pl_module)
-                found = self._cycle(pl_module, images, made, direction, seeds)
-                features = self.network(to_uint8(made))[0].cpu()
+        for mine, index, made, targets, found in translations(
+            pl_module, data, split, direction, n, batch_size=self.batch_size, seed=self.seed, identity=identity,
+            **place(trainer),
+        ):
+            features = real.features[side][index] if identity else self.network(to_uint8(made))[0].cpu()
             if real.pairs:
-                found |= self._likeness(to_uint8(made), to_uint8(targets))
+                found |= likeness(to_uint8(made), to_uint8(targets), self.lpips)
             names = list(found)
             columns = [index.float() + 1, *(value.float().cpu() for value in found.values())]
             rows.append(torch.cat([torch.stack(columns, dim=1), features], dim=1))
@@ -257,25 +244,6 @@ class TranslationScores(Scoring):
                             "distances need two at least")
         measured = {name: table[:, 1 + k] for k, name in enumerate(names)}
         return {"index": table[:, 0].long() - 1, "features": table[:, 1 + len(names) :], **measured}
-
-    @staticmethod
-    def _cycle(
-        pl_module: Translator, images: Tensor, made: Tensor, direction: str, seeds: list[int]
-    ) -> dict[str, Tensor]:
-        """What the way back costs, of families that go both ways."""
-        if BACK[direction] not in pl_module.directions:
-            return {}
-        again = pl_module.translate(made, direction=BACK[direction], seeds=seeds)
-        return {"cycle_l1": (again - images).abs().mean((1, 2, 3))}
-
-    def _likeness(self, made: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """How like their true pairs images are, uint8 `(n, c, h, w)`."""
-        found = {"psnr": psnr(made, targets)}
-        if min(made.shape[2:]) >= SSIM_WINDOW:
-            found["ssim"] = ssim(made, targets)
-        if self.lpips is not None:
-            found["lpips"] = self.lpips(made, targets)
-        return found
 
     @staticmethod
     def _judge(real: Real, direction: str, table: dict[str, Tensor], network: str) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A folder for what is costly to make and the same for every run: trained feature networks, real statistics."""
 
+import hashlib
 import os
 import pickle
 import tempfile
@@ -9,6 +10,9 @@ from typing import Any
 import torch
 
 from aigc.errors import UserError
+from aigc.metrics.features import FeatureNetwork
+
+REAL_VERSION = 1             # of what is kept of real images: a change makes new entries
 
 
 def cache_folder() -> Path:
@@ -24,6 +28,20 @@ def cache_folder() -> Path:
         reason = f"cannot make the cache folder {folder} ({error.strerror})"
         raise UserError(f"{reason}: set AIGC_CACHE to another") from error
     return folder
+
+
+def real_key(network: FeatureNetwork, fingerprint: str, split: str, kind: str, *what: object) -> str:
+    """Name of an entry about real images: all that it depends on, in a hash.
+
+    Args:
+        network: that looked at them.
+        fingerprint: of the data.
+        split: which part of them.
+        kind: of the entry.
+        *what: numbers of images, and options of what was computed.
+    """
+    facts = (REAL_VERSION, fingerprint, split, network.sha256, network.resizer, kind, *what)
+    return f"{kind}-{network.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}"
 
 
 def load_cached(name: str) -> Any:

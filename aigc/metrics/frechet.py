@@ -50,10 +50,18 @@ class FrechetDistance(FrechetInceptionDistance):
 
     def compute(self) -> Tensor:
         """The distance, float64 scalar; needs two images on either side."""
-        n = int(self.real_features_num_samples)
-        assert n >= 2 and self.fake_features_num_samples >= 2, "a covariance needs two images"
-        real = mean_and_covariance(self.real_features_sum, self.real_features_cov_sum, self.real_features_num_samples)
+        assert self.fake_features_num_samples >= 2, "a covariance needs two images"
+        mean, cov, root = self.real_moments()
         fake = mean_and_covariance(self.fake_features_sum, self.fake_features_cov_sum, self.fake_features_num_samples)
+        return frechet_distance(mean, cov, *fake, root1=root)
+
+    def real_moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean `(d,)`, covariance `(d, d)` and its root of the real side, float64; needs two images."""
+        n = int(self.real_features_num_samples)
+        assert n >= 2, "a covariance needs two images"
+        mean, cov = mean_and_covariance(
+            self.real_features_sum, self.real_features_cov_sum, self.real_features_num_samples
+        )
         if self._root is None or self._root[0] != n:
-            self._root = (n, matrix_root(real[1].double()))
-        return frechet_distance(*real, *fake, root1=self._root[1])
+            self._root = (n, matrix_root(cov))
+        return mean, cov, self._root[1]

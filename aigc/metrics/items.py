@@ -1,13 +1,18 @@
-"""The items that a model is scored on: always the same ones, in the same order, whoever draws them."""
+"""The items that a model is scored on, and its samples of them: always the same ones, whoever draws them."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from aigc.data.datamodule import ImageData
+from aigc.errors import RunError
+from aigc.metrics.features import to_uint8
 from aigc.noise import mix
+
+if TYPE_CHECKING:
+    from aigc.models.family import Family
 
 Batch = dict[str, Any]
 
@@ -39,3 +44,39 @@ def seeds_of(numbers: Sequence[int], seed: int) -> list[int]:
 def balanced_labels(numbers: Sequence[int], classes: int) -> Tensor:
     """Labels `(k,)` int64 that give every class equally many of the items 0 .. n-1, at any n."""
     return torch.tensor([number % classes for number in numbers])
+
+
+def samples(
+    family: "Family", data: ImageData, split: str, n: int, *, batch_size: int, seed: int, balanced: bool = True,
+    rank: int = 0, world: int = 1, options: dict[str, Any] | None = None,
+) -> Iterator[tuple[list[int], Batch, Tensor]]:
+    """This rank's share of n samples, as (numbers, batch whose conditions they have, images uint8).
+
+    Sample k belongs to item k of the split and to seed mix(seed, k). Where labels are the condition and `balanced`,
+    every class is asked for equally often, else as in the data. `options` are those of the family's `sample`.
+    """
+    labelled = family.hparams.get("condition", "none") == "label"
+    for numbers, batch in items(data, split, n, batch_size=batch_size, rank=rank, world=world):
+        if labelled and balanced:
+            assert data.classes is not None
+            batch = {**batch, "label": balanced_labels(numbers, data.classes)}
+        given, seeds = data.prepare(batch, family.device), seeds_of(numbers, seed)
+        if options:
+            made = family.sample(len(numbers), condition=family.condition_of(given), seeds=seeds, **options)
+        else:
+            made = family.fakes(given, seeds=seeds)
+        check_finite_images(made, family)
+        yield numbers, batch, to_uint8(made)
+
+
+def check_finite_images(made: Tensor, family: "Family") -> None:
+    """Refuses images that are not finite.
+
+    Raises:
+        RunError: says how far the run had come.
+    """
+    if not torch.isfinite(made).all():
+        raise RunError(
+            f"samples became infinite or NaN after {family.progress.images:,} images: the last good checkpoint is "
+            "kept; try a smaller learning rate or trainer.precision=32"
+        )

@@ -1,13 +1,34 @@
 """The feature networks that scores can look through, by name."""
 
+from collections.abc import Iterable
+
 import torch
 
 from aigc.data.datamodule import ImageData
 from aigc.errors import UserError, choices
+from aigc.metrics import inception, squeezenet
 from aigc.metrics.features import FeatureNetwork
 
-NETWORKS = ("classifier", "inception", "squeezenet")
-PREPROCESSINGS = ("caffe", "torchvision")
+NETWORKS = ("classifier", "dinov2", "inception", "squeezenet")
+PREPROCESSINGS = {"inception": tuple(inception.PREPROCESSINGS), "squeezenet": tuple(squeezenet.SCALES)}
+
+
+def check_networks(names: Iterable[str] | None) -> None:
+    """Refuses a list of networks that names an unknown one, one twice, or none; None leaves the choice open.
+
+    Raises:
+        UserError: says which.
+    """
+    if names is None:
+        return
+    names = list(names)
+    if not names:
+        raise UserError(f"metrics=[] names no network: choose from {', '.join(NETWORKS)}")
+    for name in names:
+        if name not in NETWORKS:
+            raise UserError(f"metrics={name} is unknown: {choices(name, NETWORKS)}")
+        if names.count(name) > 1:
+            raise UserError(f"metrics={','.join(names)} names {name} twice: once is enough")
 
 
 def check_network(name: str | None, *, weights: str | None, preprocessing: str | None) -> None:
@@ -20,13 +41,15 @@ def check_network(name: str | None, *, weights: str | None, preprocessing: str |
         raise UserError(f"metrics.network '{name}' is unknown: {choices(name, NETWORKS)}")
     if name == "classifier" and weights is not None:
         raise UserError(
-            "metrics.weights belongs to metrics.network=inception or squeezenet: the classifier is trained on the data"
+            "metrics.weights belongs to metrics.network=inception, squeezenet or dinov2: the classifier is trained on "
+            "the data"
         )
-    if preprocessing is not None and preprocessing not in PREPROCESSINGS:
-        known = choices(preprocessing, PREPROCESSINGS)
-        raise UserError(f"metrics.preprocessing '{preprocessing}' is unknown: {known}")
+    known = PREPROCESSINGS.get(name or "", ())
+    if name is not None and preprocessing is not None and preprocessing not in known:
+        hint = choices(preprocessing, known) if known else f"leave it out, metrics.network={name} has one way only"
+        raise UserError(f"metrics.preprocessing '{preprocessing}' is unknown: {hint}")
     if name == "squeezenet" and (weights is None or preprocessing is None):
-        missing = "weights=<file>" if weights is None else f"preprocessing={'|'.join(PREPROCESSINGS)}"
+        missing = "weights=<file>" if weights is None else f"preprocessing={'|'.join(known)}"
         raise UserError(f"metrics.network=squeezenet needs metrics.{missing}: a file of SqueezeNet 1.0's ImageNet "
                         "weights, and how their training images were scaled")
 
@@ -45,10 +68,10 @@ def build_network(
 
         return trained_classifier(data, device)
     if name == "squeezenet":
-        from aigc.metrics.squeezenet import SqueezeNet
-
         assert weights is not None and preprocessing is not None
-        return SqueezeNet(weights, preprocessing=preprocessing).to(device)
-    from aigc.metrics.inception import InceptionV3
+        return squeezenet.SqueezeNet(weights, preprocessing=preprocessing).to(device)
+    if name == "dinov2":
+        from aigc.metrics.dinov2 import DINOv2
 
-    return InceptionV3(weights).to(device)
+        return DINOv2(weights).to(device)
+    return inception.InceptionV3(weights, preprocessing=preprocessing or "torch_fidelity").to(device)

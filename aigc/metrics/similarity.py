@@ -34,6 +34,16 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     return found.reshape(len(images)).float()
 
 
+def likeness(images: Tensor, targets: Tensor, lpips: "LPIPS | None") -> dict[str, Tensor]:
+    """PSNR, SSIM (of images that are large enough) and LPIPS (where it is given) `(n,)`, by name, of uint8 images."""
+    found = {"psnr": psnr(images, targets)}
+    if min(images.shape[2:]) >= SSIM_WINDOW:
+        found["ssim"] = ssim(images, targets)
+    if lpips is not None:
+        found["lpips"] = lpips(images, targets)
+    return found
+
+
 class LPIPS(nn.Module):
     """Learned perceptual distance (Zhang et al. 2018) by torchmetrics, over a backbone's weights in a local file.
 

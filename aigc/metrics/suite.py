@@ -1,7 +1,8 @@
 """All scores over one feature network: Fréchet distance, kernel distance and inception score, by torchmetrics.
 
-Features are computed once and shared: the metrics get a network that hands them through. They are handed all features
-in the order of their items, so that shares measured on several devices give the very numbers of one.
+Features are computed once and shared: the metrics get a network that hands them through. They are handed features in
+the order of their items, so that shares measured on several devices give the very numbers of one. What is kept of a
+stream of features does not grow with its length: sums, and the first `KEPT` features.
 """
 
 import math
@@ -10,15 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.inception import InceptionScore
-from torchmetrics.image.kid import KernelInceptionDistance
 
+from aigc.metrics.bootstrap import frechet_resamples
 from aigc.metrics.features import FeatureNetwork
-from aigc.metrics.frechet import FrechetDistance, frechet_distance, mean_and_covariance
+from aigc.metrics.frechet import FrechetDistance, frechet_distance
+from aigc.metrics.inception_score import LEAST, SPLITS, InceptionScore
+from aigc.metrics.kernel import KernelDistance
 
-IS_SPLITS = 10        # Salimans et al. 2016
-IS_LEAST = 10         # images a split: below, the score says more about their number than about them
-KD_KEPT = 10_000      # real features that are kept for the kernel distance, at most
+KEPT = 10_000         # features that are kept of either side, at most, for the kernel distance's subsets
 
 
 class HandThrough(nn.Module):
@@ -56,18 +56,22 @@ class Suite:
         hand_through = HandThrough(network.num_features)
         self.frechet = FrechetDistance(hand_through)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # both say that they keep features: a few megabytes here
-            self.kernel = KernelInceptionDistance(
+            warnings.simplefilter("ignore")  # it says that it keeps features: as many as KEPT here
+            self.kernel = KernelDistance(
                 hand_through, subsets=kd_subsets, reset_real_features=False, sync_on_compute=False
             )
-            self.inception = InceptionScore(hand_through, splits=IS_SPLITS, sync_on_compute=False)
+        self.inception: InceptionScore | None = None
 
     def add_real(self, features: Tensor) -> None:
         """Adds features `(n, d)` of real images, in random order."""
         self.frechet.update(features, real=True)
-        room = KD_KEPT - sum(len(part) for part in self.kernel.real_features)
+        self._keep(features, real=True)
+
+    def _keep(self, features: Tensor, *, real: bool) -> None:
+        kept = self.kernel.real_features if real else self.kernel.fake_features
+        room = KEPT - sum(len(part) for part in kept)
         if room > 0:
-            self.kernel.update(features[:room], real=True)
+            self.kernel.update(features[:room], real=real)
 
     def real_state(self) -> dict[str, Tensor]:
         """The real side: sums for the Fréchet distance and float32 features for the kernel distance."""
@@ -75,7 +79,7 @@ class Suite:
             "sum": self.frechet.real_features_sum,
             "products": self.frechet.real_features_cov_sum,
             "n": self.frechet.real_features_num_samples,
-            "features": torch.cat(list(self.kernel.real_features)).float(),
+            "features": self.kept(real=True),
         }
 
     def load_real(self, state: dict[str, Tensor]) -> None:
@@ -89,34 +93,57 @@ class Suite:
     def distance_to_real(self, features: Tensor) -> float:
         """Fréchet distance of features `(n, d)` to the real side, which stays as it is."""
         features = features.double()
-        real = mean_and_covariance(
-            self.frechet.real_features_sum, self.frechet.real_features_cov_sum, self.frechet.real_features_num_samples
-        )
-        return frechet_distance(*real, features.mean(0), torch.cov(features.T)).item()
+        mean, cov, root = self.frechet.real_moments()
+        return frechet_distance(mean, cov, features.mean(0), torch.cov(features.T), root1=root).item()
 
     def compute(self, features: Tensor, logits: Tensor | None = None) -> dict[str, float]:
-        """Scores of generated images by their features `(n, d)` and logits `(n, k)`; needs two images.
+        """Scores of generated images by all their features `(n, d)` and logits `(n, k)`; needs two images."""
+        self.begin(len(features))
+        self.add(features, logits)
+        return self.scores()
+
+    def begin(self, n: int) -> None:
+        """Forgets generated images; n others are to come."""
+        self.frechet.reset()
+        self.kernel.reset()
+        enough = self.classifies and n >= SPLITS * LEAST
+        self.inception = InceptionScore(n, seed=self.seed) if enough else None
+
+    def add(self, features: Tensor, logits: Tensor | None = None) -> None:
+        """Adds the features `(m, d)` and logits `(m, k)` of the next generated images."""
+        self.frechet.update(features, real=False)
+        self._keep(features, real=False)
+        if self.inception is not None and logits is not None:
+            self.inception.update(logits)
+
+    def scores(self) -> dict[str, float]:
+        """Scores of what was added since `begin`.
 
         The kernel distance's subsets are no larger than either side; the inception score is left out where there are
-        no logits, where they name nothing, or where a split would hold fewer than `IS_LEAST` images.
+        no logits, where they name nothing, or where a split would hold fewer than `LEAST` images.
         """
-        scores: dict[str, float] = {}
+        scores = {self.names["fd"]: self.frechet.compute().item()}
+        self.kernel.subset_size = self.subset_size(self.generated)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.frechet.reset()
-            self.frechet.update(features, real=False)
-            scores[self.names["fd"]] = self.frechet.compute().item()
-            self.kernel.reset()
-            self.kernel.update(features, real=False)
-            self.kernel.subset_size = self.subset_size(len(features))
             scores[self.names["kd"]] = self.kernel.compute()[0].item()
-            if logits is not None and self.classifies and len(features) >= IS_SPLITS * IS_LEAST:
-                self.inception.reset()
-                sure = logits.double().log_softmax(1).clamp_min(-600)  # beyond, a probability is 0 and the score NaN
-                self.inception.update(sure)
-                scores[self.names["is"]] = self.inception.compute()[0].item()
+        if self.inception is not None and self.inception.seen:
+            scores[self.names["is"]] = self.inception.compute()
         assert all(math.isfinite(value) for value in scores.values()), scores
         return scores
+
+    @property
+    def generated(self) -> int:
+        """Generated images that were added since `begin`."""
+        return int(self.frechet.fake_features_num_samples)
+
+    def kept(self, *, real: bool) -> Tensor:
+        """The first `KEPT` features `(m, d)` of a side, at most, float32."""
+        return torch.cat(list(self.kernel.real_features if real else self.kernel.fake_features)).float()
+
+    def frechet_resamples(self, drawn: Tensor) -> Tensor:
+        """Fréchet distances `(b,)` of resamples of the kept generated features (metrics/bootstrap.py)."""
+        return frechet_resamples(self.kept(real=False), drawn, *self.frechet.real_moments())
 
     def subset_size(self, n: int) -> int:
         """Images in a subset of the kernel distance where n were generated."""
@@ -129,5 +156,5 @@ class Suite:
             "kd_kernel": "(x.y / d + 1)^3, unbiased",
             "kd_subsets": self.kd_subsets,
             "kd_subset_size": self.subset_size(n),
-            "is_splits": IS_SPLITS,
+            "is_splits": SPLITS,
         }

@@ -174,7 +174,7 @@ def measure_step(args: argparse.Namespace) -> list[Row]:
     for family in FAMILIES + TRANSLATORS:
         with tempfile.TemporaryDirectory() as folder:
             cfg, data, model = build(args, family, f"trainer.precision={PRECISION}")
-            trainer = build_trainer(cfg, Path(folder), model, None)
+            trainer = build_trainer(cfg, Path(folder), model, {})
             copies = {"bare": copy.deepcopy(model), "twin": copy.deepcopy(model)}
             block = 20 if family in FAMILIES else 4                 # about a second; a line is logged every 20 steps
             alternate = Alternate(copies, data, block=block, rounds=1 if args.quick else 14)

@@ -1,5 +1,8 @@
 """A family whose samples are known, tiny data, and a trainer that only says what callbacks ask."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +16,7 @@ from aigc.data.pairs import PairData
 from aigc.data.split import Split
 from aigc.models.family import Family, Translator
 from aigc.noise import SeededNoise
+from tests.conftest import environment
 
 
 class Copies(Family):
@@ -137,6 +141,16 @@ def alone(data, folder):
         datamodule=data, loggers=[Lines()], strategy=Alone(), world_size=1, global_rank=0, is_global_zero=True,
         should_stop=False, default_root_dir=str(folder),
     )
+
+
+def in_two_processes(folder, what):
+    """What two processes that meet over gloo say, by rank."""
+    script = Path(__file__).with_name("two_processes.py")
+    runs = [subprocess.Popen([sys.executable, str(script), str(folder), rank, what], env=environment(),
+                             stderr=subprocess.PIPE, text=True) for rank in "01"]
+    errors = [run.communicate(timeout=240)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors[0][-2000:] + errors[1][-2000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 
 import inspect
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import lightning as L
 import pytest
@@ -18,8 +15,7 @@ from aigc.errors import RunError, UserError
 from aigc.metrics.cache import cache_folder
 from aigc.metrics.items import items
 from aigc.noise import SeededNoise
-from tests.callbacks.conftest import Copies, Lines, alone
-from tests.conftest import environment
+from tests.callbacks.conftest import Copies, Lines, alone, in_two_processes
 
 FEW = {"network": "classifier", "every_images": 100, "num_samples": 120, "batch_size": 50, "validation_images": 70,
        "kd_subsets": 2, "kd_subset_size": 100}
@@ -80,24 +76,32 @@ class Draughtsman(Copies):
         return self.images[rows].float() / 127.5 - 1
 
 
-@pytest.fixture(scope="module")
-def scenes():
+def mixed_scenes():
     data = Shapes(batch_size=16, objects="mixed", split_seed=3, size=32, train=200, validation=50, test=120,
                   heldout=120)
     data.setup()
     return data
 
 
-@pytest.fixture
-def quick_oracle(monkeypatch, tmp_path_factory):
-    """The renders' own attributes in place of the oracle, found by their pixels: its training is tested elsewhere."""
+@pytest.fixture(scope="module")
+def scenes():
+    return mixed_scenes()
+
+
+def reader_of_renders():
+    """`Shapes.read_back` by the renders' own pixels in place of the oracle, whose training is tested elsewhere."""
     model = Draughtsman()
     known = {image.numpy().tobytes(): k for k, image in enumerate(model.images)}
 
     def read(self, images):
         return model.attributes[[known.get(image.numpy().tobytes(), 0) for image in images.cpu()]]
 
-    monkeypatch.setattr(Shapes, "read_back", read)
+    return read
+
+
+@pytest.fixture
+def quick_oracle(monkeypatch):
+    monkeypatch.setattr(Shapes, "read_back", reader_of_renders())
 
 
 ATTRIBUTES = {**FEW, "network": None, "num_samples": None, "validation_images": 0, "attribute_samples": 120}
@@ -244,7 +248,7 @@ def test_infinite_samples_end_the_run_in_one_sentence(trainer):
 
 @pytest.mark.parametrize(("options", "sentence"), [
     ({"network": "inceptoin"}, "did you mean 'inception'"),
-    ({"network": "classifier", "weights": "a.pth"}, "belongs to metrics.network=inception or squeezenet"),
+    ({"network": "classifier", "weights": "a.pth"}, "belongs to metrics.network=inception, squeezenet or dinov2"),
     ({"mode": "least"}, "choose from max, min"),
     ({"num_samples": 1}, "num_samples must be a whole number of at least 2"),
     ({"every_images": 0.5}, "every_images must be a whole number"),
@@ -255,12 +259,12 @@ def test_mistakes_are_one_sentence(options, sentence):
         Scores(**{**FEW, **options})
 
 
-@pytest.mark.parametrize("name", ["classifier", "inception"])
+@pytest.mark.parametrize("name", ["classifier", "inception", "dinov2"])
 def test_recipes_are_complete(name, composed):
     recipe = composed(f"metrics={name}").metrics
     assert instantiate(recipe, "metrics").network_name == name
-    options = set(inspect.signature(Scores).parameters) - {"preprocessing"}
-    options -= {"weights"} if name == "classifier" else set()
+    options = set(inspect.signature(Scores).parameters)
+    options -= {"classifier": {"weights", "preprocessing"}, "dinov2": {"preprocessing"}}.get(name, set())
     assert set(recipe) - {"_target_"} == options
     assert not composed("metrics=none").metrics
 
@@ -332,12 +336,7 @@ def test_scoring_leaves_training_as_it_is(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_score_as_one(tmp_path, trainer):
-    script = Path(__file__).with_name("two_processes.py")
-    runs = [subprocess.Popen([sys.executable, str(script), str(tmp_path), rank], env=environment(),
-                             stderr=subprocess.PIPE, text=True) for rank in "01"]
-    errors = [run.communicate(timeout=240)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], errors[0][-2000:] + errors[1][-2000:]
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    ranks = in_two_processes(tmp_path, "samples")
     for path in cache_folder().glob("[rf]*-classifier-*.pt"):  # one process looks at the real side for itself
         path.unlink()
     alone = Scores(**FEW, num_samples_final=130, num_reals=200)
@@ -347,3 +346,21 @@ def test_two_processes_score_as_one(tmp_path, trainer):
     for name, value in expected.items():
         assert ranks[0]["scores"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert 0 < ranks[0]["asked"] < 130 and ranks[0]["asked"] + ranks[1]["asked"] == 130  # the work was shared
+
+
+@pytest.mark.slow
+def test_two_processes_read_attributes_as_one(tmp_path, scenes, quick_oracle):
+    ranks = in_two_processes(tmp_path, "attributes")
+    expected = Scores(**ATTRIBUTES).score(alone(scenes, tmp_path), Draughtsman(wrong=0.6745))
+    assert ranks[0]["scores"] == ranks[1]["scores"] and 0 < expected["attributes/seen/all"] < 1
+    assert ranks[0]["scores"] == pytest.approx(expected)
+    assert 0 < ranks[0]["asked"] < 240 and ranks[0]["asked"] + ranks[1]["asked"] == 240  # 120 of either split
+
+
+@pytest.mark.slow
+def test_two_processes_log_the_mean_of_their_losses(tmp_path):
+    first, second = in_two_processes(tmp_path, "losses")
+    assert first["lines"] == second["lines"] == [{"loss": 2.5, "penalty": 15.0}]  # 1, 2 and 3, 4; once 10 and 20
+    assert first["open"] == second["open"] == {"loss": 3.5}                       # what a checkpoint keeps
+    assert first["resumed"] == second["resumed"] == {"loss": 4.0}
+    assert first["broken"] == second["broken"] and "loss became nan" in first["broken"]

@@ -2,9 +2,6 @@
 
 import inspect
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +13,7 @@ from aigc.errors import RunError, UserError
 from aigc.metrics.cache import cache_folder
 from aigc.metrics.features import to_uint8
 from aigc.metrics.frechet import frechet_distance
-from tests.callbacks.conftest import Copies, Inverted, TwoSides, alone
-from tests.conftest import environment
+from tests.callbacks.conftest import Copies, Inverted, TwoSides, alone, in_two_processes
 
 FEW = {"network": "classifier", "every_images": 100, "num_images": None, "batch_size": 6, "lpips": None,
        "kd_subsets": 2, "kd_subset_size": 50}
@@ -160,17 +156,12 @@ def test_the_recipe_is_complete(composed):
 
 @pytest.mark.slow
 def test_two_processes_score_translations_as_one(tmp_path):
-    script = Path(__file__).with_name("two_processes.py")
     data = uneven()
     data.setup()
     expected, _ = scored(data, tmp_path, Inverted(off=0.1), final=True)     # trains the classifier for all
     for path in cache_folder().glob("sides-classifier-*.pt"):              # both look at the real side themselves
         path.unlink()
-    runs = [subprocess.Popen([sys.executable, str(script), str(tmp_path), rank, "translations"], env=environment(),
-                             stderr=subprocess.PIPE, text=True) for rank in "01"]
-    errors = [run.communicate(timeout=240)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], errors[0][-2000:] + errors[1][-2000:]
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    ranks = in_two_processes(tmp_path, "translations")
     assert ranks[0]["scores"] == ranks[1]["scores"] and set(ranks[0]["scores"]) == set(expected)
     for name, value in expected.items():
         assert ranks[0]["scores"][name] == pytest.approx(value, rel=1e-3, abs=1e-6), name

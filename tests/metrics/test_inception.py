@@ -2,12 +2,15 @@
 
 import socket
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from aigc.errors import UserError
+from aigc.metrics.frechet import frechet_distance
 from aigc.metrics.inception import InceptionV3
+from aigc.metrics.inception_score import InceptionScore
 from aigc.metrics.suite import Suite
 
 N = 16      # on each side: a forward pass is 5.7 billion multiplications
@@ -46,7 +49,10 @@ def images():
 
 
 @pytest.mark.slow
-def test_fid_and_kid_agree_with_torch_fidelity(weights, network, images):
+def test_fid_kid_and_is_agree_with_torch_fidelity(weights, network, images):
+    """To 1e-3: features differ by float32's rounding (normalisation is folded in, layouts differ), and distances are
+    small differences of large sums. KID is of all images; IS of two splits, each shuffled by its library.
+    """
     import torch_fidelity
 
     class Images(torch.utils.data.Dataset):
@@ -62,14 +68,58 @@ def test_fid_and_kid_agree_with_torch_fidelity(weights, network, images):
     fake, real = images
     theirs = torch_fidelity.calculate_metrics(
         input1=Images(fake), input2=Images(real), fid=True, kid=True, kid_subset_size=N, kid_subsets=1, batch_size=N,
-        feature_extractor_weights_path=str(weights), cuda=False, cache=False, verbose=False, save_cpu_ram=True,
+        isc=True, isc_splits=1, feature_extractor_weights_path=str(weights), cuda=False, cache=False, verbose=False,
+        save_cpu_ram=True,
     )
     suite = Suite(network, kd_subset_size=N, kd_subsets=1)
     suite.add_real(network(real)[0])
     ours = suite.compute(*network(fake))
     assert ours["fd_inception"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
     assert ours["kd_inception"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
+    score = InceptionScore(N, splits=1)
+    score.update(network(fake)[1])
+    assert score.compute() == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
     assert ours["fd_inception"] > 1e-3 and ours["kd_inception"] > 1e-4  # numbers, not rounding
+
+
+def test_features_are_torch_fidelitys_own(weights, network, images):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(weights))
+    for ours, expected in zip(network(images[0][:2]), theirs(images[0][:2]), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*disp.*:DeprecationWarning", "ignore:Matrix is singular")
+def test_pytorch_fids_protocol_gives_its_features_and_its_distance(weights, images, tmp_path, monkeypatch):
+    """Features to 1e-4, for float32's rounding; the distance to 1e-6, of as many features as so few images determine.
+
+    pytorch-fid's half-pixel grid and scale are preprocessing=pytorch_fid.
+    """
+    from PIL import Image
+
+    fid_score = pytest.importorskip("pytorch_fid.fid_score", reason="pytorch-fid is not installed")
+    inception = pytest.importorskip("pytorch_fid.inception")
+    state = torch.load(weights, weights_only=True)
+    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *args, **kwargs: state)
+    theirs = inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[2048]]).eval()
+    network = InceptionV3(weights, preprocessing="pytorch_fid")
+    sides = []
+    for name, pixels in zip(("fake", "real"), images, strict=True):
+        files = [tmp_path / f"{name}{k:02}.png" for k in range(N)]
+        for file, image in zip(files, pixels, strict=True):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+        expected = fid_score.get_activations(files, theirs, N, 2048, "cpu", num_workers=0)
+        sides.append(network(pixels)[0])
+        np.testing.assert_allclose(sides[-1], expected, rtol=1e-4, atol=1e-5 * expected.max())
+    few = [side[:, ::500].double() for side in sides]           # 5 of 2048
+    moments = [moment for side in few for moment in (side.mean(0), side.T.cov())]
+    distance = fid_score.calculate_frechet_distance(*(moment.numpy() for moment in moments))
+    assert frechet_distance(*moments).item() == pytest.approx(distance, rel=1e-6) and distance > 1e-6
+    assert "pytorch-fid" in network.facts()["resizer"]
+    with pytest.raises(UserError, match="did you mean 'pytorch_fid'"):
+        InceptionV3(weights, preprocessing="pytorch-fid")
 
 
 def test_grey_is_shown_as_rgb_and_other_channels_are_refused(network, images):

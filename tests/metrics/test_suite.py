@@ -7,7 +7,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from aigc.metrics.features import FeatureNetwork
 from aigc.metrics.frechet import frechet_distance
-from aigc.metrics.suite import KD_KEPT, HandThrough, Suite
+from aigc.metrics.kernel import KernelDistance
+from aigc.metrics.suite import KEPT, HandThrough, Suite
 
 D = 6
 
@@ -67,7 +68,8 @@ def test_kernel_distance_and_inception_score_are_torchmetrics_own():
     inception.update(logits)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        assert scores["kd_tiny"] == kernel.compute()[0].item()
+        assert scores["kd_tiny"] == pytest.approx(kernel.compute()[0].item(), rel=1e-9)
+        torch.manual_seed(5)
         assert scores["is_tiny"] == pytest.approx(inception.compute()[0].item(), rel=1e-12)
 
 
@@ -104,12 +106,43 @@ def test_scoring_repeats_itself_and_leaves_the_random_state():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_stream_gives_the_scores_of_the_whole_and_keeps_no_more_than_it_must(monkeypatch):
+    monkeypatch.setattr("aigc.metrics.suite.KEPT", 150)
+    made, fake, logits = suite(cloud(400), kd_subset_size=50), cloud(333, 0.2, seed=1), cloud(333, seed=2)
+    whole = made.compute(fake, logits)
+    made.begin(333)
+    for part, own in zip(fake.split(40), logits.split(40), strict=True):
+        made.add(part, own)
+    assert made.scores() == pytest.approx(whole, rel=1e-9)
+    assert made.generated == 333 and len(made.kept(real=False)) == len(made.kept(real=True)) == 150
+    assert torch.equal(made.kept(real=False), fake[:150])
+
+
 def test_real_side_from_the_cache_gives_the_same_scores():
-    real, fake = cloud(KD_KEPT + 500), cloud(300, 0.3, seed=1)
+    real, fake = cloud(KEPT + 500), cloud(300, 0.3, seed=1)
     fresh = suite(real, kd_subsets=2)
     state = fresh.real_state()
-    assert state["features"].dtype == torch.float32 and len(state["features"]) == KD_KEPT
+    assert state["features"].dtype == torch.float32 and len(state["features"]) == KEPT
     again = suite(cloud(70, 9.0), kd_subsets=2)
     again.compute(fake, fake)  # with another real side, whose root must not stay
     again.load_real(state)
     assert again.compute(fake, fake) == fresh.compute(fake, fake)
+
+
+@pytest.mark.parametrize(("n", "exact", "apart"), [(150, 900, 1e-6), (900, 900, 1e-6), (150, 0, 1e-2)])
+@pytest.mark.filterwarnings("ignore:Metric .* will save all extracted features")
+def test_a_small_kernel_distance_of_large_kernels_is_torchmetrics_own(n, exact, apart, monkeypatch):
+    """One matrix for all subsets, one for each, and float32: kernels are about 1,000, the distance below 1."""
+    monkeypatch.setattr("aigc.metrics.kernel.EXACT", exact)
+    monkeypatch.setattr("aigc.metrics.kernel.ROWS", 64)
+    real, fake = 3 + cloud(n, d=64).relu(), 3.002 + cloud(n, seed=1, d=64).relu()
+    ours, theirs = (kind(HandThrough(64), subsets=5, subset_size=100) for kind in
+                    (KernelDistance, KernelInceptionDistance))
+    found = []
+    for metric in (ours, theirs):
+        metric.update(real, real=True)
+        metric.update(fake, real=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            found.append([value.item() for value in metric.compute()])
+    assert found[0] == pytest.approx(found[1], rel=apart) and abs(found[0][0]) < 1

@@ -1,0 +1,75 @@
+"""Scores a generator or a folder of images: `python -m aigc.evaluate run=<run> metrics=classifier,inception`."""
+
+import contextlib
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aigc import card, cli
+from aigc.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from aigc.evaluation.target import Target
+
+LEAST = {"num_samples": 2, "num_reals": 2, "resamples": 0, "neighbours": 0, "kd_subsets": 1, "kd_subset_size": 2,
+         "attribute_samples": 0, "batch_size": 1}
+
+
+def main() -> None:
+    """The command line."""
+    sys.argv[1:] = [spelled_out(argument) for argument in sys.argv[1:]]
+    cli.run(evaluate, "evaluate")
+
+
+def spelled_out(argument: str) -> str:
+    """`metrics=a,b` as the list `networks=[a,b]`, and `data.key=value` so that the run's own data may take it."""
+    key, equals, value = argument.partition("=")
+    if key == "metrics" and equals:
+        return f"networks=[{value.strip('[]')}]"
+    return f"++{argument}" if key.startswith("data.") else argument
+
+
+def evaluate(cfg: Any) -> None:
+    """Scores what `run` names, prints a table, and writes the record."""
+    for name, least in LEAST.items():
+        if cfg[name] is not None and cfg[name] < least:
+            raise UserError(f"{name}={cfg[name]} is too small: give at least {least}")
+    if cfg.megapixels <= 0:
+        raise UserError(f"megapixels={cfg.megapixels} must be above 0")
+    import torch
+
+    from aigc.evaluation.job import measure
+    from aigc.evaluation.record import check_writable, table, write_record
+    from aigc.evaluation.target import open_target
+    from aigc.metrics.networks import check_networks
+
+    check_networks(cfg.networks)
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch sees no GPU: use device=cpu or device=auto")
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+    target = open_target(cfg.run, cfg.checkpoint, device)
+    out = Path(cfg.out).expanduser() if cfg.out else default_out(target)
+    check_writable(out)
+    found, record, notes = measure(cfg, target, device, out)
+    print(f"\n{table(found.scores)}\n")
+    write_record(out, record)
+    if target.pictures is None:
+        with contextlib.suppress(OSError):  # the record is written; a card can be made again
+            card.write(target.run)
+    print("\n".join([*notes, f"record    {out}"]))
+    if target.pictures is not None and (broken := target.pictures.failures):
+        named = "; ".join(f"{name} ({reason})" for name, reason in sorted(broken.items()))
+        raise RunError(f"{len(broken)} pictures in '{target.path}' could not be read and were left out: {named}")
+
+
+def default_out(target: "Target") -> Path:
+    """`<run>/evaluations/<time>.json`; for images `<folder>_evaluation.json`, beside the folder."""
+    if target.pictures is not None:
+        folder = target.path.resolve()
+        return folder.with_name(f"{folder.stem}_evaluation.json")
+    return target.run / "evaluations" / f"{datetime.now(UTC):%Y-%m-%d_%H-%M-%S}.json"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Scores of a trained family, or of a folder of images, with intervals, floors and their protocol."""

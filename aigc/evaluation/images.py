@@ -1,0 +1,217 @@
+"""Scores samples of a family, or the pictures of a folder, against real images: all networks in one pass."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from aigc.data.datamodule import ImageData
+from aigc.errors import UserError
+from aigc.evaluation.panel import Panel, Score
+from aigc.evaluation.sources import DataSource, Source
+from aigc.metrics.attributes import SPLITS, found_and_asked, reads_back, shares
+from aigc.metrics.bootstrap import draws, interval, standard_error
+from aigc.metrics.cache import keep_cached, load_cached, real_key
+from aigc.metrics.clip_score import CLIPScore
+from aigc.metrics.items import samples
+from aigc.metrics.memorisation import SHOWN, save_neighbours
+from aigc.models.family import Family
+
+PICTURED = 64 * 2**20      # bytes of images that are kept, to be shown beside their neighbours
+
+Stream = Iterator[tuple[Tensor, Tensor | None, list[str] | None]]      # images uint8, labels, captions
+
+
+@dataclass
+class Found:
+    """What an evaluation came to."""
+
+    scores: dict[str, Score] = field(default_factory=dict)
+    protocol: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sampling: dict[str, Any] | None = None
+
+    def add(self, scores: dict[str, Score], protocol: dict[str, Any]) -> None:
+        """Adds scores that were measured in one way."""
+        self.scores |= scores
+        self.protocol |= {name: {"metric": name, **protocol} for name in scores}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a family is asked for images."""
+
+    n: int
+    batch_size: int
+    seed: int
+    split: str                      # whose conditions are used
+    balanced: bool                  # labels: equally many of each class
+    options: dict[str, Any]         # of the family's `sample`; empty: as its recipe says
+
+
+class Samples:
+    """The stream of a family's samples; counts what making them costs."""
+
+    def __init__(self, family: Family, data: ImageData, how: Sampling):
+        self.family, self.data, self.how = family, data, how
+        self.made, self.rows, self.seconds = 0, 0, 0.0
+
+    def __iter__(self) -> Stream:
+        h = self.how
+        asked = self.family.hparams.get("condition", "none")
+        making = samples(self.family, self.data, h.split, h.n, batch_size=h.batch_size, seed=h.seed,
+                         balanced=h.balanced, options=h.options)
+        with counted(self.family, self):
+            while True:
+                started = time.perf_counter()
+                found = next(making, None)
+                if found is None:
+                    return
+                self.seconds += time.perf_counter() - started
+                _, batch, images = found
+                self.made += len(images)
+                yield images, batch["label"] if asked == "label" else None, batch["text"] if asked == "text" else None
+
+    def cost(self) -> dict[str, Any]:
+        """Network evaluations and seconds an image took."""
+        n = max(1, self.made)
+        return {
+            "evaluations": round(self.rows / n, 3) or 1.0,
+            "seconds_per_image": self.seconds / n,
+            "options": self.how.options,
+            "batch_size": self.how.batch_size,
+        }
+
+
+@contextmanager
+def counted(family: Family, counter: Samples) -> Iterator[None]:
+    """Counts images that go through the family's averaged network; what calls a part of it counts as once."""
+    averages = family.averages()
+
+    def count(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        counter.rows += len(inputs[0])
+
+    hooks = [averages[0][0].network.register_forward_hook(count)] if averages else []
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def pictures_of(source: Source, n: int, batch_size: int) -> Stream:
+    """The stream of a folder's pictures."""
+    return ((batch["image"], None, None) for batch in source.batches(n, batch_size))
+
+
+def score_images(
+    stream: Stream, n: int, panels: list[Panel], found: Found, *, clip: CLIPScore | None = None, folder: Path,
+    stem: str, facts: dict[str, Any],
+) -> list[Path]:
+    """Lets every panel look at the n images of a stream, and adds their scores to `found`.
+
+    Args:
+        stream: of images; each is looked at once, by all networks.
+        n: how many they are.
+        panels: that know the reference and their floors.
+        found: takes scores and protocols.
+        clip: reads captions, where the stream has some.
+        folder: where the pictures of nearest neighbours go.
+        stem: how their names begin.
+        facts: what the protocols say besides: how the images were asked for.
+
+    Returns:
+        The pictures that were written.
+
+    Raises:
+        UserError: fewer than two of the images could be read.
+    """
+    shown: list[Tensor] = []
+    agreement: list[Tensor] = []
+    for panel in panels:
+        panel.begin(n)
+    with tqdm(total=n, unit=" images", disable=None) as bar:
+        for images, labels, texts in stream:
+            for panel in panels:
+                panel.look(images, labels)
+            if clip is not None and texts is not None:
+                agreement.append(clip(images, texts))
+            if sum(part.nbytes for part in shown) < PICTURED:
+                shown.append(images.cpu())
+            bar.update(len(images))
+    if panels[0].suite.generated < 2:
+        raise UserError("fewer than two images could be read: distances need two at least")
+    written = []
+    for panel in panels:
+        found.add(panel.scores(), {**panel.protocol(), **facts})
+        if panel.limit is not None:
+            path = folder / f"{stem}_neighbours_{panel.network.name}.png"
+            show_neighbours(panel, [image for part in shown for image in part], path)
+            written.append(path)
+    if clip is not None and agreement:
+        seen = {"network": clip.name, "network_sha256": clip.sha256, "resizer": clip.resizer}
+        score = panels[0].mean("clip_score", torch.cat(agreement))
+        found.add({"clip_score": score}, {**panels[0].protocol(), **seen, **facts})
+    return written
+
+
+def clip_floor(clip: CLIPScore, source: DataSource, n: int, batch_size: int) -> float | None:
+    """What n real images score with their own captions; None where there are no captions, or not as many images."""
+    if n > source.count or source.data.texts(source.split) is None:
+        return None
+    key = real_key(clip, source.fingerprint, source.split, "captions", n)  # type: ignore[arg-type]
+    kept = load_cached(key)
+    if kept is None:
+        kept = torch.cat([clip(b["image"], b["text"]) for b in source.batches(n, batch_size)]).mean().item()
+        keep_cached(key, kept)
+    return kept
+
+
+def show_neighbours(panel: Panel, images: list[Tensor], path: Path) -> None:
+    """Draws those of the images (uint8) that lie nearest to real ones, each beside its nearest real images."""
+    assert panel.near is not None and panel.limit is not None
+    apart, places = panel.near
+    rows = apart[: len(images), 0].argsort()[:SHOWN]
+    size = images[0].shape[1:]
+
+    def fitted(image: Tensor) -> Tensor:
+        if image.shape[1:] == size:
+            return image
+        return F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
+
+    samples = torch.stack([fitted(images[row]) for row in rows.tolist()])
+    beside = torch.stack([torch.stack([fitted(x) for x in panel.source.pictures(places[row])]) for row in rows])
+    save_neighbours(samples, beside, apart[rows, 0], panel.limit, path)
+
+
+def score_attributes(
+    family: Family, data: Any, found: Found, how: Sampling, *, resamples: int, n: int
+) -> None:
+    """Adds how often attributes are as captions ask, on combinations that training showed and on those it did not."""
+    if not n or not reads_back(data, family):
+        return
+    for name, split in SPLITS.items():
+        if split not in data.splits:
+            continue
+        _, rows = found_and_asked(family, data, split, n, batch_size=how.batch_size, seed=how.seed,
+                                  options=how.options)
+        table = torch.cat(rows).long()
+        read, asked = table.tensor_split(2, dim=1)
+        values, again = shares(read, asked), []
+        for drawn in draws(len(table), resamples, how.seed):
+            chosen = torch.arange(len(table)).repeat_interleave(drawn.long())
+            again.append(shares(read[chosen], asked[chosen]))
+        scores = {}
+        for key, value in values.items():
+            several = torch.tensor([one[key] for one in again if key in one])
+            error = standard_error(several, kept=1, n=1) if len(several) > 1 else None
+            low, high = (None, None) if error is None else interval(value, error, least=0, most=1)
+            scores[f"attributes/{name}/{key}"] = Score(value, low, high)
+        found.add(scores, {"network": "shapes oracle", "num_samples": len(table), "data": data.name,
+                           "data_fingerprint": data.fingerprint, "split": split, "seed": how.seed})

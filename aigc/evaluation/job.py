@@ -1,0 +1,144 @@
+"""An evaluation from its options to its record: every image is looked at once, by all networks."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aigc.config import to_plain
+from aigc.errors import UserError
+from aigc.evaluation.images import Found, Samples, Sampling, clip_floor, pictures_of, score_attributes, score_images
+from aigc.evaluation.panel import How, Panel
+from aigc.evaluation.record import now
+from aigc.evaluation.sources import DataSource
+from aigc.evaluation.target import Target, open_data, open_networks, open_reference
+from aigc.evaluation.translation import score_translations
+from aigc.metrics import bootstrap
+from aigc.metrics.clip_score import CLIPScore
+from aigc.metrics.similarity import check_lpips, lpips_at_hand
+from aigc.models.family import Translator
+from aigc.run import environment
+from aigc.training import keep_freed_memory
+
+NUM_SAMPLES = 2000         # of a family, as conf/metrics/classifier.yaml makes in training
+
+
+def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[Found, dict[str, Any], list[str]]:
+    """Scores what was asked for.
+
+    Args:
+        cfg: as conf/evaluate.yaml.
+        target: what to score.
+        device: where networks compute.
+        out: where the record will go; pictures of nearest neighbours go beside it.
+
+    Returns:
+        The scores, the record of them, and lines for people.
+
+    Raises:
+        UserError: a mistake in what was asked.
+        RunError: the family's images are not finite.
+    """
+    started = time.perf_counter()
+    keep_freed_memory()
+    data = open_data(target, to_plain(cfg.data), cfg)
+    networks = open_networks(cfg, target, data, device)
+    translates = isinstance(target.family, Translator)
+    h, w = data.size if data is not None else target.pictures.sizes[target.pictures.rows[0]]  # type: ignore[union-attr]
+    batch_size = max(1, min(cfg.batch_size, int(cfg.megapixels * 1e6 / (h * w))))
+    how = How(
+        kd_subsets=cfg.kd_subsets, kd_subset_size=cfg.kd_subset_size, neighbours=cfg.neighbours,
+        memorisation=cfg.memorisation and not translates, resamples=cfg.resamples, num_reals=cfg.num_reals,
+        batch_size=batch_size, seed=cfg.seed,
+    )
+    panels = [Panel(network, how) for network in networks]
+    found = Found()
+    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        score = _translations if translates else _images
+        notes = score(cfg, target, data, panels, found, batch_size, device, out)
+    record = {
+        "made": now(),
+        "target": target.facts(),
+        "scores": {name: dict(zip(("value", "low", "high", "floor"), score, strict=True))
+                   for name, score in found.scores.items()},
+        "protocol": found.protocol,
+        "interval": {"method": "bootstrap standard error, normal", "level": bootstrap.LEVEL,
+                     "resamples": cfg.resamples} if cfg.resamples else None,
+        "sampling": found.sampling,
+        "seconds": round(time.perf_counter() - started, 3),
+        **environment(),
+    }
+    return found, record, notes
+
+
+def _images(
+    cfg: Any, target: Target, data: Any, panels: list[Panel], found: Found, batch_size: int, device: torch.device,
+    out: Path,
+) -> list[str]:
+    """Scores samples, or a folder of pictures."""
+    reference, held = open_reference(cfg.against, data, target, cfg.split, cfg.test)
+    clip = open_clip(cfg, target, device)
+    making = None
+    if target.family is not None:
+        options = sampling_options(cfg)
+        how = Sampling(cfg.num_samples or NUM_SAMPLES, batch_size, cfg.seed, cfg.split, cfg.balanced, options)
+        making = Samples(target.family, data, how)
+        n = how.n
+    else:
+        assert target.pictures is not None
+        n = min(cfg.num_samples or target.pictures.count, target.pictures.count)
+    for panel in panels:
+        panel.learn(reference)
+        panel.measure_floor(held, n)
+    stream = iter(making) if making is not None else pictures_of(target.pictures, n, batch_size)  # type: ignore[arg-type]
+    pictures = score_images(stream, n, panels, found, clip=clip, folder=out.parent, stem=out.stem,
+                            facts={"balanced": cfg.balanced} if making is not None else {})
+    if clip is not None and isinstance(held, DataSource) and (floor := clip_floor(clip, held, n, batch_size)):
+        found.scores["clip_score"] = found.scores["clip_score"]._replace(floor=floor)
+    if making is not None:
+        assert target.family is not None
+        score_attributes(target.family, data, found, making.how, resamples=cfg.resamples, n=cfg.attribute_samples)
+        found.sampling = making.cost()
+    notes = [f"pictures  {path}" for path in pictures]
+    if held is not None and held.count < n:
+        notes.append(f"no floor  {held.name} has {held.count:,} {held.split} images: num_samples={held.count} has one")
+    return notes
+
+
+def open_clip(cfg: Any, target: Target, device: torch.device) -> CLIPScore | None:
+    """The CLIP that was asked for.
+
+    Raises:
+        UserError: it is not there, or there are no captions.
+    """
+    if cfg.clip is None:
+        return None
+    if target.family is None or target.family.hparams.get("condition", "none") != "text":
+        raise UserError("clip= scores images by their captions, and this run makes its images without: leave it out")
+    return CLIPScore(cfg.clip, device)
+
+
+def _translations(
+    cfg: Any, target: Target, data: Any, panels: list[Panel], found: Found, batch_size: int, device: torch.device,
+    out: Path,
+) -> list[str]:
+    """Scores translations of the held-out images."""
+    check_lpips(cfg.lpips)
+    assert isinstance(target.family, Translator)
+    lpips = None
+    if data.has_pairs(cfg.test):
+        lpips = lpips_at_hand(cfg.lpips, cfg.lpips_weights, channels=data.channels, size=data.size)
+    score_translations(
+        target.family, data, panels, found, split=cfg.test, limit=cfg.num_samples, batch_size=batch_size,
+        seed=cfg.seed, lpips=lpips.to(device) if lpips is not None else None,
+    )
+    return []
+
+
+def sampling_options(cfg: Any) -> dict[str, Any]:
+    """What the family's `sample` is given besides numbers, conditions and seeds; empty: as its recipe says."""
+    sampler = dict(cfg.sampler)
+    options = {"sampler": sampler.pop("name", None), **sampler, "guidance": cfg.guidance,
+               "truncation": cfg.truncation, **to_plain(cfg.options)}
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,247 @@
+"""What one feature network says of images that stream by: every score over it, with intervals, and the same of floors.
+
+Features are computed once for all scores. What is kept of a stream does not grow with its length: sums, and the first
+`KEPT` features and logits. The real side is looked at once and cached (aigc/metrics/cache.py).
+"""
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aigc.evaluation.sources import Source
+from aigc.metrics import bootstrap
+from aigc.metrics.cache import keep_cached, load_cached, real_key
+from aigc.metrics.features import FeatureNetwork
+from aigc.metrics.manifold import Manifold
+from aigc.metrics.memorisation import LEAST, NEAREST, SHARE, nearest, threshold
+from aigc.metrics.suite import KEPT, Suite
+
+SEARCHED = 60_000          # real images among which nearest neighbours are looked for, at most
+VERSION = 1                # of what a floor holds: a change makes new cache entries
+
+log = logging.getLogger(__name__)
+
+
+class Score(NamedTuple):
+    """A score with its interval, and what real images that the reference does not hold would score."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    floor: float | None = None
+
+
+@dataclass(frozen=True)
+class How:
+    """How images are scored, the same for every network."""
+
+    kd_subsets: int             # see metrics/suite.py
+    kd_subset_size: int
+    neighbours: int             # k of precision, recall, density and coverage; 0: without them
+    memorisation: bool          # whether nearest neighbours are looked for
+    resamples: int              # of the bootstrap; 0: no intervals
+    num_reals: int | None       # of the reference, at most; None: all
+    batch_size: int             # images at once
+    seed: int                   # of subsets, splits and resamples
+
+
+class Panel:
+    """Looks at one stream of images after the other (`begin`, `look`, `scores`), against one reference."""
+
+    def __init__(self, network: FeatureNetwork, how: How):
+        self.network, self.how = network, how
+        self.neighbours: Tensor | None = None       # features (n, d) of real images in half precision
+        self.limit: float | None = None             # distance below which an image counts as memorised
+        self.floors: dict[str, float] = {}
+        self.near: tuple[Tensor, Tensor] | None = None      # what `nearest` found at the last scoring
+
+    # ---- the real side ----
+
+    def learn(self, source: Source) -> None:
+        """Looks at the reference, or finds in the cache what was seen of it."""
+        h, n = self.how, min(self.how.num_reals or source.count, source.count)
+        self.source = source
+        self.suite = Suite(self.network, kd_subsets=h.kd_subsets, kd_subset_size=h.kd_subset_size, seed=h.seed)
+        self._manifold: Manifold | None = None
+        keys = [real_key(self.network, source.fingerprint, source.split, kind, n) for kind in ("reals", "neighbours")]
+        state, wide = load_cached(keys[0]), load_cached(keys[1]) if h.memorisation else None
+        if state is None or (h.memorisation and wide is None):
+            started = time.perf_counter()
+            parts: list[Tensor] = []
+            for batch in source.batches(n, h.batch_size):
+                features = self._see(batch["image"])[0]
+                self.suite.add_real(features)
+                if h.memorisation and sum(len(part) for part in parts) < SEARCHED:
+                    parts.append(features.half())
+            state, wide = self.suite.real_state(), torch.cat(parts)[:SEARCHED] if parts else None
+            if not source.failures:     # a broken file may be mended without another name
+                keep_cached(keys[0], state)
+                if wide is not None:
+                    keep_cached(keys[1], wide)
+            log.info("%s looked at %s images of %s (%.0f s)", self.network.name, f"{n:,}", source.name,
+                     time.perf_counter() - started)
+        self.suite.load_real(state)
+        self.real, self.neighbours = self.suite.kept(real=True), wide
+        self.num_reals = int(self.suite.frechet.real_features_num_samples)
+
+    def measure_floor(self, source: Source | None, n: int) -> None:
+        """What n real images that the reference does not hold score; without so many, there is no floor.
+
+        Without a source, the reference's own images, each beside the others, say what counts as memorised.
+        """
+        m, h = min(n, source.count) if source is not None else 0, self.how
+        self.floors, self.limit = {}, None
+        options = (VERSION, h.kd_subsets, h.kd_subset_size, h.neighbours, h.memorisation, h.seed, self.num_reals)
+        other = (source.fingerprint, source.split) if source is not None else None
+        key = real_key(self.network, self.source.fingerprint, self.source.split, "panel", other, m, *options)
+        kept = load_cached(key)
+        if kept is None:
+            scores: dict[str, float] = {}
+            if source is not None and m >= 2:
+                self.begin(m)
+                for batch in source.batches(m, h.batch_size):
+                    self.look(batch["image"], batch.get("label"))
+                apart = self.nearest()[0][:, 0] if h.memorisation else None
+                scores = {name: score.value for name, score in self.scores(errors=False).items()}
+            else:
+                apart = self.nearest(self.real, k=2)[0][:, 1] if h.memorisation else None
+            limit = threshold(apart) if apart is not None and len(apart) >= LEAST else None
+            kept = {"scores": scores, "limit": limit}
+            keep_cached(key, kept)
+        self.limit = kept["limit"]
+        self.floors = kept["scores"] if m == n else {}
+        if self.floors and self.limit is not None:
+            self.floors[self.called("memorised")] = SHARE
+
+    # ---- a stream ----
+
+    def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        device = next(self.network.parameters()).device
+        features, logits = self.network(images.to(device))
+        return features.cpu(), logits.cpu()
+
+    def begin(self, n: int) -> None:
+        """Forgets what was looked at; n images are to come."""
+        self.suite.begin(n)
+        self.logits: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.values: dict[str, list[Tensor]] = {}
+
+    def look(self, images: Tensor, labels: Tensor | None = None, *, pairs: Tensor | None = None) -> None:
+        """Looks at uint8 images `(m, c, h, w)`.
+
+        Args:
+            images: the next ones of the stream.
+            labels: what they should show, `(m,)`; counted where the network knows the data's classes.
+            pairs: where each image's true counterpart stands in the reference, `(m,)`.
+        """
+        features, logits = self._see(images)
+        self.suite.add(features, logits)
+        if sum(len(part) for part in self.logits) < KEPT:
+            self.logits.append(logits)
+        if labels is not None:
+            self.labels.append(labels.cpu())
+        if labels is not None and self.network.classes is not None:
+            self.values.setdefault("label_accuracy", []).append((logits.argmax(1) == labels.cpu()).double())
+        if pairs is not None:
+            alike = F.cosine_similarity(features, self.real[pairs])
+            self.values.setdefault(self.called("similarity"), []).append(alike.double())
+
+    def nearest(self, features: Tensor | None = None, k: int = NEAREST) -> tuple[Tensor, Tensor]:
+        """Distances and places `(m, k)` of the reference's nearest features to those kept of the stream, or others."""
+        assert self.neighbours is not None
+        own = self.suite.kept(real=False) if features is None else features
+        return nearest(own, self.neighbours.split(KEPT), self.neighbours[:KEPT].float().mean(0, keepdim=True), k=k)
+
+    def called(self, name: str) -> str:
+        """A score's name over this network."""
+        return f"{name}_{self.network.name}"
+
+    def scores(self, *, errors: bool = True) -> dict[str, Score]:
+        """Every score of what was looked at since `begin`, with intervals where `errors` are wanted."""
+        values = self.suite.scores()
+        n = self.suite.generated
+        found: dict[str, Score] = {}
+        fakes = self.suite.kept(real=False)
+        m = len(fakes)
+        resampled: dict[str, tuple[Tensor, int]] = {}
+        drawn, strata = None, torch.cat(self.labels)[:m] if self.labels else None
+        if errors and self.how.resamples:
+            drawn = bootstrap.draws(m, self.how.resamples, self.how.seed, strata)
+            resampled[self.suite.names["fd"]] = self.suite.frechet_resamples(drawn), m
+            resampled[self.suite.names["kd"]] = bootstrap.kernel_resamples(
+                fakes, self.real, self.how.resamples, self.how.seed, strata
+            )
+            if self.suite.names["is"] in values:
+                logits = torch.cat(self.logits)[:m]
+                resampled[self.suite.names["is"]] = bootstrap.inception_resamples(logits, drawn), m
+        if self.how.neighbours and m > self.how.neighbours < len(self.real):
+            spread, again = self._around(m).compare(fakes, drawn)
+            values |= {self.called(name): value.item() for name, value in spread.items()}
+            if drawn is not None:
+                resampled |= {self.called(name): (value, m) for name, value in again.items()}
+        for name, value in values.items():
+            error = bootstrap.standard_error(resampled[name][0], kept=resampled[name][1], n=n) if resampled else None
+            found[name] = self._score(name, value, error)
+        for name, parts in self.values.items():
+            found[name] = self.mean(name, torch.cat(parts), errors=drawn is not None)
+        if self.limit is not None:
+            name = self.called("memorised")
+            self.near = self.nearest()
+            found[name] = self.mean(name, (self.near[0][:, 0] < self.limit).double(), errors=drawn is not None)
+        return found
+
+    def _around(self, m: int) -> Manifold:
+        """The manifold of as many real images as were generated."""
+        real = self.real[:m]
+        if self._manifold is None or len(self._manifold.real) != len(real):
+            self._manifold = Manifold(real, k=self.how.neighbours)
+        return self._manifold
+
+    def mean(self, name: str, values: Tensor, *, errors: bool = True) -> Score:
+        """The mean of what was measured image by image; its interval is what the bootstrap comes to."""
+        error = values.std().item() / math.sqrt(len(values)) if errors and len(values) > 1 else None
+        return self._score(name, values.double().mean().item(), error)
+
+    def _score(self, name: str, value: float, error: float | None) -> Score:
+        low, high = bounded(name, value, error)
+        return Score(value, low, high, self.floors.get(name))
+
+    # ---- the record ----
+
+    def protocol(self) -> dict[str, Any]:
+        """How the stream was scored; what belongs to all its scores."""
+        return {
+            **self.network.facts(),
+            "num_samples": self.suite.generated,
+            "num_reals": self.num_reals,
+            "data": self.source.name,
+            "data_fingerprint": self.source.fingerprint,
+            "split": self.source.split,
+            **self.suite.protocol(self.suite.generated),
+            "kept": KEPT,
+            "neighbours": self.how.neighbours,
+            "memorised_limit": self.limit,
+            "searched": len(self.neighbours) if self.neighbours is not None else 0,
+            "seed": self.how.seed,
+        }
+
+
+def bounded(name: str, value: float, error: float | None) -> tuple[float | None, float | None]:
+    """The interval of a score, within what it can be."""
+    if error is None:
+        return None, None
+    kind = name.rsplit("/", 1)[-1].split("_")[0]
+    least, most = {
+        "fd": (0.0, math.inf), "fid": (0.0, math.inf), "is": (1.0, math.inf), "density": (0.0, math.inf),
+        "precision": (0.0, 1.0), "recall": (0.0, 1.0), "coverage": (0.0, 1.0), "label": (0.0, 1.0),
+        "memorised": (0.0, 1.0), "similarity": (-1.0, 1.0), "ssim": (-1.0, 1.0), "lpips": (0.0, math.inf),
+        "cycle": (0.0, math.inf),
+    }.get(kind, (-math.inf, math.inf))
+    return bootstrap.interval(value, error, least=least, most=most)

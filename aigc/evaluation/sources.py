@@ -1,0 +1,158 @@
+"""Where images come from that are looked at: a part of a data set, a side of pairs, or a folder; uint8, in batches."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from aigc.data.batches import EvalBatches
+from aigc.data.datamodule import ImageData
+from aigc.data.decode import VERSION, decode, header
+from aigc.data.folder import image_files, list_images
+from aigc.data.pairs import PairData
+from aigc.errors import UserError
+from aigc.metrics.items import items
+from aigc.pictures import ahead
+
+Batch = dict[str, Any]
+TOGETHER = 1000             # pictures of a folder that are put in order of size, so that batches hold one size
+GREY_APART = 8              # grey levels that the channels of a grey picture may differ by: JPEG's rounding
+
+
+class Source(Protocol):
+    """Images in a fixed order."""
+
+    name: str               # of the data set or folder
+    split: str              # which part of it
+    fingerprint: str        # changes whenever an image does
+    count: int              # of images
+    failures: dict[str, str]    # why images could not be read, by name
+
+    def batches(self, n: int, batch_size: int) -> Iterator[Batch]:
+        """The first n images: dicts of `image` uint8 `(m, c, h, w)` and, where known, `label` int64 `(m,)`."""
+
+    def pictures(self, rows: Tensor) -> list[Tensor]:
+        """Images of these places in the order, uint8 `(c, h, w)` each."""
+
+
+class DataSource:
+    """A split, in the order of evaluation."""
+
+    def __init__(self, data: ImageData, split: str):
+        self.data, self.split = data, split
+        self.failures: dict[str, str] = {}
+        self.name, self.fingerprint, self.count = str(data.name), data.fingerprint, data.count(split)
+
+    def batches(self, n: int, batch_size: int) -> Iterator[Batch]:
+        """The first n items of the split."""
+        return (batch for _, batch in items(self.data, self.split, n, batch_size=batch_size))
+
+    def pictures(self, rows: Tensor) -> list[Tensor]:
+        """Images of these items."""
+        batches = self.data.eval_dataloader(self.split).dataset
+        assert isinstance(batches, EvalBatches)
+        return list(batches.split.batch(batches.order[rows])["image"])
+
+
+class SideSource:
+    """The images that a direction's translations should look like: in their own order, or one that is mixed."""
+
+    def __init__(self, data: PairData, split: str, direction: str, *, mixed: bool = False):
+        self.failures: dict[str, str] = {}
+        self.split = f"{split}, {direction[-1]}" + ", mixed" * mixed
+        pair = data.pair_split(split)
+        self.side = pair.b if direction == "a2b" else pair.a
+        self.name, self.fingerprint, self.count = str(data.name), data.fingerprint, len(self.side)
+        mixing = torch.Generator().manual_seed(0)
+        self.order = torch.randperm(self.count, generator=mixing) if mixed else torch.arange(self.count)
+
+    def batches(self, n: int, batch_size: int) -> Iterator[Batch]:
+        """The first n images of the side."""
+        return (self.side.batch(rows) for rows in self.order[:n].split(batch_size))
+
+    def pictures(self, rows: Tensor) -> list[Tensor]:
+        """Images of these places in the order."""
+        return list(self.side.batch(self.order[rows])["image"])
+
+
+class FolderSource:
+    """All pictures of a folder or zip with its subfolders, at their own sizes, in a random order, always the same.
+
+    Attributes:
+        failures: why a picture could not be read, by name; it costs no other.
+    """
+
+    split = "all"
+
+    def __init__(self, path: Path, option: str, *, channels: int | None = None):
+        names = list_images(path, option)
+        self.path, self.option = path, option
+        self.name = path.stem
+        self.files = image_files(path, names)
+        self.failures: dict[str, str] = {}
+        digest, sizes, grey = hashlib.sha256(f"decode {VERSION}".encode()), {}, True
+        for k in range(len(names)):
+            try:
+                data = self.files.read(k)
+                sizes[k], plain = header(data)
+            except Exception as error:                     # Pillow's decoders raise what they like
+                self._failed(k, error)
+                continue
+            grey = grey and plain
+            digest.update(hashlib.sha256(data).digest())
+        if not sizes:
+            raise UserError(f"{option}={path} holds no picture that can be read: give another folder")
+        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))
+        shuffled = [[k for k in part.tolist() if k in sizes] for part in order.split(TOGETHER)]
+        self.rows = [k for part in shuffled for k in sorted(part, key=lambda k: sizes[k])]
+        self.sizes = sizes
+        self.channels = channels or (1 if grey else 3)
+        self.fingerprint = digest.hexdigest()[:16]
+        self.count = len(self.rows)
+
+    def _failed(self, k: int, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        self.failures[self.files.name(k)] = reason.split(" <")[0]
+
+    def _read(self, k: int) -> Tensor:
+        """Picture k, uint8 `(channels, h, w)`.
+
+        Raises:
+            UserError: it is in colour, and grey ones are wanted.
+        """
+        image = decode(self.files.read(k), size=self.sizes[k], channels=3)
+        if self.channels == 3:
+            return image
+        if int((image.amax(0).int() - image.amin(0).int()).max()) > GREY_APART:
+            raise UserError(f"{self.option}={self.path}: '{self.files.name(k)}' is in colour, and what it is compared "
+                            "with is grey: compare with colour images, or make them grey first")
+        return image[:1]
+
+    def batches(self, n: int, batch_size: int) -> Iterator[Batch]:
+        """The first n pictures, those of one size together, read ahead; what cannot be read is left out."""
+        waiting: list[Tensor] = []
+        chosen = self.rows[:n]
+        for k, future in zip(chosen, ahead(self._read, chosen, 2 * batch_size), strict=True):
+            try:
+                image = future.result()
+            except UserError:
+                raise
+            except Exception as error:
+                self._failed(k, error)
+                continue
+            if waiting and (len(waiting) == batch_size or waiting[0].shape != image.shape):
+                yield {"image": torch.stack(waiting)}
+                waiting = []
+            waiting.append(image)
+        if waiting:
+            yield {"image": torch.stack(waiting)}
+
+    def pictures(self, rows: Tensor) -> list[Tensor]:
+        """Pictures of these places."""
+        good = [k for k in self.rows if self.files.name(k) not in self.failures]
+        return [self._read(good[row]) for row in rows.tolist()]
+
+

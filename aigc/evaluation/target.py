@@ -1,0 +1,178 @@
+"""What an evaluation is asked about: a checkpoint with its run and data, or a folder of images; and what with."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from aigc.checkpoints import find_checkpoint, load_family
+from aigc.data.datamodule import ImageData
+from aigc.data.folder import ImageFolder
+from aigc.data.pairs import PairData
+from aigc.errors import UserError
+from aigc.evaluation.sources import DataSource, FolderSource, Source
+from aigc.metrics.features import FeatureNetwork
+from aigc.metrics.networks import build_network, check_network
+from aigc.models.family import Family, Translator
+from aigc.training import prepare_data
+
+
+@dataclass
+class Target:
+    """A checkpoint (`family`) or a folder of images (`pictures`)."""
+
+    path: Path                          # of the checkpoint, folder or zip
+    run: Path                           # the run folder, or the folder of images
+    family: Family | None = None
+    pictures: FolderSource | None = None
+    config: DictConfig | None = None    # what the run was trained by, where that is known
+
+    def facts(self) -> dict[str, Any]:
+        """What a record says of it."""
+        if self.family is None:
+            assert self.pictures is not None
+            return {"kind": "images", "run": str(self.run), "sha256": self.pictures.fingerprint,
+                    "images": self.pictures.count, "broken": self.pictures.failures}
+        own = self.path.parent.name == "checkpoints"
+        return {"kind": "checkpoint", "run": str(self.run), "checkpoint": self.path.stem if own else str(self.path),
+                "sha256": file_sha256(self.path), "images": self.family.progress.images,
+                "seconds": round(self.family.progress.seconds, 3), "family": type(self.family).__name__}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_target(run: str, checkpoint: str, device: torch.device) -> Target:
+    """What `run` names: a run folder or a checkpoint file, else a folder or zip of images.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    path = Path(run).expanduser()
+    is_run = path.is_dir() and ((path / "checkpoints").is_dir() or (path / ".hydra").is_dir())
+    if (path.is_dir() and not is_run) or path.suffix.lower() == ".zip":
+        pictures = FolderSource(path, "run")
+        if pictures.count < 2:
+            raise UserError(f"run={run} holds one picture: distances need two at least")
+        return Target(path, path, pictures=pictures)
+    found = find_checkpoint(path, checkpoint)
+    folder = found.parent.parent if found.parent.name == "checkpoints" else found.parent
+    saved = folder / ".hydra" / "config.yaml"
+    config = OmegaConf.load(saved) if saved.is_file() else None
+    assert config is None or isinstance(config, DictConfig)
+    return Target(found, folder, family=load_family(found, device=device), config=config)
+
+
+def open_data(target: Target, chosen: dict[str, Any], cfg: Any) -> ImageData | None:
+    """The data set to compare with: `data=`, else what the run was trained on with the options that were given.
+
+    Raises:
+        UserError: there is none, it cannot be loaded, or it does not fit the family.
+    """
+    own = "_target_" not in chosen
+    if own and target.config is None:
+        if chosen:
+            raise UserError(f"data.{next(iter(chosen))} is an option of a data set: give data=<data set> too")
+        if target.family is None and cfg.against is not None:
+            return None
+        if target.family is None:
+            raise UserError(f"'{target.run}' is a folder of images: say what to compare them with, data=<data set> or "
+                            "against=<another folder>")
+        raise UserError(f"'{target.run}' does not say what it was trained on (no .hydra/config.yaml): give "
+                        "data=<data set>")
+    whole: Any = target.config if own else OmegaConf.create({"data": chosen})
+    whole = OmegaConf.merge(whole, {"batch_size": cfg.batch_size, "seed": cfg.seed, "condition": "none"})
+    if own:
+        for name, value in chosen.items():
+            OmegaConf.update(whole, f"data.{name}", value, force_add=True)
+    if target.family is not None:
+        whole.condition = target.family.hparams.get("condition", "none")
+    try:
+        data = prepare_data(whole)
+    except UserError as error:
+        if not own:
+            raise
+        raise UserError(f"{error}; these are the data that '{target.run}' was trained on: data.<option>=... says "
+                        "where they are now, data=<data set> names others") from error
+    if target.family is not None:
+        check_fit(target.family, data)
+    return data
+
+
+def check_fit(family: Family, data: ImageData) -> None:
+    """Refuses data that a family's images cannot be compared with.
+
+    Raises:
+        UserError: says what differs.
+    """
+    name, h = type(family).__name__, family.hparams
+    if isinstance(family, Translator) != isinstance(data, PairData):
+        what = "translates: give data of two sides" if isinstance(family, Translator) else "makes images: give one set"
+        raise UserError(f"data={data.name} does not fit this {name}, which {what}, as it was trained on")
+    own, theirs = ((h.channels, *h.size), (data.channels, *data.size))
+    if own[0] != theirs[0] or (own != theirs and not isinstance(family, Translator)):
+        shapes = " and ".join(" x ".join(map(str, shape)) for shape in (own, theirs))
+        raise UserError(f"this {name} makes images of another shape than {data.name}'s ({shapes}): give "
+                        f"data.channels={own[0]} data.size=[{own[1]},{own[2]}], or other data")
+    if h.get("condition", "none") == "label" and h.classes != data.classes:
+        raise UserError(f"this {name} knows {h.classes} classes, {data.name} has {data.classes}: give the data that "
+                        "it was trained on")
+
+
+def open_reference(
+    against: str | None, data: ImageData | None, target: Target, split: str, test: str
+) -> tuple[Source, Source | None]:
+    """What images are compared with, and the held-out ones that give the floor.
+
+    Raises:
+        UserError: the folder holds no pictures, or one only.
+    """
+    if against is not None:
+        pictures = FolderSource(Path(against).expanduser(), "against")
+        if target.pictures is not None:
+            target.pictures.channels = pictures.channels
+        elif target.family is not None and target.family.hparams.channels != pictures.channels:
+            pictures.channels = target.family.hparams.channels
+        if pictures.count < 2:
+            raise UserError(f"against={against} holds one picture: distances need two at least")
+        return pictures, None
+    assert data is not None, "open_data refuses"
+    if target.pictures is not None:
+        target.pictures.channels = data.channels
+    return DataSource(data, split), DataSource(data, test) if test != split else None
+
+
+def open_networks(cfg: Any, target: Target, data: ImageData | None, device: torch.device) -> list[FeatureNetwork]:
+    """The networks that were asked for, or the one that the run was scored by.
+
+    Raises:
+        UserError: the weights of one are missing or wrong.
+    """
+    trained: Any = (target.config.get("metrics") if target.config is not None else None) or {}
+    scored_by = trained.get("network") or "classifier"
+    names = [scored_by] if cfg.networks is None else [str(name) for name in cfg.networks]
+    trains = data if data is not None else ImageFolder(path=cfg.against, batch_size=cfg.batch_size)
+    if "classifier" in names:
+        trains.setup()
+    networks = []
+    for name in names:
+        weights, preprocessing = cfg.weights.get(name), cfg.preprocessing.get(name)
+        if name == scored_by:
+            weights, preprocessing = weights or trained.get("weights"), preprocessing or trained.get("preprocessing")
+        if name == "squeezenet":
+            preprocessing = preprocessing or "caffe"
+        try:
+            check_network(name, weights=weights, preprocessing=preprocessing)
+            networks.append(build_network(name, trains, device, weights=weights, preprocessing=preprocessing))
+        except UserError as error:
+            sentence = str(error)
+            for word in ("weights", "preprocessing"):
+                sentence = sentence.replace(f"metrics.{word}", f"{word}.{name}")
+            raise UserError(sentence.replace("metrics.network", "metrics")) from error
+    return networks

@@ -1,0 +1,86 @@
+"""Scores translations of held-out images: against the other side, against true pairs, and beside doing nothing."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from aigc.data.pairs import PairData
+from aigc.errors import UserError
+from aigc.evaluation.images import Found
+from aigc.evaluation.panel import Panel, Score
+from aigc.evaluation.sources import SideSource
+from aigc.metrics.features import to_uint8
+from aigc.metrics.similarity import LPIPS, likeness
+from aigc.metrics.suite import KEPT
+from aigc.metrics.translations import translations
+from aigc.models.family import Translator
+
+
+def score_translations(
+    family: Translator, data: PairData, panels: list[Panel], found: Found, *, split: str, limit: int | None,
+    batch_size: int, seed: int, lpips: LPIPS | None,
+) -> None:
+    """Adds `<direction>/<score>` and `<direction>/identity/<score>` of every direction, by all networks in one pass.
+
+    The reference is all images of the target side of `split`; the floor is as many of its training images.
+
+    Args:
+        family: what translates.
+        data: both sides.
+        panels: the networks; they learn every direction's reference in turn.
+        found: takes scores and protocols.
+        split: whose images are translated.
+        limit: rows, at most; None: all.
+        batch_size: images at once.
+        seed: of what is random in a translation.
+        lpips: where its weights are at hand.
+
+    Raises:
+        UserError: fewer than two images on a side.
+    """
+    rows = min(limit or data.count(split), data.count(split))
+    pairs = data.has_pairs(split)
+    for direction in family.directions:
+        reference = SideSource(data, split, direction)
+        n = min(rows, data.counts(split)[int(direction == "b2a")])
+        if min(n, reference.count) < 2:
+            raise UserError(f"{data.name} has fewer than two images of {split} on a side: distances need two at least")
+        for panel in panels:
+            panel.learn(reference)
+            panel.measure_floor(SideSource(data, "train", direction, mixed=True), n)
+        for prefix, identity in ((f"{direction}/", False), (f"{direction}/identity/", True)):
+            scores = _scores(
+                translations(family, data, split, direction, rows, batch_size=batch_size, seed=seed,
+                             identity=identity),
+                panels, n, lpips=lpips, pairs=pairs and reference.count <= KEPT, what=prefix.rstrip("/"),
+            )
+            for own, panel in zip(scores, panels, strict=True):
+                facts: dict[str, Any] = {**panel.protocol(), "lpips": lpips.net if lpips else None,
+                                         "lpips_sha256": lpips.sha256 if lpips else None}
+                found.add({prefix + name: score for name, score in own.items()}, facts)
+
+
+def _scores(
+    stream: Iterator[tuple[list[int], Tensor, Tensor, Tensor, dict[str, Tensor]]], panels: list[Panel], n: int, *,
+    lpips: LPIPS | None, pairs: bool, what: str,
+) -> list[dict[str, Score]]:
+    """Every panel's scores of a stream of translations; what is no network's stands with the first."""
+    values: dict[str, list[Tensor]] = {}
+    for panel in panels:
+        panel.begin(n)
+    with tqdm(total=n, desc=what, unit=" images", disable=None) as bar:
+        for _, index, made, targets, measured in stream:
+            images = to_uint8(made)
+            if pairs:
+                measured |= likeness(images, to_uint8(targets), lpips)
+            for panel in panels:
+                panel.look(images, pairs=index if pairs else None)
+            for name, part in measured.items():
+                values.setdefault(name, []).append(part.double().cpu())
+            bar.update(len(images))
+    scores = [panel.scores() for panel in panels]
+    scores[0] |= {name: panels[0].mean(name, torch.cat(parts)) for name, parts in values.items()}
+    return scores

@@ -1,0 +1,58 @@
+"""Fidelity and variety apart: precision and recall, density and coverage, by nearest neighbours among features.
+
+Precision and recall are those of Kynkaanniemi et al. 2019, "Improved precision and recall metric for assessing
+generative models"; density and coverage those of Naeem et al. 2020, "Reliable fidelity and diversity metrics for
+generative models". A set's manifold is the union of balls around its features, each as wide as the distance to the
+k-th nearest other feature of the set.
+"""
+
+import torch
+from torch import Tensor
+
+NAMES = ("precision", "recall", "density", "coverage")
+ROWS = 1000            # real features compared at once: bounds the memory
+
+
+def distances(one: Tensor, other: Tensor) -> Tensor:
+    """Euclidean distances `(n, m)` of features `(n, d)` and `(m, d)`; in float32 features should be centred."""
+    return torch.cdist(one, other, compute_mode="use_mm_for_euclid_dist")
+
+
+def radii(features: Tensor, k: int) -> Tensor:
+    """Distance `(n,)` of each of the features `(n, d)` to the k-th nearest other one."""
+    return torch.cat([distances(part, features).kthvalue(k + 1, dim=1).values for part in features.split(ROWS)])
+
+
+class Manifold:
+    """The real side `(n, d)` and how generated features lie about it."""
+
+    def __init__(self, real: Tensor, *, k: int):
+        assert len(real) > k, f"{len(real)} features have no {k} neighbours each"
+        self.k = k
+        self.centre = real.mean(0, keepdim=True)
+        self.real = real - self.centre
+        self.radii = radii(self.real, k)
+
+    def compare(self, fake: Tensor, drawn: Tensor | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Scores of features `(m, d)`, m > k: float64 scalars, and those of resamples `(b,)`.
+
+        `drawn` `(b, m)` says how often each feature is in each resample; the balls stay those of all m.
+        """
+        fake = fake - self.centre
+        own = radii(fake, self.k)
+        counts = torch.zeros(len(fake), dtype=torch.float64)       # real balls that a generated feature lies in
+        weights = torch.ones(1, len(fake)) if drawn is None else torch.cat([torch.ones(1, len(fake)), drawn])
+        recalled, covered = torch.zeros(2, len(weights), dtype=torch.float64)
+        there = (weights > 0).float()
+        for real, radius in zip(self.real.split(ROWS), self.radii.split(ROWS), strict=True):
+            apart = distances(fake, real)
+            inside = (apart <= radius).float()
+            counts += inside.sum(1)
+            covered += (there @ inside > 0).sum(1)
+            recalled += (there @ (apart <= own[:, None]).float() > 0).sum(1)
+        share = weights.double() / weights.double().sum(1, keepdim=True)
+        found = {
+            "precision": share @ (counts > 0).double(), "recall": recalled / len(self.real),
+            "density": share @ counts / self.k, "coverage": covered / len(self.real),
+        }
+        return {name: values[0] for name, values in found.items()}, {name: v[1:] for name, v in found.items()}

@@ -1,0 +1,283 @@
+"""`aigc.evaluate`: the numbers of training again, in one pass, with records that say how; folders; and bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+
+from aigc import evaluate as command
+from aigc.config import CONFIG_DIR, register_schemas
+from aigc.data.digits import Digits
+from aigc.errors import RunError, UserError
+from aigc.evaluate import evaluate, spelled_out
+from aigc.evaluation.images import Found
+from aigc.evaluation.panel import How, Panel
+from aigc.evaluation.sources import DataSource, FolderSource
+from aigc.evaluation.target import Target
+from aigc.evaluation.translation import score_translations
+from aigc.metrics.cache import real_key
+from aigc.metrics.classifier import trained_classifier
+from aigc.models.gan import GAN
+from aigc.training import fit
+
+from .callbacks.conftest import Inverted, TwoSides
+from .callbacks.test_translation_scores import scored
+from .conftest import TINY, compose_train, environment
+
+N = 120
+HOW = How(kd_subsets=2, kd_subset_size=50, neighbours=3, memorisation=False, resamples=20, num_reals=None,
+          batch_size=7, seed=0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run, scored on N samples at its end."""
+    folder = tmp_path_factory.mktemp("gan")
+    quick = ["~callbacks.samples", "condition=label", "budget.images=4800", f"metrics.num_samples={N}",
+             "metrics.every_images=4800"]
+    fit(compose_train(*TINY["gan"], *quick), folder)
+    plain = compose_train(*TINY["gan"], *quick)
+    (folder / ".hydra").mkdir()
+    OmegaConf.save(plain, folder / ".hydra" / "config.yaml")
+    return folder
+
+
+def evaluated(**options) -> dict:
+    register_schemas()
+    words = [spelled_out(f"{name.replace('__', '.')}={value}") for name, value in options.items()]
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        evaluate(compose("evaluate", overrides=words))
+    return json.loads(Path(options["out"]).read_text()) if "out" in options else {}
+
+
+def write(folder: Path, images: np.ndarray) -> Path:
+    folder.mkdir()
+    for k, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{k:03}.png")
+    return folder
+
+
+def digits(split: str, n: int) -> np.ndarray:
+    data = Digits(batch_size=16)
+    data.setup()
+    return data.images(split, limit=n)[:, 0].numpy()
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Digits of the training set, and others that are a little darker."""
+    return write(tmp_path / "first", digits("train", 130)), write(tmp_path / "second", digits("test", 110) // 2)
+
+
+def test_scores_are_those_of_training_and_the_record_says_how(run, tmp_path, capsys):
+    record = evaluated(run=run, checkpoint="last", num_samples=N, out=tmp_path / "a.json")
+    summary = json.loads((run / "summary.json").read_text())
+    found, protocol = record["scores"], record["protocol"]["fd_classifier"]
+    for name in ("fd_classifier", "kd_classifier", "is_classifier", "label_accuracy"):
+        assert found[name]["value"] == pytest.approx(summary["scores"]["last"][name], rel=1e-4, abs=1e-7), name
+        assert found[name]["low"] < found[name]["value"] < found[name]["high"]
+    assert found["fd_classifier"]["floor"] == pytest.approx(summary["protocol"]["floor"], rel=1e-4)
+    own = ("precision", "recall", "density", "coverage", "memorised")
+    assert set(found) == {"fd_classifier", "kd_classifier", "is_classifier", "label_accuracy",
+                          *(f"{name}_classifier" for name in own)}
+    for key in ("network", "network_sha256", "resizer", "num_reals", "data", "data_fingerprint", "split"):
+        assert protocol[key] == summary["protocol"][key], key
+    assert (protocol["metric"], protocol["num_samples"]) == ("fd_classifier", N)
+    assert record["sampling"]["evaluations"] == 1 and record["sampling"]["seconds_per_image"] > 0
+    target = record["target"]
+    assert (target["kind"], target["checkpoint"], target["images"]) == ("checkpoint", "last", 4800)
+    assert len(target["sha256"]) == 64 and record["interval"]["resamples"] == 100 and "torch" in record["versions"]
+    printed = capsys.readouterr().out
+    assert "95% interval" in printed and "label_accuracy" in printed and "a.json" in printed
+    picture = Image.open(tmp_path / "a_neighbours_classifier.png")
+    assert picture.size[0] > 5 * 50 and not list(tmp_path.glob(".*"))
+
+
+def test_the_record_goes_into_the_run_and_options_reach_the_sampler(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(GAN, "sample", lambda self, n, **options: (asked.append(options), torch.zeros(n, 1, 8, 8))[1])
+    evaluated(run=run / "checkpoints" / "best.ckpt", num_samples=4, truncation=0.5, memorisation="false")
+    written = list((run / "evaluations").iterdir())
+    assert [path.suffix for path in written] == [".json"]
+    assert asked[0]["truncation"] == 0.5
+    record = json.loads(written[0].read_text())
+    assert record["sampling"]["options"] == {"truncation": 0.5} and record["target"]["checkpoint"] == "best"
+
+
+def test_several_networks_look_at_every_sample_once(run, tmp_path, monkeypatch):
+    made, original = [], GAN.sample
+
+    def second(name, data, device, **options):
+        network = trained_classifier(data, device)
+        network.name = name
+        return network
+
+    def counted(self, n, **options):
+        made.append(n)
+        return original(self, n, **options)
+
+    monkeypatch.setattr("aigc.evaluation.target.build_network", second)
+    monkeypatch.setattr(GAN, "sample", counted)
+    record = evaluated(run=run, metrics="classifier,inception", num_samples=50, batch_size=20, resamples=0,
+                       memorisation="false", out=tmp_path / "two.json")
+    assert made == [20, 20, 10]
+    found = record["scores"]
+    assert found["fd_classifier"]["value"] == pytest.approx(found["fd_inception"]["value"], rel=1e-6)
+    assert found["fd_classifier"]["low"] is None and record["interval"] is None
+
+
+def test_batch_size_does_not_matter(run, tmp_path):
+    one, other = (evaluated(run=run, num_samples=60, batch_size=n, resamples=10, out=tmp_path / f"{n}.json")["scores"]
+                  for n in (60, 13))
+    for name, score in one.items():
+        assert other[name]["value"] == pytest.approx(score["value"], rel=1e-3, abs=1e-5), name
+
+
+def test_two_folders_need_no_model(folders, tmp_path, capsys):
+    first, second = folders
+    record = evaluated(run=first, against=second, resamples=10)
+    default = tmp_path / "first_evaluation.json"
+    record = json.loads(default.read_text())
+    assert record["target"]["kind"] == "images" and record["target"]["images"] == 130
+    assert record["protocol"]["fd_classifier"]["data"] == "second"
+    assert record["protocol"]["fd_classifier"]["num_reals"] == 110
+    same = evaluated(run=first, against=first, resamples=0, out=tmp_path / "same.json")["scores"]
+    assert same["fd_classifier"]["value"] < 1e-3 * record["scores"]["fd_classifier"]["value"]
+    assert same["precision_classifier"]["value"] == same["coverage_classifier"]["value"] == pytest.approx(1)
+    assert not [path for path in first.iterdir() if path.suffix != ".png"]
+
+
+def test_copies_of_training_images_are_memorised(tmp_path):
+    copies = write(tmp_path / "copies", digits("train", 150))
+    fresh = write(tmp_path / "fresh", digits("test", 150))
+    shares = [evaluated(run=folder, data="digits", resamples=0, out=tmp_path / f"{folder.name}.json")["scores"]
+              for folder in (copies, fresh)]
+    assert shares[0]["memorised_classifier"]["value"] == 1
+    assert shares[1]["memorised_classifier"]["value"] < 0.1
+    assert shares[1]["memorised_classifier"]["floor"] == 0.01
+
+
+def test_a_broken_picture_costs_only_itself(folders, tmp_path, capsys):
+    first, second = folders
+    whole = (first / "000.png").read_bytes()
+    (first / "cut.png").write_bytes(whole[:60])
+    (first / "text.png").write_text("no picture")
+    with pytest.raises(RunError, match=r"2 pictures .* were left out: cut.png \(.*; text.png"):
+        evaluated(run=first, against=second, resamples=0, out=tmp_path / "x.json")
+    record = json.loads((tmp_path / "x.json").read_text())
+    assert record["protocol"]["fd_classifier"]["num_samples"] == 130
+    assert set(record["target"]["broken"]) == {"cut.png", "text.png"}
+
+
+def test_pictures_of_many_sizes_and_modes(tmp_path):
+    source = tmp_path / "many"
+    source.mkdir()
+    for k in range(40):
+        size = (8 + k % 3, 10)
+        Image.fromarray(np.full(size, 6 * k, np.uint8)).convert(("L", "RGB", "RGBA")[k % 3]).save(source / f"{k}.png")
+    grey = FolderSource(source, "run", channels=1)
+    batches = list(grey.batches(40, 6))
+    assert sum(len(batch["image"]) for batch in batches) == 40 and max(len(b["image"]) for b in batches) == 6
+    flat = [image for batch in batches for image in batch["image"]]
+    assert all(torch.equal(image, again) for image, again in zip(flat, grey.pictures(torch.arange(40)), strict=True))
+    assert FolderSource(source, "run").channels == 3
+    before = grey.fingerprint
+    Image.fromarray(np.zeros((8, 10), np.uint8)).save(source / "39.png")
+    assert FolderSource(source, "run").fingerprint != before
+
+
+def test_translations_score_as_in_training(tmp_path):
+    data, model = TwoSides(), Inverted(off=0.25)
+    data.setup()
+    expected, _ = scored(data, tmp_path, model, final=True, kd_subset_size=50)
+    found, network = Found(), trained_classifier(data)
+    with torch.no_grad():
+        score_translations(model, data, [Panel(network, HOW)], found, split="test", limit=None, batch_size=6, seed=0,
+                           lpips=None)
+    for name, score in found.scores.items():
+        if f"test/{name}" in expected:
+            assert score.value == pytest.approx(expected[f"test/{name}"], rel=2e-3, abs=1e-6), name
+    assert {name.removeprefix("test/") for name in expected if name.startswith("test/")} <= set(found.scores)
+    assert found.scores["a2b/fd_classifier"].floor and found.scores["a2b/psnr"].low < found.scores["a2b/psnr"].value
+    assert found.protocol["b2a/psnr"]["split"] == "test, a"
+
+
+def test_real_images_are_looked_at_once_and_again_when_anything_changes(monkeypatch):
+    data = Digits(batch_size=16)
+    data.setup()
+    network = trained_classifier(data)
+    with torch.no_grad():
+        first = Panel(network, HOW)
+        first.learn(DataSource(data, "train"))
+        first.measure_floor(DataSource(data, "test"), 50)
+        again = Panel(network, HOW)
+        monkeypatch.setattr(Panel, "_see", None)                 # must not be called
+        again.learn(DataSource(data, "train"))
+        again.measure_floor(DataSource(data, "test"), 50)
+    assert again.floors == first.floors and torch.equal(again.real, first.real)
+    base = real_key(network, data.fingerprint, "train", "reals", 100)
+    names = {base, real_key(network, "other", "train", "reals", 100),
+             real_key(network, data.fingerprint, "test", "reals", 100),
+             real_key(network, data.fingerprint, "train", "reals", 101)}
+    monkeypatch.setattr(network, "sha256", "other")
+    names.add(real_key(network, data.fingerprint, "train", "reals", 100))
+    monkeypatch.setattr(network, "resizer", "other")
+    names.add(real_key(network, data.fingerprint, "train", "reals", 100))
+    assert len(names) == 6
+
+
+def test_an_interruption_leaves_no_record(run, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aigc.evaluation.job.score_images", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(run=run, num_samples=20, out=tmp_path / "none.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_short_words_are_spelled_out():
+    assert spelled_out("metrics=classifier,inception") == "networks=[classifier,inception]"
+    assert spelled_out("metrics=[squeezenet]") == "networks=[squeezenet]"
+    assert spelled_out("data.root=a") == "++data.root=a" and spelled_out("data=mnist") == "data=mnist"
+    assert command.default_out(Target(Path("a.ckpt"), Path("run"))).parent == Path("run/evaluations")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["run={folder}"], "is a folder of images: say what to compare them with, data=<data set> or against="),
+        (["run={run}", "metrics=inceptio"], "metrics=inceptio is unknown: did you mean 'inception'?"),
+        (["run={run}", "metrics=classifier,classifier"], "names classifier twice"),
+        (["run={run}", "metrics=squeezenet"], "metrics=squeezenet needs weights.squeezenet=<file>"),
+        (["run={run}", "data=shapes"], "another shape than shapes's (1 x 8 x 8 and 3 x 32 x 32): give data."),
+        (["run={run}", "data.split_seeed=1"], "'data' has no option 'split_seeed': did you mean 'split_seed'?"),
+        (["run={run}", "num_samples=1"], "num_samples=1 is too small"),
+        (["run={run}", "num_sample=5"], "there is no option 'num_sample': did you mean 'num_samples'"),
+        (["run={run}", "clip=nowhere"], "clip= scores images by their captions, and this run"),
+        (["run=nowhere"], "'nowhere' is neither a run folder nor a checkpoint"),
+        (["run={colour}", "data=digits"], "is in colour, and what it is compared with is grey"),
+        (["run={run}", "out=file/x.json"], "the record cannot be written to 'file/x.json'"),
+    ],
+)
+def test_bad_input_is_one_sentence(overrides, sentence, run, folders, tmp_path, monkeypatch):
+    colour = write(tmp_path / "colour", np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), np.uint8))
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(run=run, folder=folders[0], colour=colour) for word in overrides]
+    options = dict(word.split("=", 1) for word in words)
+    if "num_sample" in options:                                  # Hydra's own: in a process
+        done = subprocess.run([sys.executable, "-m", "aigc.evaluate", *words], env=environment(), capture_output=True,
+                              text=True, cwd=tmp_path)
+        assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+        return
+    with pytest.raises(UserError) as error:
+        evaluated(**{name.replace(".", "__"): value for name, value in options.items()})
+    assert sentence in str(error.value)
