@@ -1,0 +1,59 @@
+"""Compares runs: `python -m aigc.compare runs=runs` prints a table, `... out=report.html` writes a page to look at."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from aigc import cli
+from aigc.errors import UserError
+
+COUNTS = (("refresh_seconds", 0.1), ("shown", 1), ("grids", 0), ("thumbnail", 16), ("points", 2))   # least values
+
+
+def main() -> None:
+    """The command line."""
+    cli.run(compare, "compare")
+
+
+def compare(cfg: Any) -> None:
+    """Prints the table of the runs, writes the page of them, or serves it while they go on.
+
+    Raises:
+        UserError: no run is there, no run has the score, or an option does not fit.
+    """
+    from omegaconf import OmegaConf
+
+    from aigc.report.comparison import Comparison
+    from aigc.report.runs import read_runs
+
+    for name, least in COUNTS:
+        if cfg[name] < least:
+            raise UserError(f"{name}={cfg[name]} must be at least {least}")
+    spec: Any = OmegaConf.to_container(cfg.runs) if OmegaConf.is_config(cfg.runs) else cfg.runs
+    out = Path(cfg.out).expanduser() if cfg.out else None
+    if out is not None and out.suffix != ".html":
+        raise UserError(f"out='{out}' is no .html file, and the page is one: e.g. out=report.html")
+    if out is not None and cfg.serve:
+        raise UserError("serve=true shows the page without writing it: leave out= away, or serve=true")
+    options = {name: cfg[name] for name in ("title", "grids", "thumbnail", "points", "shown")}
+    if cfg.serve:
+        from aigc.report.live import serve
+
+        serve(spec, score=cfg.score, port=cfg.port, seconds=cfg.refresh_seconds, **options)
+        return
+    if out is not None:
+        from aigc.report.page import check_libraries, write
+
+        check_libraries()
+    comparison = Comparison(read_runs(spec), cfg.score)
+    if out is not None:
+        print(f"{len(comparison.runs)} runs in {write(comparison, out, **options)}")
+    else:
+        from aigc.report.table import text
+
+        print(text(comparison, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+
+
+if __name__ == "__main__":
+    main()

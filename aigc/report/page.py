@@ -1,0 +1,225 @@
+"""The comparison as one HTML page that needs no network: template, libraries, data and pictures in a single file."""
+
+import base64
+import contextlib
+import html
+import json
+import math
+import os
+import re
+from collections import Counter
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from aigc.errors import UserError
+from aigc.report.comparison import Column, Comparison, common, facts, flat
+from aigc.report.curves import LEAST, packed
+from aigc.report.protocol import differences
+from aigc.report.runs import Run
+from aigc.report.thumbnails import spread, thumbnails
+
+LIBRARIES = {  # what the page embeds: package and file in it
+    "plotly.js": ("plotly", "package_data/plotly.min.js"),
+    "datatables.js": ("itables", "html/dt_bundle.js"),
+    "datatables.css": ("itables", "html/dt_bundle.css"),
+}
+COURSE = (  # of `facts`: key, title, digits after the point
+    ("minutes", "minutes", 1), ("images", "images", 0), ("images_per_second", "images/s", 1),
+    ("parameters", "parameters", 0), ("memory_mb", "memory MB", 0),
+)
+_PACKED: WeakKeyDictionary[Run, tuple[int, list[dict[str, Any]]]] = WeakKeyDictionary()
+SCORES, SETTINGS, CURVES = 3, 6, 6     # how many of each the page shows before anything is chosen
+
+
+def check_libraries() -> dict[str, Path]:
+    """The files of the libraries that the page embeds.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    found = {}
+    for name, (package, file) in LIBRARIES.items():
+        spec = find_spec(package)
+        path = Path(next(iter(spec.submodule_search_locations or [""]))) / file if spec else Path()
+        if not path.is_file():
+            raise UserError(f"the page needs the package '{package}': pip install 'aigc[compare]'")
+        found[name] = path
+    return found
+
+
+def write(comparison: Comparison, path: Path, **options: Any) -> Path:
+    """Writes the page, to a temporary name first; makes the folder. `options` are those of `content`.
+
+    Raises:
+        UserError: a library is missing, or the file cannot be written.
+    """
+    whole = page(content(comparison, **options))
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(whole, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"'{path}' could not be written ({error.strerror}): choose another out=") from error
+    return path
+
+
+def page(data: dict[str, Any]) -> str:
+    """The whole HTML of the page that shows `data`, see `content`."""
+    parts = {name: path.read_text(encoding="utf-8") for name, path in check_libraries().items()}
+    here = Path(__file__).parent
+    parts |= {name: (here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")}
+    module = base64.b64encode(parts["datatables.js"].encode()).decode()
+    parts["importmap"] = json.dumps({"imports": {"datatables": f"data:text/javascript;base64,{module}"}})
+    parts["title"] = html.escape(data["title"])
+    parts["data"] = script_json(data)
+    template = (here / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{ ([\w.]+) \}\}", lambda found: parts[found[1]], template)
+
+
+def script_json(data: Any) -> str:
+    """JSON that can stand in a <script>: no tag in it can end it."""
+    try:
+        text = json.dumps(data, separators=(",", ":"), default=str, allow_nan=False)
+    except ValueError:                              # a browser's JSON knows no NaN: it becomes null
+        text = json.dumps(_finite(data), separators=(",", ":"), default=str)
+    return text.replace("<", "\\u003c")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def content(
+    comparison: Comparison,
+    *,
+    title: str | None = None,
+    grids: int,             # thumbnails, shared by all runs; every run shows its last in any case
+    thumbnail: int,         # pixels of their longer side
+    points: int,            # of a curve, shared by all runs
+    shown: int,             # runs in the charts before any is ticked
+) -> dict[str, Any]:
+    """What the page shows, as plain values for JSON."""
+    runs, root = comparison.runs, common(comparison.runs)
+    told = [facts(run) for run in runs]
+    columns, cells = _columns(comparison, told)
+    pictures = _pictures(runs, grids, thumbnail)
+    limit = max(LEAST, points // len(runs))
+    curves = [_curves(run, limit) for run in runs]
+    counts = Counter(name for groups in curves for group in groups for name in group["y"])
+    scores = [column.name for column in comparison.columns]
+    names = [name for name in scores if name in counts] + sorted(set(counts) - set(scores))
+    losses = [name for name, _ in counts.most_common() if "loss" in name]
+    return {
+        "title": title or f"{len(runs)} runs in {root.name}",
+        "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+        "root": str(root),
+        "shown": shown,
+        "columns": columns,
+        "runs": [
+            {"label": label, "folder": str(run.folder), "data": fact["data"], "cells": row, "curves": groups,
+             "grids": grid}
+            for run, label, fact, row, groups, grid
+            in zip(runs, comparison.labels, told, cells, curves, pictures, strict=True)
+        ],
+        "scores": {column.name: _score(comparison, column) for column in comparison.columns},
+        "settings": {key: [_plain(value) for value in values] for key, values in comparison.settings.items()},
+        "curves": names,
+        "charts": list(dict.fromkeys([*[name for name in scores[:1] if name in counts], *losses, *names]))[:CURVES],
+        "warnings": [f"{label}: {sentence}" for run, label in zip(runs, comparison.labels, strict=True)
+                     for sentence in run.warnings],
+    }
+
+
+def _columns(comparison: Comparison, told: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    """The columns of the table and the cells of each run."""
+    columns: list[dict[str, Any]] = [{"key": "run", "title": "run", "shown": True}]
+    values: list[list[Any]] = [list(comparison.labels)]
+
+    def add(key: str, entries: list[Any], *, shown: bool = True, **more: Any) -> None:
+        if any(entry not in (None, "") for entry in entries):
+            numeric = all(isinstance(entry, int | float | None) and not isinstance(entry, bool) for entry in entries)
+            columns.append({"key": key, "title": key, "shown": shown, "number": numeric, **more})
+            values.append(entries)
+
+    def add_score(column: Column, **more: Any) -> None:
+        values = [score.value if score else None for score in column.scores]
+        add(column.name, values, score=True, higher=column.higher, **more)
+
+    for key in ("status", "family", "data"):
+        add(key, [fact[key] for fact in told])
+    for column in comparison.columns[:1]:
+        add_score(column, first=True)
+        add("protocol", column.letters if len(column.protocols) > 1 else [])
+    for key, name, digits in COURSE:
+        add(key, [fact[key] for fact in told], title=name, digits=digits)
+    for k, column in enumerate(comparison.columns[1:], start=1):
+        add_score(column, shown=k < SCORES)
+    typed = {override.lstrip("+~").split("=")[0] for run in comparison.runs for override in run.overrides}
+    typed |= {key for run in comparison.runs if run.source == "wandb" for key in flat(run.config)}
+    chosen = [key for key in comparison.settings if key in typed][:SETTINGS]
+    for key, entries in comparison.settings.items():
+        add(key, [_plain(entry) for entry in entries], shown=key in chosen, setting=True)
+    return columns, [list(row) for row in zip(*values, strict=True)]
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a cell: a number, or words."""
+    if value is None or (isinstance(value, int | float | str) and not isinstance(value, bool)):
+        return value
+    return json.dumps(value, default=str)
+
+
+def _score(comparison: Comparison, column: Column) -> dict[str, Any]:
+    """A score of all runs: value, interval and protocol of each, and every value whose sampling cost is known."""
+    known: dict[str, dict[str, Any]] = {}           # facts of each protocol
+    for score, letter in zip(column.scores, column.letters, strict=True):
+        if score is not None:
+            known.setdefault(letter, score.facts)
+    costs = []
+    for k, found in enumerate(comparison.candidates):
+        for score in found.get(column.name, ()):
+            sampling = score.evaluation.get("sampling")
+            alike = [letter for letter, facts in known.items() if not differences(facts, score.facts)]
+            if isinstance(sampling, dict) and alike:
+                cost = [sampling.get("evaluations"), sampling.get("seconds_per_image")]
+                costs.append([k, *cost, score.value, score.low, score.high, alike[0]])
+    return {
+        "higher": column.higher,
+        "protocols": column.protocols,
+        "warnings": column.warnings,
+        "values": [[score.value, score.low, score.high, letter] if score else None
+                   for score, letter in zip(column.scores, column.letters, strict=True)],
+        "costs": costs,
+    }
+
+
+def _curves(run: Run, limit: int) -> list[dict[str, Any]]:
+    """The run's packed curves; made once where a live page shows the run again."""
+    if run not in _PACKED or _PACKED[run][0] != limit:
+        _PACKED[run] = (limit, packed(run.history, limit))
+    return _PACKED[run][1]
+
+
+def _pictures(runs: list[Run], grids: int, side: int) -> list[dict[str, list[tuple[int, str]]]]:
+    """Thumbnails of every run's grids: by key, images seen and data URI. A broken one is left out with a warning."""
+    each = grids // max(1, sum(len(run.samples) for run in runs))
+    chosen = [(k, key, images, path) for k, run in enumerate(runs) for key, found in run.samples.items()
+              for images, path in spread(found, max(1, each)).items()]
+    pictures: list[dict[str, list[tuple[int, str]]]] = [{} for _ in runs]
+    made = thumbnails([path for *_, path in chosen], side)
+    for (k, key, images, path), uri in zip(chosen, made, strict=True):
+        if uri is None:
+            runs[k].warnings.append(f"the picture {path.name} could not be read")
+        else:
+            pictures[k].setdefault(key, []).append((images, uri))
+    return pictures

@@ -1,0 +1,223 @@
+"""Scores with how they were measured, and which of them may be compared."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aigc.report.runs import Run
+
+HIGHER = ("is", "psnr", "ssim", "similarity", "attributes", "label", "accuracy", "precision", "recall", "density",
+          "coverage", "clip")
+OF_A_NETWORK = ("fd", "kd", "is", "fid", "kid", "mifid", "precision", "recall", "density", "coverage", "memorised",
+                "label", "similarity")
+BEARS_ON = {  # a fact of a protocol: the kinds of scores it bears on; what is not here bears on all
+    **dict.fromkeys(("network_sha256", "resizer", "num_reals", "balanced"), OF_A_NETWORK),
+    **dict.fromkeys(("num_samples",), (*OF_A_NETWORK, "attributes", "clip")),
+    **dict.fromkeys(("fd_covariance",), ("fd", "fid", "mifid")),
+    **dict.fromkeys(("kd_kernel", "kd_subsets", "kd_subset_size"), ("kd", "kid")),
+    **dict.fromkeys(("is_splits",), ("is",)),
+    **dict.fromkeys(("kept", "neighbours"), ("precision", "recall", "density", "coverage")),
+    **dict.fromkeys(("searched", "memorised_limit"), ("memorised", "mifid")),
+    **dict.fromkeys(("psnr",), ("psnr",)),
+    **dict.fromkeys(("ssim",), ("ssim",)),
+    **dict.fromkeys(("lpips", "lpips_sha256"), ("lpips",)),
+    **dict.fromkeys(("similarity",), ("similarity",)),
+}
+ASIDE = (   # not how a score was measured: results, random draws, and names that stand beside a fingerprint or a hash
+    "metric", "network", "network_task", "network_accuracy", "data", "seed", "floor", "floor_final",
+    "num_samples_final", "attribute_samples", "splits", "directions", "identity", "reference",
+)
+STATED = ("network_sha256", "num_samples", "num_reals", "resizer", "data_fingerprint", "split")  # by every protocol
+AXES = ("step", "images", "seconds")
+WORDS = {"network_sha256": "weights of the feature network", "num_samples": "images generated",
+         "num_reals": "reference images", "data_fingerprint": "data", "split": "reference split", "counts": "images"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number and how it came about.
+
+    Attributes:
+        value: at the best checkpoint for the monitored score of a training run, else at the end.
+        low, high: its interval, where one was measured.
+        facts: what of the protocol bears on this score; two scores compare when these are equal.
+        shown: the protocol as recorded, for people.
+        evaluation: the record of `aigc.evaluate` it comes from; empty: from training.
+    """
+
+    name: str
+    value: float
+    facts: dict[str, Any]
+    shown: dict[str, Any]
+    low: float | None = None
+    high: float | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
+
+
+def kind(name: str) -> str:
+    """`fd` of `test/a2b/fd_squeezenet`, `attributes` of `attributes/seen/all`."""
+    return "attributes" if "attributes/" in name else re.split(r"[/.]", name)[-1].split("_")[0]
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether more of a score is better, by its name: of `is_classifier`, `psnr`, `label_accuracy`, not `fid`."""
+    return kind(name) in HIGHER
+
+
+def facts(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a protocol bears on the score `name`."""
+    own = kind(name)
+    kept = {key: value for key, value in protocol.items() if key not in ASIDE and own in BEARS_ON.get(key, (own,))}
+    if name.startswith("final/") and protocol.get("num_samples_final") is not None:
+        kept["num_samples"] = protocol["num_samples_final"]
+    if own == "attributes":
+        kept = {"data_fingerprint": kept.get("data_fingerprint"),
+                "num_samples": protocol.get("attribute_samples", kept.get("num_samples"))}
+    if isinstance(splits := protocol.get("splits"), dict):
+        kept["counts"] = splits.get("test" if name.startswith("test/") else "validation")
+    if not kept.get("data_fingerprint") and protocol.get("data"):
+        kept["data_fingerprint"] = protocol["data"]
+    return kept
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """What two scores' facts disagree on, in words; empty: the scores were measured alike.
+
+    A fact that only one of them states counts if every protocol should state it.
+    """
+    found = []
+    for key in sorted({*a, *b}):
+        stated = key in a and key in b
+        if a.get(key) != b.get(key) and (stated or key in STATED):
+            words = WORDS.get(key, key.replace("_", " "))
+            found.append(f"{words} ({_short(a.get(key))} and {_short(b.get(key))})")
+    return found
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "not stated"
+    text = json.dumps(value) if isinstance(value, dict | list) else str(value)
+    is_hash = len(text) >= 16 and set(text) <= set("0123456789abcdef")
+    return text[:8] if is_hash else text
+
+
+def describe(protocol: Mapping[str, Any]) -> str:
+    """A protocol in a line: metric-independent, for the legend of a table."""
+    parts = []
+    if protocol.get("network"):
+        weights = f" ({str(protocol['network_sha256'])[:8]})" if protocol.get("network_sha256") else ""
+        parts.append(f"{protocol['network']}{weights}")
+    if protocol.get("num_samples"):
+        parts.append(f"{protocol['num_samples']:,} images")
+    if protocol.get("num_reals"):
+        parts.append(f"against {protocol['num_reals']:,} of {protocol.get('data')} {protocol.get('split')}")
+    elif protocol.get("data"):
+        parts.append(f"{protocol['data']} {protocol.get('split') or ''}".strip())
+    if protocol.get("resizer") not in (None, "none"):
+        parts.append(str(protocol["resizer"]))
+    return ", ".join(parts) or "no protocol recorded"
+
+
+def monitored(run: Run) -> str | None:
+    """The score that says which checkpoint of the run is best."""
+    scores = run.summary.get("scores")
+    return scores.get("monitor") if isinstance(scores, dict) else None
+
+
+def scores_of(run: Run) -> dict[str, list[Score]]:
+    """Every score of a run by name, what says most of it last: evaluations that sampled with options of their own,
+    training, evaluations as the recipe says; each oldest first.
+    """
+    found: dict[str, list[Score]] = {}
+    scores, protocol = run.summary.get("scores"), run.summary.get("protocol")
+    scores = scores if isinstance(scores, dict) else {}
+    protocol = protocol if isinstance(protocol, dict) else {}
+    values = scores.get("last") or _last_scores(run)
+    for name, value in values.items():
+        if name == scores.get("monitor") and scores.get("best") is not None:
+            value = scores["best"]
+        if not isinstance(value, int | float):
+            continue
+        if name.startswith("val/"):                 # a loss of the family's own: of no other family
+            held_out = {"family": run.family, "data_fingerprint": protocol.get("data_fingerprint", run.data)}
+            found[name] = [Score(name, value, held_out, {"data": run.data, "split": "validation"})]
+        else:
+            found[name] = [Score(name, value, facts(name, protocol), _shown(name, protocol))]
+    for record in run.evaluations:
+        entries, protocols = record.get("scores"), record.get("protocol")
+        for name, entry in entries.items() if isinstance(entries, dict) else ():
+            if not isinstance(entry, dict) or not isinstance(entry.get("value"), int | float):
+                continue
+            measured = protocols.get(name) if isinstance(protocols, dict) else None
+            measured = measured if isinstance(measured, dict) else {}
+            found.setdefault(name, []).append(Score(
+                name, entry["value"], facts(name, measured), _shown(name, measured),
+                entry.get("low"), entry.get("high"), record,
+            ))
+    return {name: sorted(entries, key=_weight) for name, entries in found.items()}
+
+
+def _weight(score: Score) -> int:
+    sampling = score.evaluation.get("sampling")
+    own = bool(sampling.get("options")) if isinstance(sampling, dict) else False
+    return 0 if own else 2 if score.evaluation else 1
+
+
+def _last_scores(run: Run) -> dict[str, Any]:
+    """What a run scored last whose summary does not say, as it goes on: the newest line that a scoring wrote.
+
+    W&B runs do not tell scores from losses: the last value of everything.
+    """
+    if run.source == "wandb":
+        return {name: value for line in run.history for name, value in line.items() if name not in AXES}
+    for line in reversed(run.history):
+        if any(name.startswith("val/") or kind(name) in OF_A_NETWORK for name in line):
+            return {name: value for name, value in line.items() if name not in AXES}
+    return {}
+
+
+def _shown(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    final = name.startswith("final/") and protocol.get("num_samples_final")
+    return {**protocol, "num_samples": final or protocol.get("num_samples")}
+
+
+def alike(name: str, candidates: Sequence[Iterable[Score]]) -> tuple[list[Score | None], list[int], list[Score]]:
+    """One score of each run, chosen so that as many as possible were measured alike.
+
+    Args:
+        name: of the score; candidates of another name do not count.
+        candidates: each run's scores, what says most of it last.
+
+    Returns:
+        The score of each run or None; the number of its protocol, 0 for the one that most runs have, -1 without a
+        score; and an example of each protocol, in that order.
+    """
+    groups: list[Score] = []
+    known: dict[str, int] = {}
+    placed: list[list[tuple[int, Score]]] = []
+    for row in candidates:
+        places = []
+        for score in row:
+            if score.name != name:
+                continue
+            key = json.dumps(score.facts, sort_keys=True, default=str)
+            if key not in known:
+                same = (k for k, other in enumerate(groups) if not differences(score.facts, other.facts))
+                known[key] = next(same, len(groups))
+                groups += [score] if known[key] == len(groups) else []
+            places.append((known[key], score))
+        placed.append(places)
+    sizes = [sum(any(k == group for k, _ in places) for places in placed) for group in range(len(groups))]
+    order = sorted(range(len(groups)), key=lambda k: -sizes[k])
+    rank = {group: place for place, group in enumerate(order)}
+    chosen: list[Score | None] = []
+    numbers = []
+    for places in placed:
+        best = min((rank[group] for group, _ in places), default=-1)
+        chosen.append(next((score for group, score in reversed(places) if rank[group] == best), None))
+        numbers.append(best)
+    used = sorted({number for number in numbers if number >= 0})
+    return chosen, [used.index(k) if k >= 0 else -1 for k in numbers], [groups[order[k]] for k in used]

@@ -1,0 +1,80 @@
+import pytest
+
+from aigc.report.protocol import alike, describe, differences, facts, higher_is_better, scores_of
+from aigc.report.runs import read_run
+
+from .made import PROTOCOL, evaluate, make_run
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "same"),
+    [
+        ("fd_classifier", {"num_samples": 10000}, False),
+        ("fd_classifier", {"network_sha256": "cd" * 32}, False),
+        ("fd_classifier", {"data_fingerprint": "f" * 16}, False),
+        ("fd_classifier", {"resizer": "299 x 299"}, False),
+        ("fd_classifier", {"split": "test"}, False),
+        ("fd_classifier", {"seed": 5, "floor": 0.2, "network_accuracy": 0.5, "data": "renamed"}, True),
+        ("fd_classifier", {"kd_subsets": 100, "is_splits": 5}, True),
+        ("kd_classifier", {"kd_subsets": 100}, False),
+        ("is_classifier", {"is_splits": 5, "kd_subsets": 100}, False),
+        ("fd_classifier", {"num_samples_final": 10000}, True),
+        ("final/fd_classifier", {"num_samples_final": 10000}, False),
+        ("psnr", {"network_sha256": "cd" * 32, "num_samples": 10000}, True),
+        ("psnr", {"data_fingerprint": "f" * 16}, False),
+    ],
+)
+def test_scores_compare_when_all_that_bears_on_them_is_equal(name, change, same):
+    found = differences(facts(name, PROTOCOL), facts(name, {**PROTOCOL, **change}))
+    assert (not found) is same, found
+
+
+def test_what_differs_is_said_in_words_and_a_missing_fact_counts():
+    a, b = facts("fd_classifier", PROTOCOL), facts("fd_classifier", {**PROTOCOL, "num_samples": 10000})
+    assert differences(a, b) == ["images generated (2000 and 10000)"]
+    del b["num_samples"]
+    assert differences(a, b) == ["images generated (2000 and not stated)"]
+    assert describe(PROTOCOL) == "classifier (abababab), 2,000 images, against 1,500 of digits train"
+
+
+@pytest.mark.parametrize(
+    ("name", "higher"),
+    [("fd_classifier", False), ("fid", False), ("is_classifier", True), ("is", True), ("label_accuracy", True),
+     ("test/a2b/psnr", True), ("a2b/identity/similarity_squeezenet", True), ("a2b/cycle_l1", False), ("lpips", False),
+     ("attributes/seen/all", True), ("recall_classifier", True), ("memorised_classifier", False), ("val/loss", False)],
+)
+def test_which_way_a_score_is_better(name, higher):
+    assert higher_is_better(name) is higher
+
+
+def test_a_runs_scores_are_the_best_of_training_and_what_evaluations_say(tmp_path):
+    folder = make_run(tmp_path / "a", fd=1.5)
+    scores = scores_of(read_run(folder))
+    assert [score.value for score in scores["fd_classifier"]] == [1.5]
+    evaluate(folder, "quick", 9.0, 4, {"steps": 4})
+    evaluate(folder, "recipe", 1.4, 40)
+    scores = scores_of(read_run(folder))
+    assert [score.value for score in scores["fd_classifier"]] == [9.0, 1.5, 1.4]        # the last stands for the run
+    assert (scores["fd_classifier"][-1].low, scores["fd_classifier"][-1].high) == (pytest.approx(1.3), 1.5)
+
+
+def test_a_running_runs_scores_come_from_its_log(tmp_path):
+    run = read_run(make_run(tmp_path / "a", fd=1.5, status="running"))
+    run.summary = {"status": "running"}
+    run.history.append({"step": 210, "images": 13440, "seconds": 63.0, "loss": 0.1})
+    scores = scores_of(run)
+    assert set(scores) == {"val/loss", "fd_classifier", "label_accuracy"}
+    assert scores["fd_classifier"][0].value == 1.5
+
+
+def test_each_run_gets_the_score_that_compares_with_most_others(tmp_path):
+    runs = [make_run(tmp_path / "a", fd=1.0), make_run(tmp_path / "b", fd=2.0, num_samples=10000),
+            make_run(tmp_path / "c", fd=3.0, num_samples=10000)]
+    evaluate(runs[1], "as_a", 2.5, 10)
+    evaluate(runs[2], "as_a", 3.5, 10)
+    chosen, numbers, protocols = alike("fd_classifier", [scores_of(read_run(run))["fd_classifier"] for run in runs])
+    assert [score.value for score in chosen] == [1.0, 2.5, 3.5] and numbers == [0, 0, 0] and len(protocols) == 1
+    chosen, numbers, protocols = alike("fd_classifier", [scores_of(read_run(runs[0]))["fd_classifier"][:1], [],
+                                                         scores_of(read_run(runs[2]))["fd_classifier"][:1]])
+    assert numbers == [0, -1, 1] and chosen[1] is None
+    assert [score.facts["num_samples"] for score in protocols] == [2000, 10000]
