@@ -27,7 +27,7 @@ def grid(
         images: `(n, c, h, w)` in [-1, 1], or uint8; of two or more than three channels the first ones are shown.
         columns: images in a row; None: about as many as rows.
         scale: enlargement, pixels repeated; None: small images reach about `CELL` pixels.
-        captions: words above each row, broken into lines as wide as the grid.
+        captions: words above each row, broken into lines as wide as the grid; a row without takes no room for them.
         titles: a word or two above each column.
     """
     pixels = to_uint8(images).cpu().numpy()
@@ -39,19 +39,19 @@ def grid(
     pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3)
     step_x, rows = w * scale + GAP, math.ceil(n / columns)
     width = columns * step_x - GAP
-    words = [_lines(caption, width) for caption in captions] if captions else []
-    assert not words or len(words) == rows, f"{len(words)} captions for {rows} rows"
-    tallest = LINE * max(map(len, words), default=0)
-    step_y, head = h * scale + GAP + tallest, LINE if titles else 0
-    canvas = np.full((pixels.shape[1], head + rows * step_y - GAP, width), TONE, np.uint8)
+    words = [_lines(caption, width) for caption in captions or [""] * rows]
+    assert len(words) == rows, f"{len(words)} captions for {rows} rows"
+    above = [LINE * len(lines) for lines in words]
+    tops = [LINE * bool(titles) + row * (h * scale + GAP) + sum(above[: row + 1]) for row in range(rows)]
+    canvas = np.full((pixels.shape[1], tops[-1] + h * scale, width), TONE, np.uint8)
     for k, image in enumerate(pixels):
-        top, left = head + k // columns * step_y + tallest, k % columns * step_x
+        top, left = tops[k // columns], k % columns * step_x
         canvas[:, top : top + h * scale, left : left + w * scale] = image
     for k, title in enumerate(titles or []):
         _write(canvas, title, 0, k * step_x, (k + 1) * step_x - GAP)
-    for row, lines in enumerate(words):
-        for k, line in enumerate(lines, start=tallest // LINE - len(lines)):
-            _write(canvas, line, head + row * step_y + k * LINE, 0, width)
+    for top, lines in zip(tops, words, strict=True):
+        for k, line in enumerate(lines):
+            _write(canvas, line, top - LINE * (len(lines) - k), 0, width)
     return canvas[0] if len(canvas) == 1 else canvas.transpose(1, 2, 0)
 
 
@@ -62,7 +62,9 @@ def _font() -> Any:
 
 
 def _lines(text: str, width: int) -> list[str]:
-    """Words broken into lines of at most `width` pixels; a longer word has a line of its own."""
+    """Words broken into lines of at most `width` pixels, none for none; a longer word has a line of its own."""
+    if not text.strip():
+        return []
     font, lines = _font(), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

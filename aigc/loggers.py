@@ -1,4 +1,4 @@
-"""Loggers: metrics.jsonl, always, and Weights & Biases, offline unless logged in. Both carry images and seconds."""
+"""Loggers: metrics.jsonl, always, and Weights & Biases, offline unless logged in. Both carry images and time."""
 
 import json
 import netrc
@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from aigc.errors import RunError
+from aigc.errors import RunError, UserError
 from aigc.progress import Progress
 
 
@@ -29,6 +29,7 @@ class JsonLines(Logger):
         super().__init__()
         self.path = Path(folder) / "metrics.jsonl"
         self.progress: Progress | None = None
+        self.rewind_to: int | None = None  # a resumed run's images: what came after them is written again
 
     name = "jsonl"
     version = ""
@@ -36,6 +37,7 @@ class JsonLines(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Appends one line."""
+        self.rewind()
         line = json.dumps({"step": step, **progress_of(metrics, self.progress)})
         try:
             with open(self.path, "a") as file:
@@ -49,9 +51,15 @@ class JsonLines(Logger):
         """The configuration stands in .hydra/."""
 
     @rank_zero_only
-    def rewind(self, images: int) -> None:
-        """Drops the lines after `images`, which a resumed run writes again."""
-        if not self.path.exists():
+    def finalize(self, status: str) -> None:
+        """A resumed run that had nothing left to do ends like the others; one that was refused changes nothing."""
+        if status == "success":
+            self.rewind()
+
+    def rewind(self) -> None:
+        """Drops, once, the lines after `rewind_to` images: when training goes on, not before it may be refused."""
+        images, self.rewind_to = self.rewind_to, None
+        if images is None or not self.path.exists():
             return
         kept = [line for line in self.path.read_text().splitlines() if _images(line) <= images]
         temporary = self.path.with_suffix(".tmp")
@@ -67,12 +75,18 @@ def _images(line: str) -> float:
 
 
 class Wandb(WandbLogger):
-    """Weights & Biases with images seen as the x axis.
+    """Weights & Biases: charts over images seen or training minutes, sample grids, scores, and the checkpoint.
+
+    Runs of a study share a group, and carry the recipe (`model=`) and the data's name as tags. At the end, how the run
+    ended and its best score become columns of W&B's table of runs, and the scores with their protocol a table.
 
     Args:
         folder: the run folder; W&B's own files go to `<folder>/wandb`.
         offline: `auto` is offline unless an API key or a login is there; WANDB_MODE, if set, decides. Never a prompt.
+        checkpoint: whether best.ckpt and the model card become an artifact at the end; online only.
         run_id: the W&B run to go on with, or None for a new one.
+        recipe: what was trained, as `model=` names it.
+        data: the data's name.
     """
 
     def __init__(
@@ -84,7 +98,10 @@ class Wandb(WandbLogger):
         name: str | None = None,
         tags: list[str] | None = None,
         offline: bool | str = "auto",
+        checkpoint: bool = True,
         run_id: str | None = None,
+        recipe: str | None = None,
+        data: str | None = None,
     ):
         import wandb
 
@@ -97,42 +114,119 @@ class Wandb(WandbLogger):
             project=project,
             id=run_id,
             group=group,
-            tags=tags,
+            tags=[tag[:64] for tag in dict.fromkeys([recipe, data, *(tags or [])]) if tag],  # W&B takes no longer ones
             mode=mode,
             resume="allow",
             settings=wandb.Settings(silent=True, console="off"),
         )
         self._wandb_init.pop("anonymous", None)  # Lightning still passes it, and W&B warns that it is gone
+        self.folder = Path(folder)
+        self.facts = {"recipe": recipe, "dataset": data}  # columns to group W&B's table of runs by
+        self.keeps_checkpoint = checkpoint and mode == "online"
         self.progress: Progress | None = None
 
     @property
     def experiment(self) -> Any:
-        """The W&B run; its charts are drawn over the images seen."""
+        """The W&B run; its charts are drawn over the images seen, and can be over minutes.
+
+        Raises:
+            UserError: W&B does not take the run.
+        """
+        import wandb
+
         fresh = self._experiment is None
-        run = super().experiment
+        try:
+            run = super().experiment
+        except wandb.errors.Error as error:
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise UserError(
+                f"W&B does not take the run ({reason}): give logger.wandb.offline=true and use wandb sync later"
+            ) from error
         if fresh:
-            run.define_metric("images")
+            for axis in ("images", "minutes", "seconds", "trainer/global_step"):
+                run.define_metric(axis, hidden=True)  # an axis for the others, no chart of its own
             run.define_metric("*", step_metric="images")
         return run
 
     @rank_zero_only
+    def begin(self, config: Mapping[str, Any]) -> str:
+        """Opens the run with its configuration, `recipe` and `dataset` beside it; returns W&B's id of it.
+
+        Raises:
+            UserError: W&B does not take the run.
+        """
+        self.experiment.config.update({**config, **self.facts}, allow_val_change=True)  # a resumed run's budget may
+        return str(self.experiment.id)
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning offers the model's options, which the configuration holds already."""
+
+    def _stand(self) -> dict[str, float]:
+        """Images seen, and training time in seconds and minutes."""
+        stand = progress_of({}, self.progress)
+        return {**stand, "minutes": round(stand["seconds"] / 60, 4)} if stand else {}
+
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Logs scalars beside images and seconds."""
-        super().log_metrics(progress_of(metrics, self.progress), step)
+        """Logs scalars beside images, seconds and minutes."""
+        super().log_metrics({**self._stand(), **metrics}, step)
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        """Logs pictures beside images and seconds; `images` are paths or arrays."""
+        """Logs pictures beside images, seconds and minutes; `images` are paths or arrays."""
         import wandb
 
-        self.experiment.log({**progress_of({}, self.progress), key: [wandb.Image(image) for image in images]})
+        stand = self._stand()
+        caption = f"{stand['images']:,} images, {stand['minutes']:.1f} minutes" if stand else None
+        self.experiment.log({**stand, key: [wandb.Image(image, caption=caption) for image in images]})
 
     @rank_zero_only
-    def finish(self, failed: bool) -> None:
-        """Closes the W&B run, so that the next job of this process starts its own."""
-        if self._experiment is not None:
-            self._experiment.finish(exit_code=int(failed))
-            self._experiment = None
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        """Closes the W&B run, so that the next job of this process starts its own.
+
+        Args:
+            summary: how the run ended, as in summary.json; None where it was refused, and nothing is to be added.
+        """
+        if self._experiment is None:
+            return
+        if summary is not None:
+            self._add_outcome(self._experiment, summary)
+        self._experiment.finish(exit_code=int(summary is None or summary["status"] == "failed"))
+        self._experiment = None
+
+    def _add_outcome(self, run: Any, summary: Mapping[str, Any]) -> None:
+        import wandb
+
+        scores = summary.get("scores") or {}
+        columns = ("status", "reason", "images_per_second", "parameters", "peak_memory_mb")
+        facts = {name: summary[name] for name in columns if summary.get(name) is not None}
+        if scores.get("best") is not None:
+            facts[f"best/{scores['monitor']}"] = scores["best"]
+        rows = score_rows(scores.get("last") or {}, summary.get("protocol") or {})
+        if rows:
+            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+            run.log({**self._stand(), "scores": table})
+        run.summary.update(facts)
+        best = self.folder / "checkpoints" / "best.ckpt"
+        if self.keeps_checkpoint and best.is_file():
+            facts["images"] = summary["images"]
+            artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=facts)
+            for file in (best, self.folder / "README.md"):
+                if file.is_file():
+                    artifact.add_file(str(file))
+            run.log_artifact(artifact, aliases=["latest", "best"])
+
+
+def score_rows(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each score: its value, its floor where it is the distance that has one, and how it was measured."""
+    floors = {protocol.get("metric"): "floor", f"final/{protocol.get('metric')}": "floor_final"}
+    keys = ("network", "network_sha256", "num_samples", "num_reals", "resizer", "data", "split")
+    return [
+        {"score": name, "value": value, "floor": protocol.get(floors.get(name, "")),
+         **{key: protocol.get(key) for key in keys}}
+        for name, value in scores.items()
+    ]
 
 
 def logged_in() -> bool:

@@ -103,10 +103,15 @@ def discard_if_unstarted(folder: Path) -> None:
     if any(entry.name not in BEFORE_TRAINING for entry in folder.iterdir()):
         return
     shutil.rmtree(folder, ignore_errors=True)
-    for parent in folder.parents:
-        if not parent.is_relative_to(Path.cwd()) or parent == Path.cwd() or any(parent.iterdir()):
-            break
-        parent.rmdir()
+    remove_empty(folder.parent)
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes a folder and its parents below the current one, as far as they are empty."""
+    folder = folder.resolve()
+    while folder.is_relative_to(Path.cwd()) and folder != Path.cwd() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
 
 
 def resumed_config(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> DictConfig:

@@ -1,5 +1,6 @@
 """Images of a trained family, one after the other, and files of them."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from aigc.errors import UserError
-from aigc.grids import save_grid
+from aigc.grids import TONE, save_grid
 from aigc.metrics.features import to_uint8
 from aigc.models.family import Family
 from aigc.noise import mix
@@ -68,12 +69,13 @@ def write(
 
 
 def save_rows(images: torch.Tensor, prompts: Sequence[str], path: Path) -> None:
-    """Writes images `(n, c, h, w)` uint8 as a grid with a row for each different prompt."""
+    """Writes images `(n, c, h, w)` uint8 as a grid with a row for each different prompt, which stands above it."""
     rows = {prompt: [k for k, own in enumerate(prompts) if own == prompt] for prompt in dict.fromkeys(prompts)}
-    columns = max(map(len, rows.values()))
     if len(rows) == 1:
-        save_grid(images, path)
+        side = math.ceil(math.sqrt(len(images)))
+        save_grid(images, path, columns=side, captions=[prompts[0], *[""] * (math.ceil(len(images) / side) - 1)])
         return
-    blank = torch.full_like(images[0], 96)
+    columns = max(map(len, rows.values()))
+    blank = torch.full_like(images[0], TONE)
     cells = [images[found[k]] if k < len(found) else blank for found in rows.values() for k in range(columns)]
-    save_grid(torch.stack(cells), path, columns=columns)
+    save_grid(torch.stack(cells), path, columns=columns, captions=list(rows))

@@ -4,14 +4,16 @@ import contextlib
 import ctypes
 import logging
 import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from aigc import launch
+from aigc import card, launch
 from aigc.callbacks.scoring import Scoring
 from aigc.checkpoints import AtomicCheckpointIO, read_checkpoint
 from aigc.config import CONFIG_DIR, instantiate, locate, to_plain
@@ -86,8 +88,14 @@ def vocabulary_of(cfg: DictConfig, data: ImageData) -> list[str] | None:
     return build_vocabulary(data.texts("train") or [], kind=text.words, size=text.size)
 
 
-def build_trainer(cfg: DictConfig, folder: Path, model: Family, run_id: str | None) -> L.Trainer:
+def build_trainer(cfg: DictConfig, folder: Path, model: Family, record: dict[str, Any]) -> L.Trainer:
     """The trainer with callbacks in the config's order and both loggers.
+
+    Args:
+        cfg: a complete training configuration.
+        folder: the run folder.
+        model: the family.
+        record: what the run's summary says at its start.
 
     Raises:
         UserError: there is no such device, or the family does not train in this precision or sharded.
@@ -99,7 +107,8 @@ def build_trainer(cfg: DictConfig, folder: Path, model: Family, run_id: str | No
     ]
     loggers: list[Any] = [JsonLines(folder)]
     loggers += [
-        instantiate(node, f"logger.{name}", folder=str(folder), run_id=run_id) for name, node in cfg.logger.items()
+        instantiate(node, f"logger.{name}", folder=str(folder), run_id=record.get("wandb_id"), recipe=record["recipe"],
+                    data=record["data"]["name"]) for name, node in cfg.logger.items()
     ]
     options = to_plain(cfg.trainer)
     cuda = options["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
@@ -165,7 +174,8 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
         check_resumable(content, model, checkpoint)
         seen, stand = content["progress"]["images"], content.get(type(data).__qualname__, {})
         del content
-    trainer = build_trainer(cfg, folder, model, before.get("wandb_id"))
+    record = identity(cfg, model, data, before, seen)
+    trainer = build_trainer(cfg, folder, model, record)
     images = cfg.batch_size * trainer.world_size
     if before.get("global_batch", images) != images:
         raise UserError(
@@ -176,7 +186,8 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
         data.trainer = trainer
         data.load_state_dict(stand)
     if trainer.is_global_zero:
-        begin(cfg, folder, model, trainer, seen)
+        record |= begin(cfg, model, trainer, seen)
+        write_summary(folder, **record)
     status, reason, refused = "failed", None, False
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint if resumed else None, weights_only=True)
@@ -191,17 +202,16 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
         refused = isinstance(error, UserError) and not isinstance(error, RunError)
         raise
     finally:
+        summary = {"status": status, "reason": reason}
         if trainer.is_global_zero:
+            with contextlib.suppress(RunError):  # the disk that ended the run does not take its summary either
+                summary = write_summary(folder, **(before if refused else outcome(trainer, model, status, reason)))
+            if not refused:
+                with contextlib.suppress(OSError):
+                    card.write(folder)
             for logger in trainer.loggers:
                 if isinstance(logger, Wandb):
-                    logger.finish(status == "failed")
-            try:
-                ending = before if refused else outcome(trainer, model, status, reason)
-                summary = write_summary(folder, **ending)
-            except RunError:  # the disk that ended the run does not take its summary either
-                summary = {"status": status, "reason": reason}
-        else:
-            summary = {"status": status, "reason": reason}
+                    logger.finish(None if refused else summary)
     return summary
 
 
@@ -235,32 +245,59 @@ def check_resumable(content: dict[str, Any], model: Family, path: Path) -> None:
         raise UserError(f"'{path}' holds a {held}, the configuration asks for a {name}: resume its own run")
 
 
-def begin(cfg: DictConfig, folder: Path, model: Family, trainer: L.Trainer, seen: int | None) -> None:
-    """Writes what is known of a run at its start; a resumed one's metrics are cut back to the images `seen`."""
-    config = to_plain(cfg)
+def identity(
+    cfg: DictConfig, model: Family, data: ImageData, before: dict[str, Any], seen: int | None
+) -> dict[str, Any]:
+    """What a run's summary says from its start: who it is, and what was asked for.
+
+    Args:
+        cfg: a complete training configuration.
+        model: the family.
+        data: the data module, set up.
+        before: the summary so far of a run that goes on; empty for a new one.
+        seen: images seen by the checkpoint that it goes on from; None for a new one.
+    """
+    typed = HydraConfig.get() if HydraConfig.initialized() else None
+    recipe = before.get("recipe") or type(model).__name__.lower()
+    resumes = list(before.get("resumes", []))
+    if not seen and typed is not None:
+        recipe = typed.runtime.choices.get("model") or recipe
+    elif seen:
+        resumes.append({"images": seen, "overrides": list(typed.overrides.task) if typed is not None else []})
+    return {
+        "study": cfg.study,
+        "seed": cfg.seed,
+        "signature": signature(to_plain(cfg)),
+        "recipe": recipe,
+        "family": type(model).__name__,
+        "condition": cfg.condition,
+        "translates": isinstance(model, Translator),
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "data": data.facts(),
+        "budget": to_plain(cfg.budget),
+        "resumes": resumes,
+        "wandb_id": before.get("wandb_id"),
+        "started": before.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def begin(cfg: DictConfig, model: Family, trainer: L.Trainer, seen: int | None) -> dict[str, Any]:
+    """Tells the loggers that a run starts, or goes on after `seen` images; what its summary adds to `identity`."""
     wandb_id = None
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
-            logger.log_hyperparams(config)
-            wandb_id = logger.experiment.id
-        if isinstance(logger, JsonLines) and seen is not None:
-            logger.rewind(seen)
-    write_summary(
-        folder,
-        status="running",
-        reason=None,
-        study=cfg.study,
-        seed=cfg.seed,
-        signature=signature(config),
-        family=type(model).__name__,
-        translates=isinstance(model, Translator),
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        precision=trainer.precision,
-        devices=trainer.world_size,
-        global_batch=cfg.batch_size * trainer.world_size,  # images a step
-        wandb_id=wandb_id,
+            wandb_id = logger.begin(to_plain(cfg))
+        if isinstance(logger, JsonLines):
+            logger.rewind_to = seen
+    return {
+        "status": "running",
+        "reason": None,
+        "precision": trainer.precision,
+        "devices": trainer.world_size,
+        "global_batch": cfg.batch_size * trainer.world_size,  # images a step
+        "wandb_id": wandb_id,
         **environment(),
-    )
+    }
 
 
 def outcome(trainer: L.Trainer, model: Family, status: str, reason: str | None) -> dict[str, Any]:
@@ -275,5 +312,6 @@ def outcome(trainer: L.Trainer, model: Family, status: str, reason: str | None) 
         "images_per_second": round(progress.images / progress.seconds, 2) if progress.seconds else None,
         "scores": {"last": scores.latest, "best": scores.best, "monitor": scores.monitor} if scores else {},
         "protocol": scores.protocol if scores else {},
+        **({"sampling": scores.sampling} if scores and scores.sampling else {}),
         "peak_memory_mb": round(peak_memory_mb(), 1),
     }

@@ -41,10 +41,12 @@ def test_words_above_rows_and_columns():
     short = grid(images, columns=2, scale=1, captions=["one", "two"])
     long = grid(images, columns=2, scale=1, captions=["one", "a large red circle left of a small blue square"])
     assert short.shape[0] == plain.shape[0] + 2 * LINE
-    lines = (long.shape[0] - plain.shape[0]) // (2 * LINE)
-    assert lines >= 2 and (long[: (lines - 1) * LINE] == TONE).all()             # one line, just above its row
-    second = lines * LINE + 60 + GAP
+    lines = (long.shape[0] - plain.shape[0]) // LINE - 1                         # of the second row's words
+    assert lines >= 2 and np.array_equal(long[: LINE + 60], short[: LINE + 60])
+    second = LINE + 60 + GAP
     assert all((long[second + k * LINE :][:LINE] != TONE).any() for k in range(lines))
+    first = grid(images, columns=2, scale=1, captions=["one", ""])
+    assert first.shape[0] == plain.shape[0] + LINE and np.array_equal(first[LINE:], plain)
 
 
 def test_a_png_appears_whole_or_not_at_all(tmp_path, monkeypatch):

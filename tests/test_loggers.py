@@ -2,11 +2,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import wandb
 
-from aigc.loggers import JsonLines, Wandb, logged_in
+from aigc.errors import UserError
+from aigc.loggers import JsonLines, Wandb, logged_in, score_rows
 from aigc.progress import Progress
 
 
@@ -20,7 +22,17 @@ def test_jsonl_lines_carry_images_and_seconds_and_are_rewound(tmp_path):
     assert lines[0] == {"step": 1, "images": 64, "seconds": 1.5, "loss": 2.0}
     with open(logger.path, "a") as file:
         file.write('{"step": 3, "ima')  # what a kill leaves behind
-    logger.rewind(64)
+    before = logger.path.read_bytes()
+    again = JsonLines(tmp_path)
+    again.rewind_to, again.progress = 64, Progress(images=96, seconds=2.0)
+    again.finalize("failed")  # refused before its first line
+    assert again.path.read_bytes() == before
+    again.log_metrics({"loss": 1.5}, step=2)
+    again.log_metrics({"loss": 1.4}, step=3)
+    assert [json.loads(line)["images"] for line in logger.path.read_text().splitlines()] == [64, 96, 96]
+    last = JsonLines(tmp_path)
+    last.rewind_to = 64
+    last.finalize("success")  # nothing was left to do
     assert [json.loads(line)["images"] for line in logger.path.read_text().splitlines()] == [64]
 
 
@@ -57,26 +69,108 @@ def test_an_offline_run_is_readable_by_wandb_leet(tmp_path, composed):
     from .conftest import TINY
 
     cfg = composed(
-        *TINY["vae"], "logger=default", "budget.images=640", "metrics=none", "callbacks.samples.n=4", "log_every=10",
-        "logger.wandb.tags=[vae,digits]",
+        *TINY["vae"], "logger=default", "budget.images=640", "metrics=losses", "metrics.validation_images=50",
+        "metrics.monitor=val/elbo", "metrics.mode=max", "callbacks.samples.n=4", "log_every=10", "study=first",
+        "logger.wandb.tags=[mine]",
     )
     summary = fit(cfg, tmp_path)
     assert wandb.run is None
     records = inspect(tmp_path)
     by_type = {record["type"]: record for record in records}
     assert by_type["run"]["run"]["run_id"] == summary["wandb_id"]
-    assert by_type["run"]["run"]["tags"] == ["vae", "digits"] and by_type["run"]["run"]["run_group"] == "default"
+    assert by_type["run"]["run"]["tags"] == ["vae", "digits", "mine"] and by_type["run"]["run"]["run_group"] == "first"
     configs = [record["config"]["update"] for record in records if record["type"] == "config"]
-    assert any(config.get("batch_size") == 16 and config.get("model", {}).get("latent") == 4 for config in configs)
-    axes = {r["metric"].get("glob_name"): r["metric"].get("step_metric") for r in records if r["type"] == "metric"}
-    assert axes["*"] == "images"
+    (config,) = (config for config in configs if "batch_size" in config)
+    assert config["batch_size"] == 16 and config["model"]["latent"] == 4 and "latent" not in config
+    assert (config["recipe"], config["dataset"]) == ("vae", "digits")
+    axes = [record["metric"] for record in records if record["type"] == "metric"]
+    assert [axis["step_metric"] for axis in axes if axis.get("glob_name") == "*"][-1] == "images"
+    assert {"images", "minutes"} <= {axis.get("name") for axis in axes if axis["options"].get("hidden")}
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
     curve = [(item["images"], item["loss"]) for item in history if "loss" in item]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert curve == [(line["images"], pytest.approx(line["loss"])) for line in lines if "loss" in line]
     assert [images for images, _ in curve] == [160, 320, 480, 640]
+    assert all(item["minutes"] == pytest.approx(item["seconds"] / 60, abs=1e-4) for item in history)
     pictures = [item for item in history if "samples.filenames" in item]
-    assert [item["images"] for item in pictures] == [0, 640]
+    assert [item["samples.captions"][0].split(",")[0] for item in pictures] == ["0 images", "640 images"]
     (folder,) = tmp_path.glob("wandb/offline-run-*/files")
     assert all((folder / item["samples.filenames"][0]).is_file() for item in pictures)
+    (table,) = (json.loads((folder / item["scores.path"]).read_text()) for item in history if "scores.path" in item)
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert {row["score"]: row["value"] for row in rows} == summary["scores"]["last"]
+    final: dict = {}
+    for record in records:
+        final |= record["summary"].get("update", {}) if record["type"] == "summary" else {}
+    assert final["status"] == "finished" and final["best/val/elbo"] == pytest.approx(summary["scores"]["best"])
+    assert final["parameters"] == summary["parameters"]
     assert any(record["type"] == "stats" for record in records)
+    command = [str(Path(sys.executable).with_name("wandb")), "sync", "--dry-run", str(tmp_path / "wandb")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # what the README says uploads it
+    assert "Would sync 1 run(s)" in done.stdout + done.stderr
+
+
+def test_score_rows_say_how_and_give_the_floor_to_its_distance():
+    protocol = {"metric": "fd_classifier", "floor": 0.1, "floor_final": 0.05, "network": "classifier",
+                "num_samples": 2000, "split": "train"}
+    scores = {"fd_classifier": 0.4, "final/fd_classifier": 0.3, "label_accuracy": 0.9}
+    rows = {row["score"]: row for row in score_rows(scores, protocol)}
+    assert [rows[name]["floor"] for name in scores] == [0.1, 0.05, None]
+    assert [rows[name]["value"] for name in scores] == [0.4, 0.3, 0.9]
+    assert rows["fd_classifier"]["num_samples"] == 2000 and rows["fd_classifier"]["network_sha256"] is None
+
+
+class Online:
+    """W&B's run as far as the logger asks it, with an account."""
+
+    id = "abc"
+
+    def __init__(self):
+        self.summary, self.artifacts, self.code, self.logged = {}, [], None, []
+        self.config = SimpleNamespace(update=lambda values, allow_val_change: None)
+
+    def define_metric(self, *args, **kwargs):
+        pass
+
+    def log(self, values):
+        self.logged.append(values)
+
+    def log_artifact(self, artifact, aliases):
+        self.artifacts.append((artifact.name, artifact.type, sorted(artifact.manifest.entries), aliases))
+
+    def finish(self, exit_code):
+        self.code = exit_code
+
+
+@pytest.mark.parametrize(("options", "kept"), [({}, True), ({"checkpoint": False}, False), ({"offline": True}, False)])
+def test_the_checkpoint_becomes_an_artifact_online_alone(tmp_path, monkeypatch, options, kept):
+    monkeypatch.setattr(wandb, "init", lambda **given: run)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+    (tmp_path / "README.md").write_text("a card")
+    run, logger = Online(), Wandb(str(tmp_path), **{"offline": False, **options})
+    assert logger.begin({"seed": 1}) == "abc"
+    summary = {"status": "stopped", "reason": "SIGTERM", "images": 64, "scores": {}, "protocol": {}}
+    logger.finish(summary)
+    expected = [("model-abc", "model", ["README.md", "best.ckpt"], ["latest", "best"])] if kept else []
+    assert run.artifacts == expected and run.code == 0 and run.summary["reason"] == "SIGTERM"
+    logger.finish(summary)  # closed already
+    assert run.artifacts == expected
+
+
+def test_a_refused_run_adds_nothing_to_w_and_b(tmp_path, monkeypatch):
+    run = Online()
+    monkeypatch.setattr(wandb, "init", lambda **given: run)
+    logger = Wandb(str(tmp_path), offline=False)
+    logger.begin({})
+    logger.finish(None)
+    assert run.code == 1 and not run.summary and not run.artifacts
+
+
+def test_an_unreachable_server_is_one_sentence(tmp_path, monkeypatch):
+    def unreachable(**given):
+        raise wandb.errors.CommError("failed to reach the server\nand a long story")
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    with pytest.raises(UserError, match=r"^W&B does not take the run \(failed to reach the server\): give logger"):
+        Wandb(str(tmp_path), offline=False).begin({})

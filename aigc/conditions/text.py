@@ -1,6 +1,7 @@
 """Texts as conditions: an encoder of one's own, trained with the family, or a frozen one of another package."""
 
 from collections.abc import Sequence
+from unicodedata import category
 
 import torch
 from torch import Tensor, nn
@@ -82,8 +83,8 @@ class TextEncoder(nn.Module):
         if long:
             lines.append(f"{len(long)} of the prompts cut off after {self.tokens} tokens: '{long[0][:40]}...'")
         unknown = [] if self.frozen else [word for text in texts for word in self.tokenizer.unknown(text)]
-        if unknown:
-            lines.append(f"not in the training captions, so without meaning: {', '.join(dict.fromkeys(unknown))}")
+        if words := [word for word in dict.fromkeys(unknown) if category(word[0])[0] != "P"]:  # not for a comma
+            lines.append(f"not in the training captions, so without meaning: {', '.join(words)}")
         return lines
 
     # ---- numbers to vectors ----

@@ -10,10 +10,11 @@ table.
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from study import HERE, RUNS, finished
+from study import HERE, STUDY, finished
 from torch import Tensor, nn
 
 from aigc.checkpoints import load_family
@@ -39,7 +40,7 @@ def build() -> nn.Sequential:
 def trained(images: Tensor, labels: Tensor) -> nn.Sequential:
     """The judge, trained on digits shifted by up to two pixels, or as it was kept."""
     torch.manual_seed(0)
-    judge, path = build(), RUNS / "judge.pt"
+    judge, path = build(), Path("runs") / STUDY / "judge.pt"
     if path.is_file():
         judge.load_state_dict(torch.load(path, weights_only=True))
         return judge.eval()
@@ -96,7 +97,7 @@ def main() -> None:
     verdict: dict = {"accuracy": accuracy, "floor": floor, "runs": {}}
     labels = torch.arange(2000) % 10
     for name, run in finished().items():
-        family = load_family(run, "last")
+        family = load_family(run.folder, "last")
         made = torch.cat([
             to_uint8(family.sample(len(part), condition=labels[part], seeds=[mix(SEED, int(k)) for k in part]))
             for part in torch.arange(2000).split(250)

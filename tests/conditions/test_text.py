@@ -149,7 +149,7 @@ def test_long_texts_are_cut_off_and_said_with_unknown_words():
         "1 of the prompts cut off after 4 tokens: 'a large blue square left of a small red ...'",
         "not in the training captions, so without meaning: green, dog",
     ]
-    assert encoder.warnings(["a red star"]) == []
+    assert encoder.warnings(["a red star"]) == encoder_of().warnings(["“a red, star”!"]) == []  # marks are no words
 
 
 def test_unknown_words_say_nothing_but_where_they_stand():
