@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -14,7 +15,9 @@ from aigc.config import CONFIG_DIR, SCHEMAS, check_closed, register_schemas
 from aigc.errors import RunError, UserError, choices
 
 Task = Callable[[Any], Any]
-FREE_TEXT = ("text", "data.text")       # options whose value is taken as it was typed
+FREE_TEXT = ("text", "data.text", "resume")  # options whose value is taken as it was typed
+
+EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # launchers of other packages
 
 
 def run(task: Task, config_name: str) -> None:
@@ -64,6 +67,17 @@ def quoted(argument: str) -> str:
     return f"{key}{equals}'{value.replace('${', chr(92) + '${')}'"
 
 
+def plain(value: str) -> str:
+    """A value without the quotes that Hydra would take away."""
+    found = re.fullmatch(r"""(['"])(.*)\1""", value, re.DOTALL)
+    return found[2].replace("\\" + found[1], found[1]) if found else value
+
+
+def override(key: str, value: str | None) -> str:
+    """`key=value` as Hydra reads it back, whatever is in the value."""
+    return f"{key}=" + ("null" if value is None else QuotedString(value, Quote.single).with_quotes())
+
+
 def _say(error: UserError) -> int:
     """Prints the sentence; returns the exit code that belongs to it."""
     print(f"aigc: {error}", file=sys.stderr, flush=True)
@@ -78,6 +92,8 @@ def explain(error: Exception, argv: list[str], config_name: str) -> str:
     text = "\n".join(str(link) for link in chain)
     if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
         group, name = found.groups()
+        if name in EXTRAS:
+            return f"'{group}={name}' comes with a package of its own: pip install 'aigc[{EXTRAS[name]}]'"
         return f"'{group}={name}' does not exist: {choices(name, _options(group, text))}"
     if found := re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text):
         key = found.group(1)

@@ -18,7 +18,10 @@ from aigc.errors import UserError, choices
 
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"  # wheel | checkout
-ALLOWED_TARGETS = ("aigc.", "lightning.", "torch.nn.", "torch.optim.", "torchmetrics.", "torchvision.")
+ALLOWED_TARGETS = (
+    "aigc.", "lightning.", "optuna.pruners.", "optuna.samplers.", "torch.nn.", "torch.optim.", "torchmetrics.",
+    "torchvision.",
+)
 ALLOW_VARIABLE = "AIGC_ALLOW_TARGETS"  # a user's own packages, comma-separated; never read from a config
 
 
@@ -87,7 +90,62 @@ class EditConfig:
     device: str = "auto"
 
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "generate": GenerateConfig, "edit": EditConfig}
+@dataclass
+class EvaluateConfig:
+    """The top level of `aigc.evaluate`; conf/evaluate.yaml explains each key."""
+
+    run: str = "???"
+    checkpoint: str = "best"
+    against: str | None = None
+    networks: Any = None
+    weights: dict[str, str | None] = field(default_factory=dict)
+    preprocessing: dict[str, str | None] = field(default_factory=dict)
+    num_samples: int | None = None
+    num_reals: int | None = None
+    split: str = "train"
+    test: str = "test"
+    balanced: bool = True
+    seed: int = 0
+    resamples: int = 100
+    neighbours: int = 5
+    memorisation: bool = True
+    kd_subsets: int = 20
+    kd_subset_size: int = 1000
+    attribute_samples: int = 500
+    clip: str | None = None
+    lpips: str | None = "auto"
+    lpips_weights: str | None = None
+    guidance: float | None = None
+    truncation: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    sampler: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    out: str | None = None
+    batch_size: int = 100
+    megapixels: float = 4.0
+    device: str = "auto"
+
+
+@dataclass
+class CompareConfig:
+    """The top level of `aigc.compare`; conf/compare.yaml explains each key."""
+
+    runs: Any = "runs"
+    out: str | None = None
+    score: str | None = None
+    title: str | None = None
+    serve: bool = False
+    port: int | None = None
+    refresh_seconds: float = 5
+    shown: int = 12
+    grids: int = 300
+    thumbnail: int = 280
+    points: int = 40000
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig, "generate": GenerateConfig, "edit": EditConfig, "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
+}
 
 
 def register_schemas() -> None:

@@ -1,6 +1,7 @@
 """Several processes: who this one is, who started it, starting one process a device, and SLURM's second chances."""
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -13,12 +14,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from aigc.cli import override
 from aigc.errors import UserError
 
 RANK_VARIABLES = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK",
     "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 )
+PARENT_VARIABLE = "AIGC_PARENT"  # the process without which a job or a rank is not to go on
 REQUEUE_SIGNAL = "SIGUSR1"  # what `sbatch --signal=SIGUSR1@120` sends before the time is up
 GRACE_SECONDS = 60  # between the failure of one process and the end of those that do not notice
 
@@ -138,8 +141,28 @@ def ending_signals() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM, *requeue]
 
 
-def launch(processes: int, overrides: Sequence[str], folder: Path) -> int:
-    """Runs `python -m aigc.train` with `overrides` once a device on this node, all in `folder`.
+def config_dirs(hydra: Any) -> list[str]:
+    """The `--config-dir` of the command line that led to this `hydra` node."""
+    return [f"--config-dir={source.path}" for source in hydra.runtime.config_sources
+            if source.provider == "command-line"]
+
+
+def end_with_parent() -> None:
+    """Has this process sent SIGTERM when the one that started it as a job or a rank ends, even by SIGKILL.
+
+    Linux does; elsewhere nothing happens.
+    """
+    parent = os.environ.pop(PARENT_VARIABLE, None)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # a C library without it
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != int(parent):
+            sys.exit(143)                           # it has ended already
+
+
+def launch(processes: int, words: Sequence[str], folder: Path) -> int:
+    """Runs `python -m aigc.train` with `words` once a device on this node, all in `folder`.
 
     What torchrun does for one node, without its traceback where a process ends on purpose. Signals are handed on, so
     that every process ends after the same step; when one fails, the others are ended.
@@ -150,9 +173,9 @@ def launch(processes: int, overrides: Sequence[str], folder: Path) -> int:
     environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
-    extra = [word for i, word in enumerate(sys.argv) if "--config-dir" in (word.split("=")[0], sys.argv[i - 1])]
-    command = [sys.executable, "-m", "aigc.train", *extra, *overrides]
-    command += [f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+    environment[PARENT_VARIABLE] = str(os.getpid())
+    where = [override("hydra.run.dir", str(folder)), "hydra.output_subdir=null"]
+    command = [sys.executable, "-m", "aigc.train", *words, *where]
     children = [
         subprocess.Popen(command, env=environment | {"RANK": str(k), "LOCAL_RANK": str(k)}, start_new_session=True)
         for k in range(processes)

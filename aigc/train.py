@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from aigc import cli, launch
 from aigc.errors import RunError, UserError
@@ -14,10 +15,12 @@ from aigc.run import discard_if_unstarted, read_summary, resumed_config
 
 def main() -> None:
     """The command line."""
+    launch.end_with_parent()
     words = {word.split("=", 1)[0]: word.split("=", 1)[1] for word in sys.argv[1:] if "=" in word}
     if "resume" in words:  # in the same folder, without overwriting its record of the first command
-        folder = Path(words["resume"]).expanduser().resolve()
-        sys.argv += [f"hydra.run.dir={folder}" if folder.is_dir() else "hydra.run.dir=.", "hydra.output_subdir=null"]
+        folder = Path(cli.plain(words["resume"])).expanduser().resolve()
+        folder = folder if folder.is_dir() else Path(".")
+        sys.argv += [cli.override("hydra.run.dir", str(folder)), "hydra.output_subdir=null"]
     elif (launch.rank() or 0) > 0:
         fixed = words.get("trainer") == "slurm" or "hydra.run.dir" in words  # the same for all: see what is there
         sys.argv += ["hydra.output_subdir=null"]
@@ -26,8 +29,12 @@ def main() -> None:
 
 
 def train(cfg: Any) -> float | None:
-    """One job: trains, and returns the monitored score for sweepers."""
+    """One run: trains, and returns the monitored score for sweepers. In a multirun, a process of its own does."""
     hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        from aigc.multirun.running import run_here
+
+        return run_here(cfg, hydra_config)
     overrides = list(hydra_config.overrides.task)
     folder = Path(hydra_config.runtime.output_dir).resolve()
     resumed, first = cfg.resume is not None, launch.rank() in (None, 0)  # Lightning's end takes the rank away
@@ -45,7 +52,7 @@ def train(cfg: Any) -> float | None:
         if launching:
             training.check_pair(cfg)
             training.prepare_data(cfg)
-            code = launch.launch(processes, overrides, folder)
+            code = launch.launch(processes, [*launch.config_dirs(hydra_config), *overrides], folder)
             summary = read_summary(folder)
             if code and summary.get("status") != "stopped":
                 reason = summary.get("reason") or f"exit code {code}"

@@ -157,3 +157,19 @@ def test_another_family_in_the_folder_is_refused(tmp_path):
     fit(compose_train(*TINY["vae"], *FAST, "budget.images=160"), tmp_path)
     with pytest.raises(UserError, match=r"holds a aigc\.models\.vae\.VAE, the configuration asks for"):
         fit(compose_train(*TINY["gan"], *FAST, "budget.images=160"), tmp_path, resumed=True)
+
+
+def test_a_resume_that_lacks_weights_of_its_scores_is_refused_and_changes_nothing(tmp_path):
+    short = [*TINY["vae"], *FAST]
+    fit(compose_train(*short, "budget.images=320"), tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"images": 999999}\n')                 # what a resumed run would cut off
+    (tmp_path / "README.md").write_text("a card")
+    before = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "README.md")}
+    summary = read_summary(tmp_path)
+    gone = ["metrics=squeezenet", f"metrics.weights={tmp_path}/gone.pth"]  # the file was there when the run began
+    with pytest.raises(UserError, match=r"gone\.pth"):
+        fit(compose_train(*short[:-3], *gone, "~callbacks.samples", "budget.images=640"), tmp_path, resumed=True)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    after = read_summary(tmp_path)
+    assert {**after, "updated": None} == {**summary, "updated": None}

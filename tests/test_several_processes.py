@@ -74,7 +74,7 @@ def test_two_processes_keep_equal_weights_and_share_the_images(case, pair):
     assert set(walked.values()) == {max(1, 32 * STEPS // data.train) if "train" in data else 1}
     run = pair / case
     assert sorted(p.name for p in run.iterdir()) == [
-        "checkpoints", "metrics.jsonl", "rank0.json", "rank1.json", "samples", "summary.json"]
+        "README.md", "checkpoints", "metrics.jsonl", "rank0.json", "rank1.json", "samples", "summary.json"]
     summary = read_summary(run)
     assert summary["devices"] == 2 and summary["global_batch"] == 32 and summary["scores"]["last"] == first["scores"]
     assert summary["precision"] == ("bf16-mixed" if "bf16" in case else "32-true")
@@ -170,7 +170,7 @@ def test_torchrun_starts_it_too_and_the_run_folder_is_written_once(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["runs"] and done.stdout.count("finished: 64 images") == 1
     (run,) = (tmp_path / "runs" / "s").iterdir()
     written = sorted(path.name for path in run.iterdir())
-    assert written == [".hydra", "checkpoints", "metrics.jsonl", "samples", "summary.json"]
+    assert written == [".hydra", "README.md", "checkpoints", "metrics.jsonl", "samples", "summary.json"]
     assert load_family(run).sample(2, seeds=[1, 2]).shape == (2, 1, 8, 8)
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from aigc.checkpoints import load_family, read_checkpoint
 from aigc.cli import quoted
 from aigc.errors import UserError
 from aigc.generate import labels_of
+from aigc.grids import GAP, LINE, TONE
 from aigc.prompts import prompts_of
 from aigc.training import fit
 
@@ -126,6 +128,10 @@ def test_a_file_of_prompts_from_a_shell(runs, tmp_path):
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == [
         *(f"{k:05}.png" for k in range(5)), "grid.png", "prompts.txt"
     ]
+    with Image.open(tmp_path / "two" / "grid.png") as picture:  # a row for each prompt, with the prompt above it
+        assert picture.size == (3 * (64 + GAP) - GAP, 2 * (64 + GAP) - GAP + 2 * LINE)
+        rows = np.asarray(picture.convert("L"))
+    assert (rows[:LINE] != TONE).any() and (rows[LINE + 64 + GAP :][:LINE] != TONE).any()
 
 
 def test_a_prompt_for_a_model_of_labels_is_one_sentence(runs, tmp_path):

@@ -1,0 +1,134 @@
+"""Jobs of a multirun: each a `python -m aigc.train` with exactly its own overrides, in a folder of its own."""
+
+import copy
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+from aigc import launch
+from aigc.cli import FREE_TEXT, override, quoted
+from aigc.config import TrainConfig, check_closed, to_plain
+from aigc.errors import UserError
+from aigc.multirun.record import Record
+from aigc.run import read_summary, signature
+
+NOT_FOR_JOBS = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.mode", "hydra.run",
+                "hydra.output_subdir")  # what concerns the multirun as a whole
+UNSAVED = ("metrics.jsonl", "summary.json", "samples", "wandb", ".hydra")  # of a run that never came to a checkpoint
+
+
+@dataclass
+class Job:
+    """One job: `overrides` as Hydra writes them, `words` what else its command line needs (hydra.*, --config-dir),
+    `trainer` its options of that name, `shown` the overrides that tell it from the others.
+    """
+
+    number: int
+    overrides: list[str]
+    folder: Path
+    signature: str
+    trainer: dict[str, Any]
+    shown: str = ""
+    words: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, config: Any, hydra: Any, *, shared: frozenset[str] = frozenset()) -> "Job":
+        """The job of a composed configuration; Hydra's own configuration is that of the job meanwhile.
+
+        Args:
+            config: without `hydra`.
+            hydra: the `hydra` node.
+            shared: overrides that all jobs have, which need not be shown.
+
+        Raises:
+            UserError: it has an option that does not exist.
+        """
+        check_closed(config, TrainConfig)
+        plain = to_plain(config)
+        words = [str(word) for word in hydra.overrides.hydra if not str(word).lstrip("+~").startswith(NOT_FOR_JOBS)]
+        overrides = [str(word) for word in hydra.overrides.task]
+        return cls(
+            number=hydra.job.num,
+            overrides=overrides,
+            folder=(Path(hydra.sweep.dir) / hydra.sweep.subdir).resolve(),
+            signature=signature(plain),
+            trainer=plain["trainer"],
+            shown=" ".join(word for word in overrides if word not in shared),
+            words=[*words, *launch.config_dirs(hydra)],
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether its run is there, complete.
+
+        Raises:
+            UserError: its folder holds a run of another configuration.
+        """
+        summary = read_summary(self.folder)
+        if summary.get("signature", self.signature) != self.signature:
+            raise UserError(
+                f"'{self.folder}' holds a run of another configuration, which has changed since: choose another "
+                "hydra.sweep.dir"
+            )
+        return summary.get("status") == "finished"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is known of a job before it runs."""
+        return {"folder": self.folder.name, "overrides": self.overrides, "shown": self.shown}
+
+    def command(self) -> list[str]:
+        """The command line: of a new run, or of one that goes on where its last checkpoint stands."""
+        start = [sys.executable, "-m", "aigc.train", *self.words, "hydra.mode=RUN"]
+        if all((self.folder / name).is_file() for name in ("checkpoints/last.ckpt", ".hydra/config.yaml")):
+            return [*start, f"resume={self.folder}"]
+        for name in UNSAVED:
+            path = self.folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        typed = [as_typed(word) for word in self.overrides]
+        return [*start, *typed, override("hydra.run.dir", str(self.folder))]
+
+
+def compose_batch(loader: Any, config: DictConfig, batch: Sequence[Sequence[str]], number: int) -> list[Job]:
+    """The jobs of a batch of overrides, numbered from `number`; `config` is the multirun's."""
+    shared = frozenset.intersection(*map(frozenset, batch)) if len(batch) > 1 else frozenset()
+    return [compose_job(loader, config, words, k, shared) for k, words in enumerate(batch, number)]
+
+
+def compose_job(loader: Any, config: DictConfig, words: Sequence[str], number: int, shared: frozenset[str]) -> Job:
+    """The job of some overrides, composed as Hydra's own launchers do it."""
+    composed = loader.load_sweep_config(config, list(words))
+    with open_dict(composed):
+        composed.hydra.job.id = composed.hydra.job.num = number
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(composed)
+    try:
+        task = copy.deepcopy(composed)
+        with open_dict(task):
+            del task["hydra"]
+        return Job.of(task, composed.hydra, shared=shared)
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def note_waiting(jobs: Sequence[Job], record: Record) -> None:
+    """Notes jobs that are still to come."""
+    for job in jobs:
+        if read_summary(job.folder).get("status") != "finished":
+            record.note(job.number, status="waiting", **job.facts)
+
+
+def as_typed(word: str) -> str:
+    """An override as Hydra writes it, ready to be read by a command line that takes free text as it was typed."""
+    if word.partition("=")[0] not in FREE_TEXT:
+        return word
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_override(word)
+    return quoted(f"{parsed.key_or_group}={parsed.value()}") if isinstance(parsed.value(), str) else word

@@ -1,0 +1,119 @@
+"""What Hydra finds of aigc: a launcher and two sweepers. It takes plugins from the `hydra_plugins` namespace alone,
+and imports this file whenever a Hydra program of this environment starts: so it imports nothing heavy.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+class Processes(Launcher):
+    """`hydra/launcher=processes`: each job a fresh process on this machine (aigc/multirun/jobs.py)."""
+
+    def __init__(
+        self,
+        max_parallel: int | None = None,  # jobs at once; None: one a GPU, or one
+    ):
+        self.max_parallel = max_parallel
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keeps what jobs are composed with."""
+        from aigc.multirun.devices import Devices
+
+        self.loader, self.config, self.devices = hydra_context.config_loader, config, Devices(self.max_parallel)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs a batch of jobs; one that failed returns None."""
+        from aigc.multirun.devices import need_of
+        from aigc.multirun.jobs import compose_batch
+
+        jobs = compose_batch(self.loader, self.config, job_overrides, initial_job_idx)
+        for job in jobs:
+            need_of(job.trainer)  # refused before the first one starts
+        scores: dict[int, float | None] = {}
+        self.stream(iter(jobs), expected=initial_job_idx + len(jobs),
+                    ended=lambda job, entry: scores.update({job.number: entry.get("score")}))
+        return [
+            JobReturn(overrides=job.overrides, working_dir=str(job.folder), status=JobStatus.COMPLETED,
+                      _return_value=scores[job.number])
+            for job in jobs
+        ]
+
+    def stream(self, jobs: Iterator[Any], *, expected: int, ended: Callable[[Any, dict[str, Any]], None]) -> None:
+        """Runs `aigc.multirun.jobs.Job`s as they come; `ended` is told each with its entry in jobs.json."""
+        from aigc.multirun.record import Record
+        from aigc.multirun.running import ending_by_exception, run_jobs
+
+        record = Record(self.config.hydra.sweep.dir)
+        with ending_by_exception():
+            run_jobs(jobs, record, self.devices, expected=expected, ended=ended)
+
+
+class Grid(BasicSweeper):
+    """`hydra/sweeper=grid`: every combination, in a folder that the same command finds again."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Settles the folder, then the launcher."""
+        from aigc.multirun.record import Multirun
+
+        self.multirun = Multirun(config, {key: str(value) for key, value in (self.params or {}).items()})
+        self.composed = 0
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Runs all jobs; raises a RunError at the end if some failed."""
+        from aigc.multirun.space import check_listed
+
+        check_listed(arguments)
+        with self.multirun:
+            returns = super().sweep(arguments)
+        self.multirun.check()
+        return returns
+
+    @staticmethod
+    def split_arguments(overrides: Any, max_batch_size: int | None) -> list[list[list[str]]]:
+        """Hydra's combinations, with `~x` as it was typed, which Hydra makes `~x=null` of: that deletes no group."""
+        batches = BasicSweeper.split_arguments(overrides, max_batch_size)
+        return [[[w.removesuffix("=null") if w.startswith("~") else w for w in words] for words in batch]
+                for batch in batches]
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Composes all jobs before the first starts, and notes them as waiting."""
+        from aigc.multirun.jobs import compose_batch, note_waiting
+
+        assert self.hydra_context is not None and self.config is not None
+        jobs = compose_batch(self.hydra_context.config_loader, self.config, batch, self.composed)
+        self.composed += len(jobs)
+        note_waiting(jobs, self.multirun.record)
+
+
+class Search(Sweeper):
+    """`hydra/sweeper=optuna`: Optuna chooses what the jobs of any launcher try (aigc/multirun/search.py)."""
+
+    def __init__(self, **options: Any):
+        self.options = options
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Settles the folder, then the launcher."""
+        from aigc.multirun.record import Multirun
+
+        self.options = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in self.options.items()}
+        self.multirun = Multirun(config, {key: str(value) for key, value in (self.options["params"] or {}).items()})
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Searches until there have been `n_trials`; prints and saves the best."""
+        from aigc.multirun.search import search
+
+        with self.multirun:
+            return search(self, arguments)

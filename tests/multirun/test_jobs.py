@@ -1,0 +1,133 @@
+"""What a job is told, where a multirun lives, and who may work there."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from aigc import launch
+from aigc.cli import override, quoted
+from aigc.errors import UserError
+from aigc.multirun.jobs import Job, as_typed
+from aigc.multirun.lock import FolderLock
+from aigc.multirun.record import Multirun, Record, find_folder, table
+
+from ..conftest import environment
+
+
+def composed(folder, *task, typed=()):
+    return OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}, "output_subdir": ".hydra",
+                                       "overrides": {"task": list(task), "hydra": list(typed)}}})
+
+
+def test_the_same_command_finds_its_newest_folder_and_another_does_not(tmp_path):
+    command = {"overrides": ["seed=1,2"], "params": {}}
+    for name in ("2026-01-01_multirun", "2026-01-02_multirun"):
+        with Record(tmp_path / name).change() as content:
+            content["command"] = command
+    with Record(tmp_path / "2026-01-03_multirun").change() as content:
+        content["command"] = {**command, "params": {"model.latent": "1,2"}}
+    config = composed(tmp_path / "now_multirun")
+    assert find_folder(config, command).name == "2026-01-02_multirun"
+    assert find_folder(config, {"overrides": ["seed=1,2,3"], "params": {}}).name == "now_multirun"
+    taken = tmp_path / "2026-01-01_multirun"
+    config = composed(taken, typed=[f"hydra.sweep.dir={taken}"])
+    assert find_folder(config, command) == taken
+    with pytest.raises(UserError, match=r"holds another multirun \(seed=1,2\): choose another hydra.sweep.dir"):
+        find_folder(config, {"overrides": ["seed=3"], "params": {}})
+
+
+def test_a_multirun_that_goes_on_is_not_started_twice_and_a_refused_one_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Multirun(composed("runs/m", "seed=1,2"), {}) as first:
+        assert first.record.read()["command"]["overrides"] == ["seed=1,2"]
+        with pytest.raises(UserError, match=rf"going on already, as process {os.getpid()} on .*'runs/m'"):
+            Multirun(composed("runs/m", "seed=1,2"), {}).__enter__()
+        first.record.note(0, status="waiting", reason=None, folder="0", shown="")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="resume= goes on with one run"):
+        Multirun(composed("runs/m", "resume=a,b"), {})
+
+
+def test_a_lock_is_held_by_the_child_and_taken_over_once_it_has_ended(tmp_path):
+    lock = FolderLock(tmp_path)
+    assert lock.take()
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=(lock.descriptor,))
+    lock.note(child.pid)
+    lock.release()                                         # as if this process had been killed
+    second = FolderLock(tmp_path)
+    assert not second.take() and second.holder()[1] == child.pid
+    started = time.monotonic()
+    second.take_over(30)
+    assert child.wait() == -15 and time.monotonic() - started < 10
+    stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", stubborn], pass_fds=(second.descriptor,), stdout=subprocess.PIPE)
+    child.stdout.readline()
+    second.note(child.pid)
+    second.release()
+    with pytest.raises(UserError, match=rf"is in use by process {child.pid} on .*: wait for it, or end it"):
+        FolderLock(tmp_path).take_over(0.3)
+    child.kill()
+    child.communicate()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a child that its parent has ended")
+def test_a_process_ends_with_the_one_that_started_it_even_by_sigkill(tmp_path):
+    child = "import time; from aigc import launch; launch.end_with_parent(); print('on', flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    told = "import os, sys; os.environ['AIGC_PARENT'] = str(os.getpid()); " + parent
+    grown = subprocess.Popen([sys.executable, "-c", told], env=environment(), stdout=subprocess.PIPE, text=True)
+    assert grown.stdout.readline() == "on\n"
+    grown.kill()
+    grown.wait()
+    assert grown.stdout.read() == ""                       # ends when the child, which holds it too, has ended
+    late = {launch.PARENT_VARIABLE: str(grown.pid)}        # it has ended before the child could ask for the signal
+    assert subprocess.run([sys.executable, "-c", child], env=environment(**late)).returncode == 143
+
+
+@pytest.mark.parametrize("text", ["red star", "a, b", "{style} of {text}", "it's", r"back\slash", "[x", "a=b", "100%"])
+def test_free_text_reaches_a_job_as_it_was_meant(text):
+    parse = OverridesParser.create().parse_override
+    meant = parse(quoted(f"data.text={text}"))
+    hydras_own = f"data.text={meant.get_value_element_as_str()}"
+    assert parse(quoted(as_typed(hydras_own))).value() == text
+    assert parse(override("hydra.run.dir", text)).value() == text
+    assert as_typed("model.widths=[8, 16]") == "model.widths=[8, 16]"
+
+
+def test_a_job_starts_anew_without_checkpoint_and_goes_on_with_one(tmp_path):
+    job = Job(0, ["seed=3"], tmp_path / "0", "abc", {}, words=["--config-dir=/mine"])
+    (tmp_path / "0" / "samples").mkdir(parents=True)
+    (tmp_path / "0" / "metrics.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "0" / "output.log").write_text("said\n")
+    start = [sys.executable, "-m", "aigc.train", "--config-dir=/mine", "hydra.mode=RUN"]
+    assert job.command() == [*start, "seed=3", f"hydra.run.dir='{tmp_path / '0'}'"]
+    assert [path.name for path in (tmp_path / "0").iterdir()] == ["output.log"]  # nothing half-written stays
+    for name in ("checkpoints/last.ckpt", ".hydra/config.yaml"):
+        (tmp_path / "0" / name).parent.mkdir()
+        (tmp_path / "0" / name).write_text("")
+    assert job.command() == [*start, f"resume={tmp_path / '0'}"]
+    assert not job.finished
+    (tmp_path / "0" / "summary.json").write_text(json.dumps({"status": "finished", "signature": "abc"}))
+    assert job.finished
+    job.signature = "other"
+    with pytest.raises(UserError, match="holds a run of another configuration, which has changed since"):
+        _ = job.finished
+
+
+def test_the_table_is_aligned_and_its_numbers_are_short():
+    jobs = [
+        {"number": 0, "folder": "0_gan", "shown": "model.lr=0.0016051911333587634", "status": "finished",
+         "reason": None, "seconds": 90.0, "score": 0.123456, "monitor": "fd_classifier"},
+        {"number": 1, "folder": "1_gan", "shown": "model.lr=1e-05", "status": "failed", "reason": "no\nroom"},
+    ]
+    assert table(jobs).splitlines() == [
+        "job    options            status           minutes  fd_classifier",
+        "0_gan  model.lr=0.001605  finished             1.5         0.1235",
+        "1_gan  model.lr=1e-05     failed: no room",
+    ]
