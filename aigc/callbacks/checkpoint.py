@@ -94,10 +94,8 @@ def check_finite(trainer: L.Trainer, pl_module: Any) -> None:
         RunError: says how far the run had come.
     """
     for record in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(record, Record):
-            record.share(trainer, pl_module.device)  # what one rank found, all refuse
-            if not all(torch.isfinite(total) for total in record.sums.values()):
-                record.flush(trainer, pl_module)
+        if isinstance(record, Record) and not record.gather(trainer, pl_module.device):
+            record.flush(trainer, pl_module)  # which refuses, on all ranks
     norms = torch._foreach_norm([local(p.detach()) for p in pl_module.parameters()])
     finite = torch.isfinite(torch.stack([n.float() for n in norms])).all()
     if pl_module.sharded and trainer.world_size > 1:  # each device sees its own part

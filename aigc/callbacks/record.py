@@ -31,6 +31,7 @@ class Record(L.Callback):
         self.log_every = log_every
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}  # an entry need not come with every step (lazy penalties)
+        self.everywhere: dict[str, Tensor] = {}  # `sums` of all ranks, `(ranks,)`, as of the last checkpoint
         self.window_start = (0, 0.0)
         self.latest: dict[str, float] = {}
 
@@ -39,6 +40,9 @@ class Record(L.Callback):
         for logger in trainer.loggers:
             logger.progress = pl_module.progress  # type: ignore[attr-defined]
         self.window_start = (pl_module.progress.images, pl_module.progress.seconds)
+        for name, totals in self.everywhere.items():  # of the run that this one goes on with
+            same = len(totals) == trainer.world_size
+            self.sums[name] = totals[trainer.global_rank] if same else totals.mean()
         pl_module.progress.start()
 
     def on_train_batch_start(
@@ -69,11 +73,11 @@ class Record(L.Callback):
         """Logs the means since the last line, over all ranks, and refuses to go on when one is not finite."""
         if not self.sums:
             return
-        self.share(trainer, pl_module.device)
+        self.gather(trainer, pl_module.device)
         progress = pl_module.progress
-        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        means = {name: float(totals.mean()) / self.counts[name] for name, totals in self.everywhere.items()}
         broken = sorted(name for name, value in means.items() if not math.isfinite(value))
-        self.sums, self.counts = {}, {}
+        self.sums, self.counts, self.everywhere = {}, {}, {}
         if broken:
             raise RunError(
                 f"{', '.join(broken)} became {means[broken[0]]} after {progress.images:,} images: the last good "
@@ -89,12 +93,14 @@ class Record(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(means, step=progress.batches)
 
-    def share(self, trainer: L.Trainer, device: torch.device) -> None:
-        """Makes the open window the mean over all ranks, the same on each; steps give the same entries on all."""
+    def gather(self, trainer: L.Trainer, device: torch.device) -> bool:
+        """Takes down the open window of all ranks, on each of them; whether every entry is finite."""
+        totals = torch.stack([total.to(device) for total in self.sums.values()]) if self.sums else torch.zeros(0)
+        every = totals[None]
         if trainer.world_size > 1 and self.sums:
-            totals = torch.stack([total.to(device) for total in self.sums.values()])
-            totals = trainer.strategy.reduce(totals, reduce_op="mean")
-            self.sums = dict(zip(self.sums, totals.unbind(), strict=True))
+            every = trainer.strategy.all_gather(totals)
+        self.everywhere = dict(zip(self.sums, every.unbind(1), strict=True))
+        return bool(torch.isfinite(every).all())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Logs the last, shorter window; an interrupted run keeps it open for the one that resumes it."""
@@ -103,11 +109,12 @@ class Record(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The open window, so that a resumed run's next line is the mean over all of its steps."""
-        return {"sums": self.sums, "counts": self.counts}
+        return {"sums": self.everywhere, "counts": self.counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Reopens the window."""
-        self.sums, self.counts = dict(state_dict["sums"]), dict(state_dict["counts"])
+        self.everywhere = {name: totals.reshape(-1) for name, totals in state_dict["sums"].items()}
+        self.counts = dict(state_dict["counts"])
 
 
 def batch_size(batch: Any) -> int:

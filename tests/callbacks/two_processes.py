@@ -96,6 +96,7 @@ def losses(trainer):
     resumed = Record(seed=0, log_every=2)
     resumed.load_state_dict(state)
     trainer.callbacks = [resumed]
+    resumed.on_train_start(trainer, family)
     step(resumed, loss=4 + rank)
     second = logged("loss")[-1]
     step(resumed, loss=float("nan") if rank else 1)
@@ -104,7 +105,7 @@ def losses(trainer):
         broken = ""
     except RunError as error:
         broken = str(error)
-    return {"lines": first, "open": {name: float(value) for name, value in state["sums"].items()}, "resumed": second,
+    return {"lines": first, "open": {name: totals.tolist() for name, totals in state["sums"].items()}, "resumed": second,
             "broken": broken}
 
 
