@@ -85,6 +85,8 @@ def report(folder: Path, summary: dict[str, Any]) -> None:
     newest = [p for p in pictures if "_" not in p.stem]
     if newest:
         print(f"samples   {shown / 'samples' / newest[-1].name}")
+    if (folder / "README.md").is_file():
+        print(f"card      {shown / 'README.md'}")
     print(f"scores    {shown / 'summary.json'} (curves: {shown / 'metrics.jsonl'})")
     if summary["status"] == "finished" and summary.get("translates"):
         print(f"more      python -m aigc.edit task=translate run={shown} images=<file, folder or glob>")

@@ -310,8 +310,6 @@ def outcome(trainer: L.Trainer, model: Family, status: str, reason: str | None) 
         "images": progress.images,
         "seconds": round(progress.seconds, 3),
         "images_per_second": round(progress.images / progress.seconds, 2) if progress.seconds else None,
-        "scores": {"last": scores.latest, "best": scores.best, "monitor": scores.monitor} if scores else {},
-        "protocol": scores.protocol if scores else {},
-        **({"sampling": scores.sampling} if scores and scores.sampling else {}),
+        **(scores.facts() if scores else {"scores": {}, "protocol": {}}),
         "peak_memory_mb": round(peak_memory_mb(), 1),
     }

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -19,6 +20,7 @@ from aigc.metrics.features import FeatureNetwork
 from aigc.metrics.networks import build_network, check_network
 from aigc.models.family import Family
 from aigc.noise import mix
+from aigc.run import write_summary
 
 log = logging.getLogger(__name__)
 
@@ -155,10 +157,21 @@ class Scoring(L.Callback):
         self.compare(scores)
         for logger in trainer.loggers:
             logger.log_metrics(scores, step=progress.batches)
+        folder = Path(trainer.default_root_dir)
+        if trainer.is_global_zero and (folder / "summary.json").is_file():
+            write_summary(folder, **self.facts())  # a run that goes on, or is killed, says how it was measured
         if trainer.is_global_zero and scores:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             log.info("%s images: %s (%.0f s)", f"{progress.images:,}", shown, time.perf_counter() - started)
         return scores
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's summary says of its scores."""
+        return {
+            "scores": {"last": self.latest, "best": self.best, "monitor": self.monitor},
+            "protocol": self.protocol,
+            **({"sampling": self.sampling} if self.sampling else {}),
+        }
 
     def compare(self, scores: dict[str, float]) -> None:
         """Whether these scores are the best so far.

@@ -105,8 +105,8 @@ def losses(trainer):
         broken = ""
     except RunError as error:
         broken = str(error)
-    return {"lines": first, "open": {name: totals.tolist() for name, totals in state["sums"].items()}, "resumed": second,
-            "broken": broken}
+    opened = {name: totals.tolist() for name, totals in state["sums"].items()}
+    return {"lines": first, "open": opened, "resumed": second, "broken": broken}
 
 
 if __name__ == "__main__":
