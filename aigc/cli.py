@@ -39,6 +39,9 @@ def run(task: Task, config_name: str) -> None:
         except UserError as error:
             codes.append(_say(error))
             return None
+        except OmegaConfBaseException as error:  # a mandatory option is missing; Hydra would announce it by a line
+            codes.append(_say(UserError(explain(error, sys.argv[1:], config_name))))
+            return None
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(job)()

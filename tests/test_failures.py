@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,14 @@ def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing(overrides, sen
     assert said[-1].startswith(sentence), done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["evaluate", "generate"])
+def test_an_option_that_is_needed_is_named_and_nothing_else_said(module, tmp_path):
+    command = [sys.executable, "-m", f"aigc.{module}"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "aigc: the option 'run' is needed: give it as <option>=<value>\n"
 
 
 def test_corrupt_data_are_named(tmp_path):
