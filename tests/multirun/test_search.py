@@ -10,6 +10,7 @@ import optuna
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -253,6 +254,11 @@ def test_what_cannot_be_searched_is_refused_and_leaves_nothing(words, sentence, 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_every_search_goes_with_every_model_and_launcher(name):
-    for model in ("gan", "cyclegan"):
-        compose_train(f"hparams_search={name}", f"model={model}", common=False)
+    for model, family in (("gan", "GAN"), ("cyclegan", "CycleGAN")):
+        cfg = compose_train(f"hparams_search={name}", f"model={model}", common=False)
+        assert cfg.model._target_.endswith(f".{family}")
     compose_train(f"hparams_search={name}", "hydra/launcher=submitit_local", common=False)
+    chosen = HydraConfig.get()
+    assert chosen.mode == RunMode.MULTIRUN and chosen.sweeper.sampler._target_.startswith("optuna.samplers.")
+    found = [chosen.runtime.choices[f"hydra/{part}"] for part in ("sweeper", "launcher")]
+    assert found == ["optuna", "submitit_local"]
