@@ -16,11 +16,10 @@ from torch import Tensor
 from aigc.callbacks.evaluating import evaluating
 from aigc.callbacks.scoring import Scoring, check_counts, collect, place
 from aigc.errors import UserError
-from aigc.evaluation.images import counted
 from aigc.metrics.attributes import SPLITS, found_and_asked, reads_back, shares
 from aigc.metrics.cache import keep_cached, load_cached, real_key
 from aigc.metrics.features import to_uint8
-from aigc.metrics.items import items, samples
+from aigc.metrics.items import counted, items, samples
 from aigc.models.family import Family
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from aigc.metrics.attributes import SPLITS, found_and_asked, reads_back, shares
 from aigc.metrics.bootstrap import draws, interval, standard_error
 from aigc.metrics.cache import keep_cached, load_cached, real_key
 from aigc.metrics.clip_score import CLIPScore
-from aigc.metrics.items import samples
+from aigc.metrics.items import counted, samples
 from aigc.metrics.memorisation import SHOWN, save_neighbours
 from aigc.models.family import Family
 
@@ -87,22 +86,6 @@ class Samples:
             "options": self.how.options,
             "batch_size": self.how.batch_size,
         }
-
-
-@contextmanager
-def counted(family: Family, counter: Samples) -> Iterator[None]:
-    """Counts images that go through the family's averaged network; what calls a part of it counts as once."""
-    averages = family.averages()
-
-    def count(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        counter.rows += len(inputs[0])
-
-    hooks = [averages[0][0].network.register_forward_hook(count)] if averages else []
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def pictures_of(source: Source, n: int, batch_size: int) -> Stream:

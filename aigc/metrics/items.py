@@ -1,6 +1,7 @@
 """The items that a model is scored on, and its samples of them: always the same ones, whoever draws them."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,6 +68,22 @@ def samples(
             made = family.fakes(given, seeds=seeds)
         check_finite_images(made, family)
         yield numbers, batch, to_uint8(made)
+
+
+@contextmanager
+def counted(family: "Family", counter: Any) -> Iterator[None]:
+    """Counts in `counter.rows` what goes through the averaged network; calling a part of it counts as once."""
+    averages = family.averages()
+
+    def count(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        counter.rows += len(inputs[0])
+
+    hooks = [averages[0][0].network.register_forward_hook(count)] if averages else []
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def check_finite_images(made: Tensor, family: "Family") -> None:

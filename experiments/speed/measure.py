@@ -437,20 +437,30 @@ def all_scores(network: FeatureNetwork, *, n: int, channels: int, rounds: int) -
     return row
 
 
-def random_inception() -> InceptionV3:
-    """Inception-v3 as `metrics=inception` builds it, from a file of random weights: nothing is downloaded."""
+def random_weights(path: Path) -> Path:
+    """A file of random weights for Inception-v3."""
     from torch_fidelity import feature_extractor_inceptionv3 as source
 
     extractor = source.FeatureExtractorInceptionV3
+    with (mock.patch.object(source, "load_state_dict_from_url", lambda *_, **__: {}),
+          mock.patch.object(extractor, "load_state_dict", lambda *_: None)):
+        network = extractor("inception-v3-compat", ["2048"])
+    torch.save(scaled(network).state_dict(), path)
+    return path
+
+
+def scaled(network: nn.Module) -> nn.Module:
+    """Random weights that keep the scale of the signal: distances are numbers then, and not rounding."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return network
+
+
+def random_inception() -> InceptionV3:
+    """Inception-v3 as `metrics=inception` builds it, from a file of random weights: nothing is downloaded."""
     with tempfile.TemporaryDirectory() as folder:
-        with (mock.patch.object(source, "load_state_dict_from_url", lambda *_, **__: {}),
-              mock.patch.object(extractor, "load_state_dict", lambda *_: None)):
-            network = extractor("inception-v3-compat", ["2048"])
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        torch.save(network.state_dict(), f"{folder}/random.pth")
-        return InceptionV3(f"{folder}/random.pth")
+        return InceptionV3(random_weights(Path(folder) / "random.pth"))
 
 
 # ---- what is shown ----

@@ -23,9 +23,24 @@ from unittest import mock
 
 import torch
 import torch_fidelity
-from measure import DEVICE, HERE, SEED, Output, Row, interleave, machine, median, ratio, show, table, write_pngs
+from measure import (
+    DEVICE,
+    HERE,
+    SEED,
+    Output,
+    Row,
+    interleave,
+    machine,
+    median,
+    random_weights,
+    ratio,
+    scaled,
+    show,
+    table,
+    write_pngs,
+)
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
@@ -46,26 +61,6 @@ START, END = "<!-- scoring: written by scoring.py -->", "<!-- end of scoring -->
 SUBSETS, SIZE = 100, 1000      # of the kernel distance, everywhere
 BATCH = 50
 THEIRS = {"fd": "frechet_inception_distance", "kd": "kernel_inception_distance_mean", "is": "inception_score_mean"}
-
-
-def random_weights(path: Path) -> Path:
-    """A file of random weights for Inception-v3."""
-    from torch_fidelity import feature_extractor_inceptionv3 as source
-
-    extractor = source.FeatureExtractorInceptionV3
-    with (mock.patch.object(source, "load_state_dict_from_url", lambda *_, **__: {}),
-          mock.patch.object(extractor, "load_state_dict", lambda *_: None)):
-        network = extractor("inception-v3-compat", ["2048"])
-    torch.save(scaled(network).state_dict(), path)
-    return path
-
-
-def scaled(network: nn.Module) -> nn.Module:
-    """Random weights that keep the scale of the signal: distances are numbers then, and not rounding."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    return network
 
 
 def extractor_of(network: FeatureNetwork) -> type[FeatureExtractorBase]:
