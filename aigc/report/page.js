@@ -50,6 +50,7 @@ function buildTable(kept) {
     data: k + 1, name: column.key, visible: kept?.visible.get(column.key) ?? column.shown, render: cell(column),
     className: column.number ? "dt-right" : "wide", type: column.number ? "num" : "string",
     orderSequence: column.higher ? ["desc", "asc"] : ["asc", "desc"],
+    columnControl: [{ extend: "searchDropdown", text: `Filter ${escape(column.title)}` }],
   }));
   const order = [];
   if (score && data.columns.some((column) => column.key === "protocol")) order.push({ name: "protocol", dir: "asc" });
@@ -64,7 +65,6 @@ function buildTable(kept) {
     columns: [{ data: null, orderable: false, render: DataTable.render.select(), columnControl: [] }, ...columns],
     select: { style: "multi", selector: "td:first-child", headerCheckbox: true },
     order: kept?.order ?? order, search: { search: kept?.search ?? "" }, pageLength: 25, lengthMenu: [10, 25, 100, { label: "all", value: -1 }], autoWidth: false,
-    columnControl: ["searchDropdown"],
     language: { search: "Filter", entries: { _: "runs", 1: "run" }, select: { rows: { _: "%d ticked", 0: "", 1: "1 ticked" } } },
     layout: {
       bottomStart: ["info", "pageLength"],
