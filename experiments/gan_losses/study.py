@@ -27,7 +27,7 @@ SCORE = "fd_classifier"
 
 def start(mnist: str | None, overrides: list[str]) -> None:
     """A multirun for each loss, with every seed, all else as the recipe has it."""
-    words = ["seed=1,2,3", "data=mnist", "condition=label", "budget.minutes=5", "metrics.every_images=30000"]
+    words = ["seed=1,2,3", "data=mnist", "condition=label", "budget.minutes=2", "metrics.every_images=30000"]
     words += [f"data.root={mnist}"] if mnist else []
     for loss, needed in LOSSES.items():
         study.train(STUDY, loss, "model=gan", f"model.loss={loss}", *needed, *words, *overrides)
