@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, found from a run folder, and turned back into a family."""
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from aigc.config import locate
-from aigc.errors import RunError, UserError
+from aigc.errors import RunError, UserError, choices
 from aigc.models.family import Family
 
 
@@ -34,12 +35,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.unlink(missing_ok=True)
 
 
+KINDS = ("best", "last")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `device=` names: auto, cpu, or cuda with or without a number.
+
+    Raises:
+        UserError: it is another word, or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, colon, number = str(name).partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not number.isdecimal()):
+        raise UserError(f"device={name} is unknown: choose auto, cpu, cuda or cuda:<number>")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={name}, but torch sees {torch.cuda.device_count() or 'no'} GPU: use device=auto")
+    return torch.device(name)
+
+
 def find_checkpoint(run: str | Path, which: str = "last") -> Path:
     """The checkpoint file that `run` means: itself, or `which` (last | best) of a run folder.
 
     Raises:
         UserError: there is none.
     """
+    if which not in KINDS:
+        raise UserError(f"checkpoint={which} is unknown: {choices(which, KINDS)}")
     path = Path(run).expanduser()
     if path.is_file():
         return path
@@ -61,7 +83,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file fails in whatever way its bytes lead to
-        raise UserError(f"'{path}' cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):      # torch's advice, to run its code, is none to follow
+            reason = "no file of tensors"
+        raise UserError(f"'{path}' cannot be read as a checkpoint ({reason}): give a run folder or its "
+                        "checkpoints/*.ckpt") from error
     if not isinstance(content, dict) or "family" not in content or "state_dict" not in content:
         raise UserError(f"'{path}' is not a checkpoint of aigc: give a run folder or its checkpoints/*.ckpt")
     return content

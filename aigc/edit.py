@@ -29,16 +29,13 @@ def edit(cfg: Any) -> None:
     if cfg.batch_size < 1 or cfg.megapixels <= 0 or (cfg.side is not None and cfg.side < 1):
         sentence = f"batch_size={cfg.batch_size}, megapixels={cfg.megapixels} and side={cfg.side}"
         raise UserError(f"{sentence} must be positive")
-    import torch
     from tqdm import tqdm
 
-    from aigc.checkpoints import load_family
+    from aigc.checkpoints import choose_device, load_family
     from aigc.generate import default_out
     from aigc.pictures import edited, find_pictures, save_comparison, write
 
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch sees no GPU: use device=cpu or device=auto")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+    device = choose_device(cfg.device)
     folder = default_out(Path(cfg.run).expanduser()).with_name("edited")
     out = Path(cfg.out).expanduser() if cfg.out else folder
     pictures = find_pictures(cfg.images, out, cfg.format)

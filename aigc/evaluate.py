@@ -26,7 +26,7 @@ def spelled_out(argument: str) -> str:
     """`metrics=a,b` as the list `networks=[a,b]`, and `data.key=value` so that the run's own data may take it."""
     key, equals, value = argument.partition("=")
     if key == "metrics" and equals:
-        return f"networks=[{value.strip('[]')}]"
+        return "networks=null" if value == "null" else f"networks=[{value.strip('[]')}]"
     return f"++{argument}" if key.startswith("data.") else argument
 
 
@@ -35,25 +35,25 @@ def evaluate(cfg: Any) -> None:
     for name, least in LEAST.items():
         if cfg[name] is not None and cfg[name] < least:
             raise UserError(f"{name}={cfg[name]} is too small: give at least {least}")
+    if cfg.resamples == 1:
+        raise UserError("resamples=1 has no spread: give 0 for no intervals, or 100")
     if cfg.megapixels <= 0:
         raise UserError(f"megapixels={cfg.megapixels} must be above 0")
-    import torch
-
+    from aigc.checkpoints import choose_device
     from aigc.evaluation.job import measure
-    from aigc.evaluation.record import check_writable, table, write_record
+    from aigc.evaluation.record import check_writable, table
     from aigc.evaluation.target import open_target
     from aigc.metrics.networks import check_networks
 
+    if isinstance(cfg.networks, str):
+        cfg.networks = [cfg.networks]
     check_networks(cfg.networks)
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch sees no GPU: use device=cpu or device=auto")
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+    device = choose_device(cfg.device)
     target = open_target(cfg.run, cfg.checkpoint, device)
     out = Path(cfg.out).expanduser() if cfg.out else default_out(target)
     check_writable(out)
-    found, record, notes = measure(cfg, target, device, out)
+    found, notes = measure(cfg, target, device, out)
     print(f"\n{table(found.scores)}\n")
-    write_record(out, record)
     if target.pictures is None:
         with contextlib.suppress(OSError):  # the record is written; a card can be made again
             card.write(target.run)
@@ -64,10 +64,12 @@ def evaluate(cfg: Any) -> None:
 
 
 def default_out(target: "Target") -> Path:
-    """`<run>/evaluations/<time>.json`; for images `<folder>_evaluation.json`, beside the folder."""
+    """`<run>/evaluations/<time>.json`; for images `<folder>_evaluation.json`, or _2, _3, ..., beside the folder."""
     if target.pictures is not None:
         folder = target.path.resolve()
-        return folder.with_name(f"{folder.stem}_evaluation.json")
+        names = (folder.with_name(f"{folder.name}_evaluation{suffix}.json")
+                 for suffix in ("", *(f"_{k}" for k in range(2, 10_000))))
+        return next(path for path in names if not path.exists())
     return target.run / "evaluations" / f"{datetime.now(UTC):%Y-%m-%d_%H-%M-%S}.json"
 
 

@@ -18,19 +18,16 @@ def main() -> None:
 
 def generate(cfg: Any) -> None:
     """Samples `n` images and writes them to `out`."""
-    import torch
     from omegaconf import OmegaConf
 
-    from aigc.checkpoints import load_family
+    from aigc.checkpoints import choose_device, load_family
     from aigc.sampling import sample_uint8, write
 
     if cfg.format not in ("png", "npy"):
         raise UserError(f"format '{cfg.format}' is not written here: {choices(cfg.format, ('png', 'npy'))}")
     if cfg.n < 1 or cfg.batch_size < 1:
         raise UserError(f"n={cfg.n} and batch_size={cfg.batch_size} must be at least 1")
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch sees no GPU: use device=cpu or device=auto")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+    device = choose_device(cfg.device)
     family = load_family(cfg.run, cfg.checkpoint, device)
     label, text = (OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for v in (cfg.label, cfg.text))
     labels, prompts = labels_of(family, label, cfg.n), prompts_of(family, text, cfg.n)

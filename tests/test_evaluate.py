@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from aigc.data.digits import Digits
 from aigc.errors import RunError, UserError
 from aigc.evaluate import evaluate, spelled_out
 from aigc.evaluation.images import Found
+from aigc.evaluation.job import _translations
 from aigc.evaluation.panel import How, Panel
 from aigc.evaluation.sources import DataSource, FolderSource
 from aigc.evaluation.target import Target
@@ -133,6 +135,42 @@ def test_several_networks_look_at_every_sample_once(run, tmp_path, monkeypatch):
     assert found["fd_classifier"]["low"] is None and record["interval"] is None
 
 
+@pytest.mark.parametrize("n", [101, 112, 131])
+def test_any_number_of_samples_has_intervals(run, tmp_path, n):
+    found = evaluated(run=run, num_samples=n, memorisation="false", out=tmp_path / "x.json")["scores"]["is_classifier"]
+    assert found["low"] < found["value"] < found["high"] < 20
+
+
+def test_what_fails_after_scoring_costs_no_scores(run, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aigc.evaluation.job.score_attributes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(run=run, num_samples=120, out=tmp_path / "x.json")
+    assert "fd_classifier" in json.loads((tmp_path / "x.json").read_text())["scores"]
+
+
+def test_no_record_replaces_another(folders, tmp_path):
+    odd = folders[0].rename(tmp_path / "at_0.5")
+    for name in ("at_0.5_evaluation.json", "at_0.5_evaluation_2.json"):
+        evaluated(run=odd, against=folders[1], resamples=0, memorisation="false", neighbours=0)
+        assert (tmp_path / name).is_file()
+
+
+def test_large_pictures_come_a_few_at_once(folders, tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((1000, 1500), np.uint8)).save(folders[0] / "large.png")
+    asked, original = [], FolderSource.batches
+
+    def batches(self, n, batch_size):
+        asked.append(batch_size)
+        return original(self, n, batch_size)
+
+    monkeypatch.setattr(FolderSource, "batches", batches)
+    evaluated(run=folders[0], data="digits", megapixels=3, resamples=0, out=tmp_path / "x.json")
+    assert set(asked) == {2}
+
+
 def test_batch_size_does_not_matter(run, tmp_path):
     one, other = (evaluated(run=run, num_samples=60, batch_size=n, resamples=10, out=tmp_path / f"{n}.json")["scores"]
                   for n in (60, 13))
@@ -162,6 +200,10 @@ def test_copies_of_training_images_are_memorised(tmp_path):
     assert shares[0]["memorised_classifier"]["value"] == 1
     assert shares[1]["memorised_classifier"]["value"] < 0.1
     assert shares[1]["memorised_classifier"]["floor"] == 0.01
+    twice = write(tmp_path / "twice", np.concatenate([digits("train", 150), digits("train", 9)]))
+    record = evaluated(run=copies, against=twice, resamples=0, out=tmp_path / "twice.json")
+    assert record["scores"]["memorised_classifier"]["value"] == 1      # however often the reference holds an image
+    assert record["protocol"]["memorised_classifier"]["memorised_limit"] > 0.01
 
 
 def test_a_broken_picture_costs_only_itself(folders, tmp_path, capsys):
@@ -206,7 +248,21 @@ def test_translations_score_as_in_training(tmp_path):
             assert score.value == pytest.approx(expected[f"test/{name}"], rel=2e-3, abs=1e-6), name
     assert {name.removeprefix("test/") for name in expected if name.startswith("test/")} <= set(found.scores)
     assert found.scores["a2b/fd_classifier"].floor and found.scores["a2b/psnr"].low < found.scores["a2b/psnr"].value
-    assert found.protocol["b2a/psnr"]["split"] == "test, a"
+    assert found.protocol["b2a/psnr"]["split"] == "test, a" and "network" not in found.protocol["b2a/psnr"]
+    few, how = Found(), replace(HOW, num_reals=5, resamples=0)        # features of five true pairs are not enough
+    with torch.no_grad():
+        score_translations(model, data, [Panel(network, how)], few, split="test", limit=None, batch_size=6, seed=0,
+                           lpips=None)
+    assert few.scores["a2b/psnr"].value == found.scores["a2b/psnr"].value and few.scores["a2b/psnr"].low is None
+    assert set(found.scores) - set(few.scores) >= {"a2b/similarity_classifier", "b2a/similarity_classifier"}
+
+
+def test_a_translator_refuses_what_it_cannot_use():
+    register_schemas()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("evaluate", overrides=["run=x", "against=folder", "sampler=euler", "+options.foo=3"])
+    with pytest.raises(UserError, match=r"^against, sampler.name, .*options.foo: a translator is scored on the other"):
+        _translations(cfg, Target(Path("x"), Path("x"), family=Inverted()), TwoSides(), [], Found(), 1, "cpu")
 
 
 def test_real_images_are_looked_at_once_and_again_when_anything_changes(monkeypatch):
@@ -231,6 +287,16 @@ def test_real_images_are_looked_at_once_and_again_when_anything_changes(monkeypa
     monkeypatch.setattr(network, "resizer", "other")
     names.add(real_key(network, data.fingerprint, "train", "reals", 100))
     assert len(names) == 6
+    assert Digits(batch_size=16, split_seed=1).sequence != Digits(batch_size=16, split_seed=0).sequence
+
+
+def test_a_broken_picture_leaves_the_others_in_order(folders):
+    before = FolderSource(folders[0], "run")
+    (folders[0] / "050_cut.png").write_bytes(b"")
+    after = FolderSource(folders[0], "run")
+    rows = torch.arange(130)
+    assert after.sequence == before.sequence and set(after.failures) == {"050_cut.png"}
+    assert all(map(torch.equal, after.pictures(rows), before.pictures(rows)))
 
 
 def test_an_interruption_leaves_no_record(run, tmp_path, monkeypatch):
@@ -265,6 +331,14 @@ def test_short_words_are_spelled_out():
         (["run=nowhere"], "'nowhere' is neither a run folder nor a checkpoint"),
         (["run={colour}", "data=digits"], "is in colour, and what it is compared with is grey"),
         (["run={run}", "out=file/x.json"], "the record cannot be written to 'file/x.json'"),
+        (["run={run}", "out=file"], "out=file exists: choose another name"),
+        (["run={run}", "device=gpu"], "device=gpu is unknown: choose auto, cpu, cuda or cuda:<number>"),
+        (["run={run}", "device=cuda:9"], "device=cuda:9, but torch sees"),
+        (["run={run}", "checkpoint=bset"], "checkpoint=bset is unknown: did you mean 'best'?"),
+        (["run={run}", "resamples=1"], "resamples=1 has no spread"),
+        (["run={run}", "networks=classifie"], "metrics=classifie is unknown: did you mean 'classifier'?"),
+        (["run={run}/.."], "is a folder of runs: give one of them, such as"),
+        (["run={folder}/000.png"], "cannot be read as a checkpoint (no file of tensors): give a run folder"),
     ],
 )
 def test_bad_input_is_one_sentence(overrides, sentence, run, folders, tmp_path, monkeypatch):

@@ -193,7 +193,7 @@ class Scores(Scoring):
     def _load_reals(self, trainer: L.Trainer, pl_module: Family, suite: Any, count: int) -> None:
         assert self.network is not None
         data = trainer.datamodule  # type: ignore[attr-defined]
-        key = real_key(self.network, data.fingerprint, self.split, "reals", count)
+        key = real_key(self.network, data.sequence, self.split, "reals", count)
         state = load_cached(key) if trainer.is_global_zero else None
         if not trainer.strategy.broadcast(state is not None, src=0):
             started = time.perf_counter()
@@ -212,7 +212,7 @@ class Scores(Scoring):
         """Fréchet distance of n test images to the reference; known to rank 0."""
         assert self.network is not None
         data = trainer.datamodule  # type: ignore[attr-defined]
-        key = real_key(self.network, data.fingerprint, self.split, "floor", count, n)
+        key = real_key(self.network, data.sequence, self.split, "floor", count, n)
         floor = load_cached(key) if trainer.is_global_zero else None
         if not trainer.strategy.broadcast(floor is not None, src=0):
             features = self._real_features(trainer, pl_module, "test", n)

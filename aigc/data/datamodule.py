@@ -88,6 +88,11 @@ class ImageData(L.LightningDataModule):
 
     # ---- facts ----
 
+    @property
+    def sequence(self) -> str:
+        """Names the images and their order in `eval_dataloader`, `split_seed`'s even where it cuts nothing."""
+        return f"{self.fingerprint} in order {self.split_seed}"
+
     def setup(self, stage: str | None = None) -> None:
         """Loads all splits once; later calls do nothing."""
         if self.splits:

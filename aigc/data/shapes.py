@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -332,7 +333,6 @@ class Shapes(ImageData):
             raise UserError(f"data.size={size} is too small to tell shapes apart: take at least 16")
         self.class_names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
         self.classes = len(self.class_names)
-        self._oracle: Any = None                 # aigc.metrics.oracle.ShapesOracle, once it is asked
 
     def scenes(self, split: str) -> Scenes:
         """The sequence of images that a split is the beginning of."""
@@ -342,16 +342,16 @@ class Shapes(ImageData):
         """Attributes of all images of a split, int64 `(n, 9)`, columns as in COLUMNS."""
         return self.scenes(split).attributes(torch.arange(self.counts[split]))
 
+    @cached_property
+    def oracle(self) -> Any:
+        """What reads attributes from images of this size: from the cache, or trained now (20 s on two cores)."""
+        from aigc.metrics.oracle import shapes_oracle
+
+        return shapes_oracle(self.wanted_size)
+
     def read_back(self, images: Tensor) -> Tensor:
-        """What the oracle sees in images uint8 `(n, 3, h, w)`: attributes int64 `(n, 9)`, columns as in COLUMNS.
-
-        The first call trains the oracle for this size, unless it is in the cache (20 s on two cores).
-        """
-        if self._oracle is None:
-            from aigc.metrics.oracle import shapes_oracle
-
-            self._oracle = shapes_oracle(self.wanted_size, images.device)
-        return self._oracle.to(images.device).read(images)
+        """What the oracle sees in images uint8 `(n, 3, h, w)`: attributes int64 `(n, 9)`, columns as in COLUMNS."""
+        return self.oracle.to(images.device).read(images)
 
     def load(self) -> dict[str, Split]:
         """Renders every split, or leaves it to the workers where that would not fit in memory."""

@@ -94,9 +94,8 @@ def pictures_of(source: Source, n: int, batch_size: int) -> Stream:
 
 
 def score_images(
-    stream: Stream, n: int, panels: list[Panel], found: Found, *, clip: CLIPScore | None = None, folder: Path,
-    stem: str, facts: dict[str, Any],
-) -> list[Path]:
+    stream: Stream, n: int, panels: list[Panel], found: Found, *, clip: CLIPScore | None = None, facts: dict[str, Any]
+) -> list[Tensor]:
     """Lets every panel look at the n images of a stream, and adds their scores to `found`.
 
     Args:
@@ -105,12 +104,10 @@ def score_images(
         panels: that know the reference and their floors.
         found: takes scores and protocols.
         clip: reads captions, where the stream has some.
-        folder: where the pictures of nearest neighbours go.
-        stem: how their names begin.
         facts: what the protocols say besides: how the images were asked for.
 
     Returns:
-        The pictures that were written.
+        The first images, uint8 `(c, h, w)` each, `PICTURED` bytes of them.
 
     Raises:
         UserError: fewer than two of the images could be read.
@@ -130,25 +127,20 @@ def score_images(
             bar.update(len(images))
     if panels[0].suite.generated < 2:
         raise UserError("fewer than two images could be read: distances need two at least")
-    written = []
     for panel in panels:
         found.add(panel.scores(), {**panel.protocol(), **facts})
-        if panel.limit is not None:
-            path = folder / f"{stem}_neighbours_{panel.network.name}.png"
-            show_neighbours(panel, [image for part in shown for image in part], path)
-            written.append(path)
     if clip is not None and agreement:
         seen = {"network": clip.name, "network_sha256": clip.sha256, "resizer": clip.resizer}
         score = panels[0].mean("clip_score", torch.cat(agreement))
-        found.add({"clip_score": score}, {**panels[0].protocol(), **seen, **facts})
-    return written
+        found.add({"clip_score": score}, {**panels[0].compared(), **seen, **facts})
+    return [image for part in shown for image in part]
 
 
 def clip_floor(clip: CLIPScore, source: DataSource, n: int, batch_size: int) -> float | None:
     """What n real images score with their own captions; None where there are no captions, or not as many images."""
     if n > source.count or source.data.texts(source.split) is None:
         return None
-    key = real_key(clip, source.fingerprint, source.split, "captions", n)  # type: ignore[arg-type]
+    key = real_key(clip, source.sequence, source.split, "captions", n)  # type: ignore[arg-type]
     kept = load_cached(key)
     if kept is None:
         kept = torch.cat([clip(b["image"], b["text"]) for b in source.batches(n, batch_size)]).mean().item()
@@ -156,8 +148,12 @@ def clip_floor(clip: CLIPScore, source: DataSource, n: int, batch_size: int) -> 
     return kept
 
 
-def show_neighbours(panel: Panel, images: list[Tensor], path: Path) -> None:
-    """Draws those of the images (uint8) that lie nearest to real ones, each beside its nearest real images."""
+def show_neighbours(panel: Panel, images: list[Tensor], path: Path) -> str:
+    """Draws those of the images (uint8) that lie nearest to real ones, each beside its nearest real images.
+
+    Returns:
+        A line for people: where the picture is, or why there is none.
+    """
     assert panel.near is not None and panel.limit is not None
     apart, places = panel.near
     rows = apart[: len(images), 0].argsort()[:SHOWN]
@@ -170,7 +166,11 @@ def show_neighbours(panel: Panel, images: list[Tensor], path: Path) -> None:
 
     samples = torch.stack([fitted(images[row]) for row in rows.tolist()])
     beside = torch.stack([torch.stack([fitted(x) for x in panel.source.pictures(places[row])]) for row in rows])
-    save_neighbours(samples, beside, apart[rows, 0], panel.limit, path)
+    try:
+        save_neighbours(samples, beside, apart[rows, 0], panel.limit, path)
+    except OSError as error:
+        return f"no picture  {path} could not be written ({error.strerror})"
+    return f"pictures  {path}"
 
 
 def score_attributes(
@@ -196,5 +196,6 @@ def score_attributes(
             error = standard_error(several, kept=1, n=1) if len(several) > 1 else None
             low, high = (None, None) if error is None else interval(value, error, least=0, most=1)
             scores[f"attributes/{name}/{key}"] = Score(value, low, high)
-        found.add(scores, {"network": "shapes oracle", "num_samples": len(table), "data": data.name,
-                           "data_fingerprint": data.fingerprint, "split": split, "seed": how.seed})
+        found.add(scores, {"network": "shapes oracle", "network_sha256": data.oracle.sha256, "resizer": "none",
+                           "num_samples": len(table), "data": data.name, "data_fingerprint": data.fingerprint,
+                           "split": split, "seed": how.seed})

@@ -1,6 +1,7 @@
 """An evaluation from its options to its record: every image is looked at once, by all networks."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,19 @@ import torch
 
 from aigc.config import to_plain
 from aigc.errors import UserError
-from aigc.evaluation.images import Found, Samples, Sampling, clip_floor, pictures_of, score_attributes, score_images
+from aigc.evaluation.images import (
+    Found,
+    Samples,
+    Sampling,
+    clip_floor,
+    pictures_of,
+    score_attributes,
+    score_images,
+    show_neighbours,
+)
 from aigc.evaluation.panel import How, Panel
-from aigc.evaluation.record import now
-from aigc.evaluation.sources import DataSource
+from aigc.evaluation.record import now, write_record
+from aigc.evaluation.sources import DataSource, FolderSource
 from aigc.evaluation.target import Target, open_data, open_networks, open_reference
 from aigc.evaluation.translation import score_translations
 from aigc.metrics import bootstrap
@@ -24,29 +34,31 @@ from aigc.training import keep_freed_memory
 NUM_SAMPLES = 2000         # of a family, as conf/metrics/classifier.yaml makes in training
 
 
-def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[Found, dict[str, Any], list[str]]:
-    """Scores what was asked for.
+def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[Found, list[str]]:
+    """Scores what was asked for, and writes the record, as soon as the images are scored and again at the end.
 
     Args:
         cfg: as conf/evaluate.yaml.
         target: what to score.
         device: where networks compute.
-        out: where the record will go; pictures of nearest neighbours go beside it.
+        out: where the record goes; pictures of nearest neighbours go beside it.
 
     Returns:
-        The scores, the record of them, and lines for people.
+        The scores, and lines for people.
 
     Raises:
         UserError: a mistake in what was asked.
-        RunError: the family's images are not finite.
+        RunError: the family's images are not finite, or the disk does not take the record.
     """
     started = time.perf_counter()
     keep_freed_memory()
     data = open_data(target, to_plain(cfg.data), cfg)
     networks = open_networks(cfg, target, data, device)
     translates = isinstance(target.family, Translator)
-    h, w = data.size if data is not None else target.pictures.sizes[target.pictures.rows[0]]  # type: ignore[union-attr]
-    batch_size = max(1, min(cfg.batch_size, int(cfg.megapixels * 1e6 / (h * w))))
+    against = FolderSource(Path(cfg.against).expanduser(), "against") if cfg.against is not None else None
+    sizes = [data.size] if data is not None else []
+    sizes += [size for source in (target.pictures, against) if source is not None for size in source.sizes.values()]
+    batch_size = max(1, min(cfg.batch_size, int(cfg.megapixels * 1e6 / max(h * w for h, w in sizes))))
     how = How(
         kd_subsets=cfg.kd_subsets, kd_subset_size=cfg.kd_subset_size, neighbours=cfg.neighbours,
         memorisation=cfg.memorisation and not translates, resamples=cfg.resamples, num_reals=cfg.num_reals,
@@ -54,30 +66,36 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
     )
     panels = [Panel(network, how) for network in networks]
     found = Found()
+
+    def keep() -> None:
+        write_record(out, {
+            "made": now(),
+            "target": target.facts(),
+            "scores": {name: dict(zip(("value", "low", "high", "floor"), score, strict=True))
+                       for name, score in found.scores.items()},
+            "protocol": found.protocol,
+            "interval": {"method": "bootstrap standard error, normal", "level": bootstrap.LEVEL,
+                         "resamples": cfg.resamples} if cfg.resamples else None,
+            "sampling": found.sampling,
+            "seconds": round(time.perf_counter() - started, 3),
+            **environment(),
+        })
+
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        score = _translations if translates else _images
-        notes = score(cfg, target, data, panels, found, batch_size, device, out)
-    record = {
-        "made": now(),
-        "target": target.facts(),
-        "scores": {name: dict(zip(("value", "low", "high", "floor"), score, strict=True))
-                   for name, score in found.scores.items()},
-        "protocol": found.protocol,
-        "interval": {"method": "bootstrap standard error, normal", "level": bootstrap.LEVEL,
-                     "resamples": cfg.resamples} if cfg.resamples else None,
-        "sampling": found.sampling,
-        "seconds": round(time.perf_counter() - started, 3),
-        **environment(),
-    }
-    return found, record, notes
+        if translates:
+            notes = _translations(cfg, target, data, panels, found, batch_size, device)
+        else:
+            notes = _images(cfg, target, data, against, panels, found, batch_size, device, out, keep)
+    keep()
+    return found, notes
 
 
 def _images(
-    cfg: Any, target: Target, data: Any, panels: list[Panel], found: Found, batch_size: int, device: torch.device,
-    out: Path,
+    cfg: Any, target: Target, data: Any, against: FolderSource | None, panels: list[Panel], found: Found,
+    batch_size: int, device: torch.device, out: Path, keep: Callable[[], None],
 ) -> list[str]:
     """Scores samples, or a folder of pictures."""
-    reference, held = open_reference(cfg.against, data, target, cfg.split, cfg.test)
+    reference, held = open_reference(against, data, target, cfg.split, cfg.test)
     clip = open_clip(cfg, target, device)
     making = None
     if target.family is not None:
@@ -92,16 +110,21 @@ def _images(
         panel.learn(reference)
         panel.measure_floor(held, n)
     stream = iter(making) if making is not None else pictures_of(target.pictures, n, batch_size)  # type: ignore[arg-type]
-    pictures = score_images(stream, n, panels, found, clip=clip, folder=out.parent, stem=out.stem,
-                            facts={"balanced": cfg.balanced} if making is not None else {})
+    shown = score_images(stream, n, panels, found, clip=clip,
+                         facts={"balanced": cfg.balanced} if making is not None else {})
+    if making is not None:
+        found.sampling = making.cost()
+    keep()
+    notes = [show_neighbours(panel, shown, out.with_name(f"{out.stem}_neighbours_{panel.network.name}.png"))
+             for panel in panels if panel.limit is not None]
     if clip is not None and isinstance(held, DataSource) and (floor := clip_floor(clip, held, n, batch_size)):
         found.scores["clip_score"] = found.scores["clip_score"]._replace(floor=floor)
     if making is not None:
         assert target.family is not None
         score_attributes(target.family, data, found, making.how, resamples=cfg.resamples, n=cfg.attribute_samples)
-        found.sampling = making.cost()
-    notes = [f"pictures  {path}" for path in pictures]
-    if held is not None and held.count < n:
+    if held is None:
+        notes.append("no floor  there are no held-out images to score like this")
+    elif held.count < n:
         notes.append(f"no floor  {held.name} has {held.count:,} {held.split} images: num_samples={held.count} has one")
     return notes
 
@@ -120,10 +143,15 @@ def open_clip(cfg: Any, target: Target, device: torch.device) -> CLIPScore | Non
 
 
 def _translations(
-    cfg: Any, target: Target, data: Any, panels: list[Panel], found: Found, batch_size: int, device: torch.device,
-    out: Path,
+    cfg: Any, target: Target, data: Any, panels: list[Panel], found: Found, batch_size: int, device: torch.device
 ) -> list[str]:
     """Scores translations of the held-out images."""
+    unused = [name for name in ("against", "clip", "guidance", "truncation") if cfg[name] is not None]
+    unused += [f"sampler.{name}" for name, value in dict(cfg.sampler).items() if value is not None]
+    unused += [f"options.{name}" for name in cfg.options]
+    if unused:
+        raise UserError(f"{', '.join(unused)}: a translator is scored on the other side of its data, and its "
+                        "translations have no such options: leave it out")
     check_lpips(cfg.lpips)
     assert isinstance(target.family, Translator)
     lpips = None

@@ -19,11 +19,11 @@ from aigc.metrics import bootstrap
 from aigc.metrics.cache import keep_cached, load_cached, real_key
 from aigc.metrics.features import FeatureNetwork
 from aigc.metrics.manifold import Manifold
-from aigc.metrics.memorisation import LEAST, NEAREST, SHARE, nearest, threshold
+from aigc.metrics.memorisation import LEAST, NEAREST, SHARE, copies, nearest, threshold
 from aigc.metrics.suite import KEPT, Suite
 
 SEARCHED = 60_000          # real images among which nearest neighbours are looked for, at most
-VERSION = 1                # of what a floor holds: a change makes new cache entries
+VERSION = 2                # of what a floor holds: a change makes new cache entries
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Panel:
         self.source = source
         self.suite = Suite(self.network, kd_subsets=h.kd_subsets, kd_subset_size=h.kd_subset_size, seed=h.seed)
         self._manifold: Manifold | None = None
-        keys = [real_key(self.network, source.fingerprint, source.split, kind, n) for kind in ("reals", "neighbours")]
+        keys = [real_key(self.network, source.sequence, source.split, kind, n) for kind in ("reals", "neighbours")]
         state, wide = load_cached(keys[0]), load_cached(keys[1]) if h.memorisation else None
         if state is None or (h.memorisation and wide is None):
             started = time.perf_counter()
@@ -98,8 +98,8 @@ class Panel:
         m, h = min(n, source.count) if source is not None else 0, self.how
         self.floors, self.limit = {}, None
         options = (VERSION, h.kd_subsets, h.kd_subset_size, h.neighbours, h.memorisation, h.seed, self.num_reals)
-        other = (source.fingerprint, source.split) if source is not None else None
-        key = real_key(self.network, self.source.fingerprint, self.source.split, "panel", other, m, *options)
+        other = (source.sequence, source.split) if source is not None else None
+        key = real_key(self.network, self.source.sequence, self.source.split, "panel", other, m, *options)
         kept = load_cached(key)
         if kept is None:
             scores: dict[str, float] = {}
@@ -107,11 +107,14 @@ class Panel:
                 self.begin(m)
                 for batch in source.batches(m, h.batch_size):
                     self.look(batch["image"], batch.get("label"))
-                apart = self.nearest()[0][:, 0] if h.memorisation else None
+                own = self.suite.kept(real=False)
+                apart = self.nearest(own)[0][:, 0] if h.memorisation else None
                 scores = {name: score.value for name, score in self.scores(errors=False).items()}
             else:
-                apart = self.nearest(self.real, k=2)[0][:, 1] if h.memorisation else None
-            limit = threshold(apart) if apart is not None and len(apart) >= LEAST else None
+                own = self.real
+                apart = self.nearest(own, k=2)[0][:, 1] if h.memorisation else None
+            new = apart[~copies(apart, own)] if apart is not None else None       # the data may hold an image twice
+            limit = threshold(new) if new is not None and len(new) >= LEAST else None
             kept = {"scores": scores, "limit": limit}
             keep_cached(key, kept)
         self.limit = kept["limit"]
@@ -182,10 +185,10 @@ class Panel:
                 logits = torch.cat(self.logits)[:m]
                 resampled[self.suite.names["is"]] = bootstrap.inception_resamples(logits, drawn), m
         if self.how.neighbours and m > self.how.neighbours < len(self.real):
-            spread, again = self._around(m).compare(fakes, drawn)
+            spread, redrawn = self._around(m).compare(fakes, drawn)
             values |= {self.called(name): value.item() for name, value in spread.items()}
             if drawn is not None:
-                resampled |= {self.called(name): (value, m) for name, value in again.items()}
+                resampled |= {self.called(name): (value, m) for name, value in redrawn.items()}
         for name, value in values.items():
             error = bootstrap.standard_error(resampled[name][0], kept=resampled[name][1], n=n) if resampled else None
             found[name] = self._score(name, value, error)
@@ -194,7 +197,9 @@ class Panel:
         if self.limit is not None:
             name = self.called("memorised")
             self.near = self.nearest()
-            found[name] = self.mean(name, (self.near[0][:, 0] < self.limit).double(), errors=drawn is not None)
+            apart = self.near[0][:, 0]
+            again = (apart < self.limit) | copies(apart, fakes)
+            found[name] = self.mean(name, again.double(), errors=drawn is not None)
         return found
 
     def _around(self, m: int) -> Manifold:
@@ -215,27 +220,33 @@ class Panel:
 
     # ---- the record ----
 
-    def protocol(self) -> dict[str, Any]:
-        """How the stream was scored; what belongs to all its scores."""
+    def compared(self) -> dict[str, Any]:
+        """How many images were compared with what; all that there is to say of a score without a network."""
         return {
-            **self.network.facts(),
             "num_samples": self.suite.generated,
-            "num_reals": self.num_reals,
             "data": self.source.name,
             "data_fingerprint": self.source.fingerprint,
             "split": self.source.split,
+            "seed": self.how.seed,
+        }
+
+    def protocol(self) -> dict[str, Any]:
+        """How the stream was scored; what belongs to all scores over the network."""
+        return {
+            **self.network.facts(),
+            **self.compared(),
+            "num_reals": self.num_reals,
             **self.suite.protocol(self.suite.generated),
             "kept": KEPT,
             "neighbours": self.how.neighbours,
             "memorised_limit": self.limit,
             "searched": len(self.neighbours) if self.neighbours is not None else 0,
-            "seed": self.how.seed,
         }
 
 
 def bounded(name: str, value: float, error: float | None) -> tuple[float | None, float | None]:
     """The interval of a score, within what it can be."""
-    if error is None:
+    if error is None or not math.isfinite(error):
         return None, None
     kind = name.rsplit("/", 1)[-1].split("_")[0]
     least, most = {

@@ -17,8 +17,10 @@ def check_writable(path: Path) -> None:
     """Makes the folder of a record, so that one that does not take it is known before anything is measured.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not, or the record would replace another.
     """
+    if path.exists():
+        raise UserError(f"out={path} exists: choose another name, or move it away")
     probe = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

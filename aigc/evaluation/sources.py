@@ -28,6 +28,7 @@ class Source(Protocol):
     name: str               # of the data set or folder
     split: str              # which part of it
     fingerprint: str        # changes whenever an image does
+    sequence: str           # changes whenever an image or the order does
     count: int              # of images
     failures: dict[str, str]    # why images could not be read, by name
 
@@ -45,6 +46,7 @@ class DataSource:
         self.data, self.split = data, split
         self.failures: dict[str, str] = {}
         self.name, self.fingerprint, self.count = str(data.name), data.fingerprint, data.count(split)
+        self.sequence = data.sequence
 
     def batches(self, n: int, batch_size: int) -> Iterator[Batch]:
         """The first n items of the split."""
@@ -66,6 +68,7 @@ class SideSource:
         pair = data.pair_split(split)
         self.side = pair.b if direction == "a2b" else pair.a
         self.name, self.fingerprint, self.count = str(data.name), data.fingerprint, len(self.side)
+        self.sequence = self.fingerprint
         mixing = torch.Generator().manual_seed(0)
         self.order = torch.randperm(self.count, generator=mixing) if mixed else torch.arange(self.count)
 
@@ -90,7 +93,7 @@ class FolderSource:
     def __init__(self, path: Path, option: str, *, channels: int | None = None):
         names = list_images(path, option)
         self.path, self.option = path, option
-        self.name = path.stem
+        self.name = path.name
         self.files = image_files(path, names)
         self.failures: dict[str, str] = {}
         digest, sizes, grey = hashlib.sha256(f"decode {VERSION}".encode()), {}, True
@@ -105,12 +108,12 @@ class FolderSource:
             digest.update(hashlib.sha256(data).digest())
         if not sizes:
             raise UserError(f"{option}={path} holds no picture that can be read: give another folder")
-        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))
-        shuffled = [[k for k in part.tolist() if k in sizes] for part in order.split(TOGETHER)]
-        self.rows = [k for part in shuffled for k in sorted(part, key=lambda k: sizes[k])]
+        good = torch.tensor(list(sizes))                   # what cannot be read must not change the others' order
+        mixed = good[torch.randperm(len(good), generator=torch.Generator().manual_seed(0))]
+        self.rows = [k for part in mixed.split(TOGETHER) for k in sorted(part.tolist(), key=lambda k: sizes[k])]
         self.sizes = sizes
         self.channels = channels or (1 if grey else 3)
-        self.fingerprint = digest.hexdigest()[:16]
+        self.fingerprint = self.sequence = digest.hexdigest()[:16]
         self.count = len(self.rows)
 
     def _failed(self, k: int, error: Exception) -> None:

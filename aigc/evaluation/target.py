@@ -56,6 +56,8 @@ def open_target(run: str, checkpoint: str, device: torch.device) -> Target:
     """
     path = Path(run).expanduser()
     is_run = path.is_dir() and ((path / "checkpoints").is_dir() or (path / ".hydra").is_dir())
+    if not is_run and (runs := sorted(path.glob("*/checkpoints"))):
+        raise UserError(f"run={run} is a folder of runs: give one of them, such as {runs[0].parent}")
     if (path.is_dir() and not is_run) or path.suffix.lower() == ".zip":
         pictures = FolderSource(path, "run")
         if pictures.count < 2:
@@ -126,22 +128,21 @@ def check_fit(family: Family, data: ImageData) -> None:
 
 
 def open_reference(
-    against: str | None, data: ImageData | None, target: Target, split: str, test: str
+    against: FolderSource | None, data: ImageData | None, target: Target, split: str, test: str
 ) -> tuple[Source, Source | None]:
     """What images are compared with, and the held-out ones that give the floor.
 
     Raises:
-        UserError: the folder holds no pictures, or one only.
+        UserError: the folder holds one picture only.
     """
     if against is not None:
-        pictures = FolderSource(Path(against).expanduser(), "against")
         if target.pictures is not None:
-            target.pictures.channels = pictures.channels
-        elif target.family is not None and target.family.hparams.channels != pictures.channels:
-            pictures.channels = target.family.hparams.channels
-        if pictures.count < 2:
-            raise UserError(f"against={against} holds one picture: distances need two at least")
-        return pictures, None
+            target.pictures.channels = against.channels
+        elif target.family is not None and target.family.hparams.channels != against.channels:
+            against.channels = target.family.hparams.channels
+        if against.count < 2:
+            raise UserError(f"against={against.path} holds one picture: distances need two at least")
+        return against, None
     assert data is not None, "open_data refuses"
     if target.pictures is not None:
         target.pictures.channels = data.channels

@@ -1,7 +1,6 @@
 """Scores translations of held-out images: against the other side, against true pairs, and beside doing nothing."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from aigc.evaluation.panel import Panel, Score
 from aigc.evaluation.sources import SideSource
 from aigc.metrics.features import to_uint8
 from aigc.metrics.similarity import LPIPS, likeness
-from aigc.metrics.suite import KEPT
 from aigc.metrics.translations import translations
 from aigc.models.family import Translator
 
@@ -52,22 +50,23 @@ def score_translations(
             panel.learn(reference)
             panel.measure_floor(SideSource(data, "train", direction, mixed=True), n)
         for prefix, identity in ((f"{direction}/", False), (f"{direction}/identity/", True)):
-            scores = _scores(
+            scores, measured = _scores(
                 translations(family, data, split, direction, rows, batch_size=batch_size, seed=seed,
                              identity=identity),
-                panels, n, lpips=lpips, pairs=pairs and reference.count <= KEPT, what=prefix.rstrip("/"),
+                panels, n, lpips=lpips, pairs=pairs, what=prefix.rstrip("/"),
             )
             for own, panel in zip(scores, panels, strict=True):
-                facts: dict[str, Any] = {**panel.protocol(), "lpips": lpips.net if lpips else None,
-                                         "lpips_sha256": lpips.sha256 if lpips else None}
-                found.add({prefix + name: score for name, score in own.items()}, facts)
+                found.add({prefix + name: score for name, score in own.items()}, panel.protocol())
+            for name, score in measured.items():
+                seen = {"lpips": lpips.net, "lpips_sha256": lpips.sha256} if lpips and name == "lpips" else {}
+                found.add({prefix + name: score}, {**panels[0].compared(), **seen})
 
 
 def _scores(
     stream: Iterator[tuple[list[int], Tensor, Tensor, Tensor, dict[str, Tensor]]], panels: list[Panel], n: int, *,
     lpips: LPIPS | None, pairs: bool, what: str,
-) -> list[dict[str, Score]]:
-    """Every panel's scores of a stream of translations; what is no network's stands with the first."""
+) -> tuple[list[dict[str, Score]], dict[str, Score]]:
+    """Every panel's scores of a stream of translations, and what was measured of it without them."""
     values: dict[str, list[Tensor]] = {}
     for panel in panels:
         panel.begin(n)
@@ -77,10 +76,11 @@ def _scores(
             if pairs:
                 measured |= likeness(images, to_uint8(targets), lpips)
             for panel in panels:
-                panel.look(images, pairs=index if pairs else None)
+                known = pairs and len(panel.real) == panel.source.count      # features of all true pairs were kept
+                panel.look(images, pairs=index if known else None)
             for name, part in measured.items():
                 values.setdefault(name, []).append(part.double().cpu())
             bar.update(len(images))
-    scores = [panel.scores() for panel in panels]
-    scores[0] |= {name: panels[0].mean(name, torch.cat(parts)) for name, parts in values.items()}
-    return scores
+    errors = bool(panels[0].how.resamples)
+    means = {name: panels[0].mean(name, torch.cat(parts), errors=errors) for name, parts in values.items()}
+    return [panel.scores() for panel in panels], means

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from aigc.data.shapes import COLUMNS
 from aigc.metrics.items import samples
 
 if TYPE_CHECKING:
@@ -25,9 +26,11 @@ def found_and_asked(
 ) -> tuple[list[int], list[Tensor]]:
     """This rank's share of samples of the first n captions: their numbers, and rows `(m, 2 k)`.
 
-    A row is the k attributes that were read from the sample, then the k that the caption names.
+    A row is the k attributes that were read from the sample, then the k that the caption names, -1 where it does not.
     """
-    every, rows, numbers = data.attributes(split), [], []
+    every, rows, numbers = data.attributes(split).clone(), [], []
+    if not data.caption_background:
+        every[:, COLUMNS.index("background")] = -1
     for part, batch, made in samples(family, data, split, n, batch_size=batch_size, seed=seed, rank=rank, world=world,
                                      options=options):
         rows.append(torch.cat([data.read_back(made).cpu(), every[batch["index"]]], 1).float())

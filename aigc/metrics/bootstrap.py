@@ -74,7 +74,8 @@ def kernel_resamples(
 
 
 def inception_resamples(logits: Tensor, drawn: Tensor) -> Tensor:
-    """Inception scores `(b,)` of resamples of logits `(m, k)`; the splits are consecutive images."""
+    """Inception scores `(b,)` of resamples of logits `(m, k)`; splits are consecutive images, empty ones left out."""
     p, certainty = certainties(logits)
-    parts = zip(p.chunk(SPLITS), certainty.chunk(SPLITS), drawn.double().chunk(SPLITS, dim=1), strict=True)
-    return torch.stack([score(w @ own, w @ sure, w.sum(1)) for own, sure, w in parts]).mean(0)
+    parts = zip(p.tensor_split(SPLITS), certainty.tensor_split(SPLITS), drawn.double().tensor_split(SPLITS, dim=1),
+                strict=True)
+    return torch.stack([score(w @ own, w @ sure, w.sum(1)) for own, sure, w in parts]).nanmean(0)

@@ -30,17 +30,17 @@ def cache_folder() -> Path:
     return folder
 
 
-def real_key(network: FeatureNetwork, fingerprint: str, split: str, kind: str, *what: object) -> str:
+def real_key(network: FeatureNetwork, sequence: str, split: str, kind: str, *what: object) -> str:
     """Name of an entry about real images: all that it depends on, in a hash.
 
     Args:
         network: that looked at them.
-        fingerprint: of the data.
+        sequence: what names the data and their order.
         split: which part of them.
         kind: of the entry.
         *what: numbers of images, and options of what was computed.
     """
-    facts = (REAL_VERSION, fingerprint, split, network.sha256, network.resizer, kind, *what)
+    facts = (REAL_VERSION, sequence, split, network.sha256, network.resizer, kind, *what)
     return f"{kind}-{network.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}"
 
 

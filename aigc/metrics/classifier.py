@@ -64,7 +64,7 @@ class Classifier(FeatureNetwork):
     def __init__(self, channels: int, size: tuple[int, int], *, classes: int | None, width: int = 24):
         super().__init__()
         self.size = working_size(size)
-        self.resizer = "none" if self.size == size else f"{self.size[0]} x {self.size[1]}, bilinear, antialiased"
+        self.resizer = f"{self.size[0]} x {self.size[1]}, bilinear, antialiased"
         self.classes = classes
         self.classifies = classes is not None
         self.task = f"{classes} classes" if classes else "four rotations (RotNet: the data have no labels)"

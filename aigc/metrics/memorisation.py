@@ -1,8 +1,9 @@
 """Whether samples are training images: how near their nearest neighbour is, beside how near one is to real images.
 
-An image is `memorised` where its nearest training image is nearer than that of 99 in 100 held-out images: 1% of new
-real images are by construction, so more than a few per cent says that training images come back. (Compare Meehan et
-al. 2020, "A non-parametric test to detect data-copying in generative models".)
+An image is `memorised` where its nearest training image is nearer than that of 99 in 100 held-out images, or the same
+to the precision of what is compared: 1% of new real images are by construction, so more than a few per cent says that
+training images come back. (Compare Meehan et al. 2020, "A non-parametric test to detect data-copying in generative
+models".)
 """
 
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from aigc.metrics.manifold import distances
 
 SHARE = 0.01           # of held-out images that count as memorised
 LEAST = 100            # held-out images: with fewer, their nearest hundredth is no image
+ROUNDING = 2**-10      # of features in half precision, as a share of their length: nothing nearer can be told apart
 SHOWN, NEAREST = 12, 4     # rows of the picture, and training images in each
 
 
@@ -37,6 +39,11 @@ def nearest(
         rows = torch.cat([rows, numbers], 1).gather(1, order)
         start += len(part)
     return best, rows
+
+
+def copies(apart: Tensor, features: Tensor) -> Tensor:
+    """Which features `(n, d)` lie so near to another, at `apart` `(n,)`, that half precision knows no difference."""
+    return apart <= ROUNDING * features.norm(dim=1)
 
 
 def threshold(held_out: Tensor) -> float:

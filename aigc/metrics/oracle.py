@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from aigc.data.shapes import BACKGROUNDS, COLOURS, COLUMNS, RELATIONS, SHAPES, SIZES, Scenes
 from aigc.data.shapes import VERSION as DRAWING
 from aigc.metrics.cache import keep_cached, load_cached
+from aigc.metrics.features import state_sha256
 from aigc.precision import choose_precision
 
 VERSION = 1                     # of architecture and training: a change makes new cache entries
@@ -50,6 +51,8 @@ class ShapesOracle(nn.Module):
     centres; what is there is read by one head that both objects and all positions share, so that few renders are
     enough.
     """
+
+    sha256 = ""                                     # of the weights, once they are trained
 
     def __init__(self, size: tuple[int, int] = (32, 32), *, width: int = 16):
         super().__init__()
@@ -104,16 +107,15 @@ class ShapesOracle(nn.Module):
 def agreement(found: Tensor, asked: Tensor) -> dict[str, float]:
     """Shares of images whose attributes `(n, 9)` are as asked for: each attribute, and `all` that a caption says.
 
-    Attributes of a second object count only where one was asked for; the background is not part of `all`.
+    What is asked as -1 is not said: it counts as right in `all`, and nowhere else. One object is said by the count.
     """
-    right = found == asked
+    right = (found == asked) | (asked < 0)
     scores = {}
     for k, name in enumerate(COLUMNS):
         where = asked[:, k] >= 0
         if where.any():
             scores[name] = right[where, k].float().mean().item()
-    said = [k for k, name in enumerate(COLUMNS) if name != "background"]
-    scores["all"] = right[:, said].all(1).float().mean().item()
+    scores["all"] = right.all(1).float().mean().item()
     return scores
 
 
@@ -129,6 +131,7 @@ def shapes_oracle(size: tuple[int, int] = (32, 32), device: torch.device | str =
         log.info("the oracle is trained (%.0f s)", time.perf_counter() - started)
     oracle = ShapesOracle(size)
     oracle.load_state_dict(kept)
+    oracle.sha256 = state_sha256(kept)
     return oracle.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
 
 

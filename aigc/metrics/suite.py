@@ -60,6 +60,7 @@ class Suite:
             self.kernel = KernelDistance(
                 hand_through, subsets=kd_subsets, reset_real_features=False, sync_on_compute=False
             )
+        self.kernel.seed = seed
         self.inception: InceptionScore | None = None
 
     def add_real(self, features: Tensor) -> None:
@@ -124,10 +125,8 @@ class Suite:
         """
         scores = {self.names["fd"]: self.frechet.compute().item()}
         self.kernel.subset_size = self.subset_size(self.generated)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            scores[self.names["kd"]] = self.kernel.compute()[0].item()
-        if self.inception is not None and self.inception.seen:
+        scores[self.names["kd"]] = self.kernel.compute()[0].item()
+        if self.inception is not None and self.inception.seen >= SPLITS * LEAST:
             scores[self.names["is"]] = self.inception.compute()
         assert all(math.isfinite(value) for value in scores.values()), scores
         return scores

@@ -127,7 +127,7 @@ def test_protocol_says_how(paired, tmp_path):
     _, scores = scored(paired, tmp_path, Inverted())
     protocol = json.loads(json.dumps(scores.protocol))
     assert protocol["metric"] == "a2b/fd_classifier" and len(protocol["network_sha256"]) == 64
-    assert protocol["resizer"] == "none" and "rotations" in protocol["network_task"]
+    assert protocol["resizer"].endswith("bilinear, antialiased") and "rotations" in protocol["network_task"]
     assert (protocol["data"], protocol["data_fingerprint"]) == (paired.name, paired.fingerprint)
     assert protocol["splits"]["test"] == {"a": 20, "b": 20, "pairs": True, "rows": 20, "kd_subset_size": 20}
     assert protocol["lpips"] is None and protocol["directions"] == ["a2b", "b2a"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from aigc.evaluation.panel import bounded
 from aigc.metrics import bootstrap
 from aigc.metrics.inception_score import InceptionScore
 from aigc.metrics.suite import Suite
@@ -71,6 +72,15 @@ def test_draws_keep_their_number_and_their_strata():
 def test_an_interval_stays_within_what_a_score_can_be():
     assert bootstrap.interval(0.5, 0.1) == pytest.approx((0.5 - 0.196, 0.5 + 0.196), abs=1e-4)
     assert bootstrap.interval(0.99, 0.1, least=0, most=1) == pytest.approx((0.794, 1), abs=1e-3)
+
+
+def test_inception_resamples_of_small_and_uneven_splits_are_numbers():
+    logits = 3 * torch.randn(101, 7, generator=torch.Generator().manual_seed(0))
+    drawn = bootstrap.draws(101, 200, seed=0)
+    drawn[0, :11] = 0                                          # a split without any image
+    values = bootstrap.inception_resamples(logits, drawn)
+    assert values.isfinite().all() and values.std() > 0.01
+    assert bounded("is_tiny", 2.0, float("nan")) == (None, None)
 
 
 def test_inception_score_of_a_stream_needs_no_whole():

@@ -56,7 +56,8 @@ def empty_cache(tmp_path, monkeypatch):
 def test_digits_are_learned(digits):
     network = trained_classifier(digits)
     assert network.accuracy > 0.97
-    assert network.task == "10 classes" and network.resizer == "none" and network.classes == 10
+    assert network.task == "10 classes" and network.classes == 10
+    assert network.resizer == "8 x 8, bilinear, antialiased"
     features, logits = network(digits.images("test"))
     assert features.shape[1] == network.num_features == 256 and features.dtype == logits.dtype == torch.float32
     right = (logits.argmax(1) == digits.labels("test")).float().mean().item()

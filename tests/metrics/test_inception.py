@@ -51,7 +51,7 @@ def images():
 @pytest.mark.slow
 def test_fid_kid_and_is_agree_with_torch_fidelity(weights, network, images):
     """To 1e-3: features differ by float32's rounding (normalisation is folded in, layouts differ), and distances are
-    small differences of large sums. KID is of all images; IS of two splits, each shuffled by its library.
+    small differences of large sums. That subsets and splits are the same is tested in test_suite.py.
     """
     import torch_fidelity
 

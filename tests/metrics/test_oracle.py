@@ -44,7 +44,9 @@ def test_agreement_counts_only_what_was_asked_for() -> None:
     asked = torch.tensor([[1, -1, 0, 3, 2, -1, -1, -1, 0], [2, 1, 0, 3, 2, 1, 4, 4, 0]])
     found = asked.clone()
     found[:, 8] = 1
-    assert agreement(found, asked)["all"] == 1.0 and agreement(found, asked)["background"] == 0.0
+    assert agreement(found, asked)["all"] == agreement(found, asked)["background"] == 0.0
+    asked[:, 8] = -1                                                     # captions do not name the background
+    assert agreement(found, asked)["all"] == 1.0 and "background" not in agreement(found, asked)
     found[1, 6] = 0
     scores = agreement(found, asked)
     assert (scores["all"], scores["colour2"], scores["colour"], scores["relation"]) == (0.5, 0.0, 1.0, 1.0)

@@ -1,9 +1,9 @@
-"""Scores over features: against torchmetrics and formulas, with few samples, and from the cache."""
+"""Scores over features: against torch-fidelity and formulas, with few samples, and from the cache."""
 
 import pytest
 import torch
-from torchmetrics.image.inception import InceptionScore
-from torchmetrics.image.kid import KernelInceptionDistance
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 
 from aigc.metrics.features import FeatureNetwork
 from aigc.metrics.frechet import frechet_distance
@@ -57,20 +57,31 @@ def test_kernel_distance_is_the_unbiased_formula():
     assert scores["kd_tiny"] == pytest.approx(expected.item(), rel=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:Metric .* will save all extracted features")
-def test_kernel_distance_and_inception_score_are_torchmetrics_own():
-    real, fake, logits = cloud(300), cloud(250, 0.4, seed=1), 3 * cloud(250, seed=2)
-    scores = suite(real, kd_subsets=7, kd_subset_size=100, seed=5).compute(fake, logits)
-    kernel = KernelInceptionDistance(HandThrough(D), subsets=7, subset_size=100)
-    kernel.update(real, real=True)
-    kernel.update(fake, real=False)
-    inception = InceptionScore(HandThrough(D), splits=10)
-    inception.update(logits)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        assert scores["kd_tiny"] == pytest.approx(kernel.compute()[0].item(), rel=1e-9)
-        torch.manual_seed(5)
-        assert scores["is_tiny"] == pytest.approx(inception.compute()[0].item(), rel=1e-12)
+def kid(fake, real, **options):
+    """torch-fidelity's, as its command line computes it."""
+    found = kid_features_to_metric(fake, real, kid_kernel="poly", kid_kernel_poly_degree=3, kid_kernel_poly_coef0=1,
+                                   rng_seed=2020, verbose=False, **options)
+    return [found[f"kernel_inception_distance_{name}"] for name in ("mean", "std")]
+
+
+@pytest.mark.parametrize("n", [101, 250])
+def test_kernel_distance_and_inception_score_are_torch_fidelitys(n):
+    """The same subsets and splits, whose sizes differ by one at most: only the last digits of float64 are left."""
+    real, fake, logits = cloud(300), cloud(n, 0.4, seed=1), 3 * cloud(n, seed=2)
+    scores = suite(real, kd_subsets=7, kd_subset_size=100).compute(fake, logits)
+    expected = kid(fake.double(), real.double(), kid_subsets=7, kid_subset_size=100)[0]
+    assert scores["kd_tiny"] == pytest.approx(expected, rel=1e-9)
+    assert scores["is_tiny"] == pytest.approx(isc_features_to_metric(logits)["inception_score_mean"], rel=1e-12)
+    other = suite(real, kd_subsets=7, kd_subset_size=100, seed=5).compute(fake, logits)
+    assert other["kd_tiny"] != scores["kd_tiny"] and other["is_tiny"] != scores["is_tiny"]
+
+
+def test_an_inception_score_of_fewer_images_than_were_to_come():
+    made, logits = suite(cloud(100)), 3 * cloud(130, seed=2)
+    for seen, known in ((99, False), (110, True)):
+        made.begin(130)
+        made.add(cloud(seen, seed=1), logits[:seen])
+        assert ("is_tiny" in made.scores()) is known
 
 
 def test_inception_score_of_sure_and_spread_answers_is_their_number():
@@ -131,18 +142,14 @@ def test_real_side_from_the_cache_gives_the_same_scores():
 
 @pytest.mark.parametrize(("n", "exact", "apart"), [(150, 900, 1e-6), (900, 900, 1e-6), (150, 0, 1e-2)])
 @pytest.mark.filterwarnings("ignore:Metric .* will save all extracted features")
-def test_a_small_kernel_distance_of_large_kernels_is_torchmetrics_own(n, exact, apart, monkeypatch):
+def test_a_small_kernel_distance_of_large_kernels_is_torch_fidelitys(n, exact, apart, monkeypatch):
     """One matrix for all subsets, one for each, and float32: kernels are about 1,000, the distance below 1."""
     monkeypatch.setattr("aigc.metrics.kernel.EXACT", exact)
     monkeypatch.setattr("aigc.metrics.kernel.ROWS", 64)
     real, fake = 3 + cloud(n, d=64).relu(), 3.002 + cloud(n, seed=1, d=64).relu()
-    ours, theirs = (kind(HandThrough(64), subsets=5, subset_size=100) for kind in
-                    (KernelDistance, KernelInceptionDistance))
-    found = []
-    for metric in (ours, theirs):
-        metric.update(real, real=True)
-        metric.update(fake, real=False)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            found.append([value.item() for value in metric.compute()])
-    assert found[0] == pytest.approx(found[1], rel=apart) and abs(found[0][0]) < 1
+    metric = KernelDistance(HandThrough(64), subsets=5, subset_size=100)
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    found = [value.item() for value in metric.compute()]
+    expected = kid(fake.double(), real.double(), kid_subsets=5, kid_subset_size=100)
+    assert found == pytest.approx(expected, rel=apart) and abs(found[0]) < 1
