@@ -29,7 +29,7 @@ def start(mnist: str | None, cifar: str | None, overrides: list[str]) -> None:
     if cifar:
         sources["cifar10-jpeg"] = ["data=huggingface", f"data.path={cifar}", "data.flip=true"]
     for name, data in sources.items():
-        words = [f"model={','.join(FAMILIES)}", "seed=1,2,3", *data, "condition=label", "budget.minutes=5"]
+        words = [f"model={','.join(FAMILIES)}", "seed=1,2,3", *data, "condition=label", "budget.minutes=2"]
         study.train(STUDY, name, *words, "metrics.every_images=30000", *overrides)
 
 

@@ -82,7 +82,7 @@ def test_bad_options_are_one_sentence() -> None:
 def test_shapes_read_their_own_images_back(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def small(size: tuple[int, int], device: object) -> oracle.ShapesOracle:
+    def small(size: tuple[int, int]) -> oracle.ShapesOracle:
         asked.append(size)
         return oracle.ShapesOracle(size, width=2).eval()
 
