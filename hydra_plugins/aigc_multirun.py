@@ -46,7 +46,13 @@ class Processes(Launcher):
             for job in jobs
         ]
 
-    def stream(self, jobs: Iterator[Any], *, expected: int, ended: Callable[[Any, dict[str, Any]], None]) -> None:
+    def stream(
+        self,
+        jobs: Iterator[Any],
+        *,
+        expected: int,
+        ended: Callable[[Any, dict[str, Any]], None] = lambda job, entry: None,
+    ) -> None:
         """Runs `aigc.multirun.jobs.Job`s as they come; `ended` is told each with its entry in jobs.json."""
         from aigc.multirun.record import Record
         from aigc.multirun.running import ending_by_exception, run_jobs
@@ -56,46 +62,8 @@ class Processes(Launcher):
             run_jobs(jobs, record, self.devices, expected=expected, ended=ended)
 
 
-class Grid(BasicSweeper):
-    """`hydra/sweeper=grid`: every combination, in a folder that the same command finds again."""
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Settles the folder, then the launcher."""
-        from aigc.multirun.record import Multirun
-
-        self.multirun = Multirun(config, {key: str(value) for key, value in (self.params or {}).items()})
-        self.composed = 0
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-
-    def sweep(self, arguments: list[str]) -> Any:
-        """Runs all jobs; raises a RunError at the end if some failed."""
-        from aigc.multirun.space import check_listed
-
-        check_listed(arguments)
-        with self.multirun:
-            returns = super().sweep(arguments)
-        self.multirun.check()
-        return returns
-
-    @staticmethod
-    def split_arguments(overrides: Any, max_batch_size: int | None) -> list[list[list[str]]]:
-        """Hydra's combinations, with `~x` as it was typed, which Hydra makes `~x=null` of: that deletes no group."""
-        batches = BasicSweeper.split_arguments(overrides, max_batch_size)
-        return [[[w.removesuffix("=null") if w.startswith("~") else w for w in words] for words in batch]
-                for batch in batches]
-
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Composes all jobs before the first starts, and notes them as waiting."""
-        from aigc.multirun.jobs import compose_batch, note_waiting
-
-        assert self.hydra_context is not None and self.config is not None
-        jobs = compose_batch(self.hydra_context.config_loader, self.config, batch, self.composed)
-        self.composed += len(jobs)
-        note_waiting(jobs, self.multirun.record)
-
-
-class Search(Sweeper):
-    """`hydra/sweeper=optuna`: Optuna chooses what the jobs of any launcher try (aigc/multirun/search.py)."""
+class Multiruns(Sweeper):
+    """What both sweepers do first."""
 
     def __init__(self, **options: Any):
         self.options = options
@@ -111,9 +79,52 @@ class Search(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> Any:
+
+class Grid(Multiruns):
+    """`hydra/sweeper=grid`: every combination, in a folder that the same command finds again."""
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Runs all jobs, composed before the first starts; raises a RunError at the end if some failed."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        from aigc.multirun.devices import check_count, need_of
+        from aigc.multirun.jobs import compose_batch, note_waiting
+        from aigc.multirun.running import launch_elsewhere
+        from aigc.multirun.space import check_listed
+
+        assert self.hydra_context is not None and self.config is not None
+        check_count("hydra.sweeper.max_batch_size", self.options["max_batch_size"])
+        loader = self.hydra_context.config_loader
+        words = [*(f"{key}={value}" for key, value in (self.options["params"] or {}).items()), *arguments]
+        check_listed(words)
+        stream = getattr(self.launcher, "stream", None)
+        with self.multirun:
+            overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+            jobs = compose_batch(loader, self.config, combinations(overrides), 0)
+            for job in jobs if stream else []:
+                need_of(job.trainer)
+            note_waiting(jobs, self.multirun.record)
+            size = self.options["max_batch_size"] or max(1, len(jobs))
+            for batch in (jobs[k : k + size] for k in range(0, len(jobs), size)):
+                if stream:
+                    stream(iter(batch), expected=len(batch))
+                else:
+                    launch_elsewhere(self.launcher, batch, self.multirun.record)
+        self.multirun.check()
+
+
+def combinations(overrides: list[Any]) -> list[list[str]]:
+    """Hydra's combinations, with `~x` as it was typed, which Hydra makes `~x=null` of: that deletes no group."""
+    (batch,) = BasicSweeper.split_arguments(overrides, None)
+    return [[word.removesuffix("=null") if word.startswith("~") else word for word in words] for words in batch]
+
+
+class Search(Multiruns):
+    """`hydra/sweeper=optuna`: Optuna chooses what the jobs of any launcher try (aigc/multirun/search.py)."""
+
+    def sweep(self, arguments: list[str]) -> None:
         """Searches until there have been `n_trials`; prints and saves the best."""
         from aigc.multirun.search import search
 
         with self.multirun:
-            return search(self, arguments)
+            search(self, arguments)

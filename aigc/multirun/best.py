@@ -1,15 +1,21 @@
 """The best trial of a search as an experiment that can be run: `--config-dir <search> experiment=best`."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
 
-def save_experiment(folder: Path, name: str, words: Sequence[str], loader: Any, comment: str) -> str:
+def save_experiment(
+    folder: Path, name: str, words: Sequence[str], loader: Any, comment: str, *, dirs: Sequence[str] = ()
+) -> str:
     """Writes `<folder>/experiment/<name>.yaml`, which composes to what the overrides `words` compose to.
+
+    Where `dirs` have an experiment of that name, which the search may stand on, it is called `<name>_again`.
 
     Args:
         folder: of the search.
@@ -17,10 +23,13 @@ def save_experiment(folder: Path, name: str, words: Sequence[str], loader: Any, 
         words: a trial's overrides.
         loader: Hydra's, which knows the groups.
         comment: a line on where it comes from.
+        dirs: the user's own folders of configuration, for Hydra's searchpath.
 
     Returns:
         The command that trains it.
     """
+    while any((Path(own.removeprefix("file://")) / "experiment" / f"{name}.yaml").is_file() for own in dirs):
+        name += "_again"
     defaults: list[Any] = []
     values = OmegaConf.create({})
     typed = []
@@ -29,7 +38,7 @@ def save_experiment(folder: Path, name: str, words: Sequence[str], loader: Any, 
         if key == "hparams_search":
             continue
         if one.is_delete():  # a file can only add
-            typed.append(f"'{one.input_line}'")
+            typed.append(str(one.input_line))
         elif key == "experiment":
             defaults.insert(0, value)
         elif loader.get_group_options(key):
@@ -37,7 +46,9 @@ def save_experiment(folder: Path, name: str, words: Sequence[str], loader: Any, 
             defaults.append({group if one.is_add() else f"override {group}": value})
         else:
             OmegaConf.update(values, key, value, force_add=True)
-    command = " ".join(["python -m aigc.train", f"--config-dir {folder}", f"experiment={name}", *typed])
+    paths = ",".join(QuotedString(path, Quote.double).with_quotes() for path in dirs)
+    typed = [f"hydra.searchpath=[{paths}]", *typed] if dirs else typed
+    command = shlex.join(["python", "-m", "aigc.train", "--config-dir", str(folder), f"experiment={name}", *typed])
     path = folder / "experiment" / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True)
     head = f"# @package _global_\n# {comment}\n# {command}\n"

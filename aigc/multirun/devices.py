@@ -22,6 +22,16 @@ class Need:
     gpus: int | tuple[int, ...] | None = None
 
 
+def check_count(name: str, value: Any, *, optional: bool = True) -> None:
+    """Refuses a number of things that is none.
+
+    Raises:
+        UserError: `value` is no whole number of at least 1, nor null where that is allowed.
+    """
+    if not (value is None and optional) and (type(value) is not int or value < 1):
+        raise UserError(f"{name} must be a whole number of at least 1{' or null' if optional else ''}, not {value}")
+
+
 @cache
 def gpus() -> tuple[str, ...]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
@@ -39,12 +49,16 @@ def need_of(trainer: Mapping[str, Any]) -> Need:
         UserError: it asks for more GPUs than there are, or for what is no number.
     """
     devices = trainer["devices"]
-    if isinstance(devices, str) and not re.fullmatch(r"auto|-1|[\d, ]+", devices):
+    if isinstance(devices, str) and "," in devices:
+        devices = [part.strip() for part in devices.split(",") if part.strip()]
+    if isinstance(devices, list):
+        known = bool(devices) and all(re.fullmatch(r"\d+", str(index)) for index in devices)
+    else:
+        known = re.fullmatch(r"auto|-1|[1-9]\d*", str(devices)) is not None
+    if not known:
         raise UserError(f"trainer.devices={devices} is unknown: give a number, a list of indices, or auto")
     there = len(gpus()) if trainer["accelerator"] in ("auto", "gpu", "cuda") else 0
-    if isinstance(devices, str) and "," in devices:
-        devices = [part for part in devices.split(",") if part.strip()]
-    if not isinstance(devices, str | int):  # a list of indices
+    if isinstance(devices, list):
         chosen = tuple(int(index) for index in devices)
         return Need(len(chosen), chosen if there else None)
     count = max(1, there) if devices in ("auto", -1, "-1") else int(devices)
@@ -66,8 +80,7 @@ class Devices:
         parallel: int | None = None,    # jobs at once; None: see above
         cores: int | None = None,       # CPU cores; None: those that this process may use
     ):
-        if parallel is not None and parallel < 1:
-            raise UserError(f"hydra.launcher.max_parallel must be at least 1, not {parallel}")
+        check_count("hydra.launcher.max_parallel", parallel)
         self.parallel = parallel
         self.cores = cores or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [None])
         self.load: Counter[int] = Counter()

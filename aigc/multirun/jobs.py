@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from aigc import launch
 from aigc.cli import FREE_TEXT, override, quoted
@@ -26,7 +26,7 @@ UNSAVED = ("metrics.jsonl", "summary.json", "samples", "wandb", ".hydra")  # of 
 @dataclass
 class Job:
     """One job: `overrides` as Hydra writes them, `words` what else its command line needs (hydra.*, --config-dir),
-    `trainer` its options of that name, `shown` the overrides that tell it from the others.
+    `trainer` and `budget` its options of those names, `shown` the overrides that tell it from the others.
     """
 
     number: int
@@ -34,6 +34,7 @@ class Job:
     folder: Path
     signature: str
     trainer: dict[str, Any]
+    budget: dict[str, Any] = field(default_factory=dict)
     shown: str = ""
     words: list[str] = field(default_factory=list)
 
@@ -59,6 +60,7 @@ class Job:
             folder=(Path(hydra.sweep.dir) / hydra.sweep.subdir).resolve(),
             signature=signature(plain),
             trainer=plain["trainer"],
+            budget=plain["budget"],
             shown=" ".join(word for word in overrides if word not in shared),
             words=[*words, *launch.config_dirs(hydra)],
         )
@@ -71,12 +73,22 @@ class Job:
             UserError: its folder holds a run of another configuration.
         """
         summary = read_summary(self.folder)
-        if summary.get("signature", self.signature) != self.signature:
+        finished = summary.get("status") == "finished"
+        if not finished and not self.checkpoint.is_file():  # nothing of it is kept
+            return False
+        saved = self.folder / ".hydra" / "config.yaml"
+        budget = to_plain(OmegaConf.load(saved)).get("budget") if saved.is_file() else self.budget
+        if summary.get("signature", self.signature) != self.signature or budget != self.budget:
             raise UserError(
                 f"'{self.folder}' holds a run of another configuration, which has changed since: choose another "
                 "hydra.sweep.dir"
             )
-        return summary.get("status") == "finished"
+        return finished
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where its run goes on."""
+        return self.folder / "checkpoints" / "last.ckpt"
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -86,7 +98,7 @@ class Job:
     def command(self) -> list[str]:
         """The command line: of a new run, or of one that goes on where its last checkpoint stands."""
         start = [sys.executable, "-m", "aigc.train", *self.words, "hydra.mode=RUN"]
-        if all((self.folder / name).is_file() for name in ("checkpoints/last.ckpt", ".hydra/config.yaml")):
+        if self.checkpoint.is_file() and (self.folder / ".hydra" / "config.yaml").is_file():
             return [*start, f"resume={self.folder}"]
         for name in UNSAVED:
             path = self.folder / name
@@ -118,10 +130,13 @@ def compose_job(loader: Any, config: DictConfig, words: Sequence[str], number: i
 
 
 def note_waiting(jobs: Sequence[Job], record: Record) -> None:
-    """Notes jobs that are still to come."""
-    for job in jobs:
-        if read_summary(job.folder).get("status") != "finished":
-            record.note(job.number, status="waiting", **job.facts)
+    """Notes jobs that are still to come.
+
+    Raises:
+        UserError: a folder holds a run of another configuration; nothing is noted then.
+    """
+    for job in [job for job in jobs if not job.finished]:
+        record.note(job.number, status="waiting", **job.facts)
 
 
 def as_typed(word: str) -> str:

@@ -1,9 +1,9 @@
 """The folder of a multirun: found again by the command, described by `jobs.json`, summed up in a table.
 
-`jobs.json` holds the `command` (overrides as typed and the space that is gone through), `started`, and `jobs`, one
-entry each: number, folder (in the multirun's), overrides, shown (those that tell it from the others), status (waiting,
-running, finished, stopped, failed), reason, resumed, devices (GPUs), seconds (of wall time, over all starts), score
-and monitor (its name). A search adds `search`: its storage, objectives and best trials.
+`jobs.json` holds the `command` (overrides as typed, the space that is gone through, the user's own config folders),
+`started`, and `jobs`, one entry each: number, folder (in the multirun's), overrides, shown (those that tell it from
+the others), status (waiting, running, finished, stopped, failed), reason, resumed, devices (GPUs), seconds (of wall
+time, over all starts), score and monitor (its name). A search adds `search`: its storage, objectives and best trials.
 """
 
 import contextlib
@@ -68,6 +68,12 @@ class Record:
         return self.read().get("jobs", [])
 
 
+def own_dirs(hydra: Any) -> list[str]:
+    """The user's own folders of configuration, as `hydra.searchpath` takes them."""
+    return [f"{source.schema}://{source.path}" for source in hydra.runtime.config_sources
+            if source.provider.endswith("command-line")]
+
+
 def find_folder(config: DictConfig, command: dict[str, Any]) -> Path:
     """Where the multirun of `command` lives: hydra.sweep.dir if it was typed, else its own folder from an earlier
     start beside the one that hydra.sweep.dir would make, else that.
@@ -104,6 +110,8 @@ class Multirun:
         if any(word.startswith("resume=") for word in typed):
             raise UserError("resume= goes on with one run: a multirun finds by itself what it has to go on with")
         self.command = {"overrides": typed, "params": params}
+        if dirs := own_dirs(config.hydra):
+            self.command["config_dirs"] = dirs
         self.config = config
         self.folder = find_folder(config, self.command)
         self.record = Record(self.folder)
@@ -124,7 +132,7 @@ class Multirun:
                 f"this multirun is going on already, as process {process} on {host}, in '{self.folder}': wait for "
                 "it, or end it and start again"
             )
-        again = self.record.path.is_file()
+        self.again = self.record.path.is_file()
         with self.record.change() as content:
             content.setdefault("command", self.command)
             content.setdefault("started", datetime.now(UTC).isoformat(timespec="seconds"))
@@ -135,7 +143,7 @@ class Multirun:
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         self.said = {job["number"]: state(job) for job in jobs}
         done = sum(job["status"] == "finished" for job in jobs)
-        print(f"multirun  {self.folder}" + (f" goes on, {done} jobs are finished" if again else ""), flush=True)
+        print(f"multirun  {self.folder}" + (f" goes on, {done} jobs are finished" if self.again else ""), flush=True)
         self.thread.start()
         return self
 
@@ -157,7 +165,8 @@ class Multirun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.show()
-        if all(job["status"] == "waiting" for job in self.record.jobs()):  # refused before the first one
+        begun = self.again or any(path.is_dir() for path in self.folder.iterdir())
+        if not begun and all(job["status"] == "waiting" for job in self.record.jobs()):  # refused before the first one
             for name in (NAME, ".jobs.lock", ".lock", "multirun.yaml", "study.db"):
                 (self.folder / name).unlink(missing_ok=True)
             remove_empty(self.folder)

@@ -1,12 +1,13 @@
 """Runs jobs side by side: one fails, the others go on; Ctrl-C ends all of them, with checkpoints."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from aigc.run import read_summary, write_summary
 OUTPUT = "output.log"        # what a job prints, in its folder
 STOP = "stop"                # a file of this name in a job's folder ends it with a checkpoint; it says why
 ORPHAN_SECONDS = 60          # that a job of an earlier start, which lost its parent, gets to save and end
+QUIET_SECONDS = 30           # without anybody at work, after which no job of a launcher that gave up will start
 
 
 @dataclass
@@ -88,6 +90,44 @@ def run_jobs(
         for one in running:
             ended(one.job, conclude(one, record))
         raise
+
+
+def launch_elsewhere(launcher: Any, jobs: Sequence[Job], record: Record) -> list[dict[str, Any]]:
+    """Hands jobs of consecutive numbers to a launcher of another package, until nobody works on them any more.
+
+    A job that it lost, because its supervisor was killed, say, is noted as failed and ends no other.
+
+    Returns:
+        their entries.
+    """
+    reasons: list[object]
+    try:
+        returns = launcher.launch([job.overrides for job in jobs], jobs[0].number)
+        reasons = [returned._return_value for returned in returns]
+    except Exception as error:  # whatever the package raises
+        reasons = [f"{type(error).__name__}: {error}".strip().splitlines()[0]] * len(jobs)
+        at_work = -math.inf
+        while (busy := any(in_use(job.folder) for job in jobs)) or time.monotonic() - at_work < QUIET_SECONDS:
+            at_work = time.monotonic() if busy else at_work
+            time.sleep(0.5)
+    noted = {entry["number"]: entry for entry in record.jobs()}
+    entries = []
+    for job, reason in zip(jobs, reasons, strict=True):
+        entry = noted.get(job.number, {"status": "waiting"})
+        if entry["status"] in ("waiting", "running"):
+            entry = skipped(job, record) or failed(job, record, f"the launcher lost it: {reason}")
+        entries.append(entry)
+    return entries
+
+
+def in_use(folder: Path) -> bool:
+    """Whether somebody works in a job's folder."""
+    lock = FolderLock(folder)
+    if not lock.path.is_file():
+        return False
+    free = lock.take()
+    lock.release()
+    return not free
 
 
 @contextmanager

@@ -5,9 +5,7 @@ were running go on in their folders, finished ones are told, the rest is propose
 """
 
 import contextlib
-import json
 import math
-import re
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +13,18 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from aigc.config import instantiate
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 from aigc.errors import RunError, UserError, choices
 from aigc.multirun.best import save_experiment
+from aigc.multirun.devices import check_count, need_of
 from aigc.multirun.jobs import Job, compose_job
-from aigc.multirun.running import STOP
-from aigc.multirun.space import grid_of, read_space, words_of
+from aigc.multirun.record import own_dirs, shortened
+from aigc.multirun.running import STOP, launch_elsewhere
+from aigc.multirun.scores import MONITORED, entries_of, logged, monitored, objectives_of
+from aigc.multirun.space import read_space, sampled, words_of
+from aigc.multirun.study import hidden, open_study
 from aigc.run import read_summary
 
 WATCH_SECONDS = 1.0          # between two looks at what the jobs have logged
@@ -35,7 +39,8 @@ def search(plugin: Any, arguments: Sequence[str]) -> None:
         arguments: the overrides as typed.
 
     Raises:
-        UserError: Optuna is missing, there is nothing to search, or an objective does not exist.
+        UserError: Optuna is missing, there is nothing to search, an option or a value of a list does not fit, the
+            study is another search's, or an objective does not exist.
         RunError: one trial after the other failed.
     """
     try:
@@ -46,16 +51,18 @@ def search(plugin: Any, arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     searching = Searching(plugin, arguments)
     plugin.multirun.expected = searching.n_trials
-    stream = getattr(plugin.launcher, "stream", None)
     try:
         with searching.watching():
-            if stream is not None:
-                stream(searching.jobs(), expected=searching.n_trials, ended=searching.ended)
+            if searching.stream is not None:
+                searching.stream(searching.jobs(), expected=searching.n_trials, ended=searching.ended)
             else:
                 searching.in_batches()
-    finally:
-        found = searching.conclude()
-    if searching.failures and not searching.failures_left:
+    except BaseException:
+        with contextlib.suppress(Exception):  # why it ended says more
+            searching.conclude()
+        raise
+    found = searching.conclude()
+    if searching.failures_left <= 0:
         raise RunError(f"the search gave up: {searching.failures} trials failed in a row, see their output.log")
     if not found:
         raise RunError("no trial of the search has come to its end: see their output.log")
@@ -68,6 +75,8 @@ class Searching:
         import optuna
 
         options = plugin.options
+        for name, optional in {"n_trials": True, "n_jobs": False, "failures": False}.items():
+            check_count(f"hydra.sweeper.{name}", options[name], optional=optional)
         self.plugin, self.loader = plugin, plugin.hydra_context.config_loader
         self.folder, self.record = plugin.multirun.folder, plugin.multirun.record
         words = [f"{key}={value}" for key, value in (options["params"] or {}).items()]
@@ -82,49 +91,20 @@ class Searching:
         self.every_images = metrics.get("every_images")
         if options["pruner"] is not None and (len(self.objectives) > 1 or not self.every_images):
             raise UserError("pruning needs one objective and scores while training: give hydra.sweeper.pruner=null")
+        self.stream = getattr(plugin.launcher, "stream", None)
+        for params in sampled(self.space):
+            self.composed(params, 0)                # a wrong value is refused before the first trial
         self.failures_left = self.failures = options["failures"]
         self.trials: dict[int, optuna.Trial] = {}   # that are being tried, by number
         self.live: dict[int, Job] = {}              # that are looked after
         self.looking = threading.Lock()
         self.exhausted = False
         storage = options["storage"] or f"sqlite:///{self.folder.resolve()}/study.db"
-        name = options["study_name"] or self.folder.name
-        try:
-            known = {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(storage)}
-            sampler, self.n_trials = self.sampler(options["sampler"], options["n_trials"], known.get(name, 0))
-            self.study = optuna.create_study(
-                storage=storage, study_name=name, load_if_exists=True, sampler=sampler,
-                directions=list(self.objectives.values()),
-                pruner=instantiate(options["pruner"], "hydra.sweeper.pruner") if options["pruner"] else
-                optuna.pruners.NopPruner(),
-            )
-        except UserError:
-            raise
-        except Exception as error:  # whatever the driver of a database raises
-            reason = str(error).strip().splitlines()[0]
-            sentence = f"the study in '{hidden(storage)}' cannot be opened ({reason}): check hydra.sweeper.storage"
-            raise UserError(sentence) from error
+        self.study, self.n_trials = open_study(plugin, storage, self.space, self.objectives)
+        self.whole_grid = isinstance(self.study.sampler, optuna.samplers.GridSampler)
         with self.record.change() as content:
-            content["search"] = {"storage": hidden(storage), "study_name": name, "objectives": self.objectives}
-
-    def sampler(self, node: Mapping[str, Any], n_trials: int | None, there: int) -> tuple[Any, int]:
-        """The sampler, and how many trials there are to be.
-
-        A sampler with a seed draws other numbers when a search goes on that has so many trials `there`.
-        """
-        given: dict[str, Any] = {}
-        node = dict(node)
-        if node["_target_"] == "optuna.samplers.GridSampler":
-            grid = given["search_space"] = grid_of(self.space)
-            count = 1
-            for values in grid.values():
-                count *= len(values)
-            n_trials = count if n_trials is None else min(n_trials, count)
-        elif node.get("seed") is not None:
-            node["seed"] += there
-        if n_trials is None:
-            raise UserError("hydra.sweeper.n_trials is needed: only a grid has an end of its own")
-        return instantiate(node, "hydra.sweeper.sampler", **given), n_trials
+            content["search"] = {"storage": hidden(storage), "study_name": self.study.study_name,
+                                 "objectives": self.objectives}
 
     # ---- jobs ----
 
@@ -135,28 +115,79 @@ class Searching:
 
         for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if self.plugin.options["storage"] is None or frozen.user_attrs.get(FOLDER) == str(self.folder.resolve()):
-                yield from self.job(optuna.Trial(self.study, frozen._trial_id))
-        while len(self.study.get_trials(deepcopy=False)) < self.n_trials and not self.exhausted and self.failures_left:
-            trial = self.study.ask(self.space)
-            trial.set_user_attr(FOLDER, str(self.folder.resolve()))
+                trial = optuna.Trial(self.study, frozen._trial_id)
+                for name, one in self.space.items():    # what was not proposed yet when it was interrupted
+                    trial._suggest(name, one)
+                yield from self.job(trial)
+        if self.whole_grid:
+            self.try_failed_again()
+        while self.failures_left > 0 and self.wanted():
+            try:
+                trial = self.study.ask(self.space)
+            except ImportError as error:  # that samplers put off until they need it
+                name = self.plugin.options["sampler"]["_target_"]
+                raise UserError(f"{name} needs another package: pip install {error.name}") from error
             yield from self.job(trial)
 
-    def job(self, trial: Any) -> Iterator[Job]:
-        """The job of a trial; none where it repeats a finished one, or has been pruned already, but not told."""
+    def wanted(self) -> bool:
+        """Whether there is another trial to come; of a grid, a failed one does not count."""
         from optuna.trial import TrialState
 
+        states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
+        there = len(states) - (states.count(TrialState.FAIL) if self.whole_grid else 0)
+        return TrialState.WAITING in states or (there < self.n_trials and not self.exhausted)
+
+    def try_failed_again(self) -> None:
+        """Queues the combinations of a grid whose only trials have failed, which its sampler takes for visited."""
+        import optuna
+        from optuna.trial import TrialState
+
+        trials = self.study.get_trials(deepcopy=False)
+        settled = [trial.params for trial in trials if trial.state != TrialState.FAIL]
+        left = {str(trial.params): trial for trial in trials if trial.params and trial.params not in settled}
+        for failed in list(left.values())[: max(0, self.n_trials - len(settled))]:
+            self.study.add_trial(optuna.trial.create_trial(
+                state=TrialState.WAITING, params=failed.params, distributions=failed.distributions,
+                system_attrs=failed.system_attrs,
+            ))
+
+    def composed(self, params: dict[str, Any], number: int) -> Job:
+        """The job of chosen values.
+
+        Raises:
+            UserError: an option or a need does not fit, as with Hydra's own exceptions.
+        """
+        words = [*self.fixed, *words_of(params)]
+        job = compose_job(self.loader, self.plugin.config, words, number, frozenset(self.fixed))
+        if self.stream is not None:
+            need_of(job.trainer)
+        return job
+
+    def job(self, trial: Any) -> Iterator[Job]:
+        """The job of a trial; none where it repeats a finished one, cannot be, or has been pruned, but not told."""
+        from optuna.trial import TrialState
+
+        trial.set_user_attr(FOLDER, str(self.folder.resolve()))
         for done in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if done.params == trial.params:
                 trial.set_user_attr("repeats", done.number)
                 self.tell(trial, values=done.values)
                 return
-        words = [*self.fixed, *words_of(trial.params)]
-        job = compose_job(self.loader, self.plugin.config, words, trial.number, frozenset(self.fixed))
-        self.trials[trial.number] = trial
+        try:
+            job = self.composed(trial.params, trial.number)
+        except (UserError, HydraException, OmegaConfBaseException) as error:  # values that do not go together
+            words, reason = words_of(trial.params), str(error).splitlines()[0]
+            self.record.note(trial.number, status="failed", reason=reason, folder=str(trial.number),
+                             overrides=[*self.fixed, *words], shown=" ".join(words))
+            self.failed(trial, reason)
+            return
+        with self.looking:
+            self.trials[trial.number] = trial
         if read_summary(job.folder).get("reason") == "pruned":
             self.ended(job, {"status": "stopped", "reason": "pruned"})
             return
-        self.live[trial.number] = job
+        with self.looking:
+            self.live[trial.number] = job
         yield job
 
     def in_batches(self) -> None:
@@ -165,17 +196,14 @@ class Searching:
         while batch := list(islice(jobs, self.plugin.options["n_jobs"])):
             for _, group in groupby(enumerate(batch), key=lambda pair: pair[1].number - pair[0]):
                 part = [job for _, job in group]
-                returns = self.plugin.launcher.launch([job.overrides for job in part], part[0].number)
-                noted = {entry["number"]: entry for entry in self.record.jobs()}
-                for job, returned in zip(part, returns, strict=True):
-                    lost = {"status": "failed", "reason": f"the launcher lost it: {returned._return_value}"}
-                    self.ended(job, noted.get(job.number, lost))
+                for job, entry in zip(part, launch_elsewhere(self.plugin.launcher, part, self.record), strict=True):
+                    self.ended(job, entry)
 
     def ended(self, job: Job, entry: Mapping[str, Any]) -> None:
         """Tells Optuna how a trial ended; one that was interrupted stays open for the next start.
 
         Raises:
-            UserError: an objective does not exist.
+            UserError: an objective does not exist, or nothing can be pruned by it.
         """
         from optuna.trial import TrialState
 
@@ -185,19 +213,27 @@ class Searching:
         if entry["status"] == "finished":
             values = self.values(job.folder)
             if all(map(math.isfinite, values)):
-                self.failures_left = self.failures
+                trial.set_user_attr("monitor", entry.get("monitor"))
                 self.tell(trial, values=values)
                 return
             entry = {"status": "failed", "reason": f"{values} is not finite"}
         if entry["status"] == "failed":
-            self.failures_left -= 1
-            trial.set_user_attr("reason", entry["reason"])
-            self.tell(trial, state=TrialState.FAIL)
+            self.failed(trial, entry["reason"])
         elif entry["status"] == "stopped" and entry["reason"] == "pruned":
             self.tell(trial, state=TrialState.PRUNED)
 
+    def failed(self, trial: Any, reason: str) -> None:
+        """Tells Optuna of a trial that came to nothing."""
+        from optuna.trial import TrialState
+
+        self.failures_left -= 1
+        trial.set_user_attr("reason", reason)
+        self.tell(trial, state=TrialState.FAIL)
+
     def tell(self, trial: Any, **how: Any) -> None:
         """`study.tell`; a grid says by a RuntimeError of `Study.stop` that nothing is left."""
+        if "values" in how and self.failures_left > 0:
+            self.failures_left = self.failures
         try:
             self.study.tell(trial, **how)
         except RuntimeError as error:
@@ -209,12 +245,20 @@ class Searching:
         """The objectives of a finished run.
 
         Raises:
-            UserError: it has none of that name.
+            UserError: it has none of that name, or trials are to be pruned by one that it did not log on its way.
         """
         known = entries_of(read_summary(folder))
         if missing := [name for name in self.objectives if name not in known]:
             near = choices(missing[0], known)
+            near += " Write '+hydra.sweeper.objectives={<name>: minimize}' where it has a /" if "/" in near else ""
             raise UserError(f"the objective '{missing[0]}' is not in '{folder}/summary.json': {near}")
+        name = next(iter(self.objectives))
+        pruned = self.plugin.options["pruner"] is not None and name != MONITORED
+        if pruned and not any(name in line for line in logged(folder / "metrics.jsonl")):
+            raise UserError(
+                f"'{name}' is in no line of '{folder}/metrics.jsonl', so nothing can be pruned by it: give "
+                "hydra.sweeper.pruner=null"
+            )
         return [known[name] for name in self.objectives]
 
     # ---- pruning ----
@@ -228,10 +272,16 @@ class Searching:
         over = threading.Event()
 
         def watch() -> None:
+            said = ""
             while not over.wait(WATCH_SECONDS):
-                with self.looking:
-                    for number in [number for number, job in self.live.items() if self.hopeless(job)]:
-                        (self.live.pop(number).folder / STOP).write_text("pruned")
+                try:
+                    with self.looking:
+                        for number in [number for number, job in self.live.items() if self.hopeless(job)]:
+                            (self.live.pop(number).folder / STOP).write_text("pruned")
+                except Exception as error:  # of a database, say: the next look may succeed
+                    if str(error) != said:
+                        said = str(error)
+                        print(f"pruning    looks again: {shortened(said, 200)}", flush=True)
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -250,9 +300,9 @@ class Searching:
         reported = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         (name,) = self.objectives
         for line in logged(job.folder / "metrics.jsonl"):
-            key = name if name in line else monitored(self.plugin.config.metrics, line)
+            key = monitored(self.plugin.config.metrics, line) if name == MONITORED else name
             step = int(line.get("images", 0)) // self.every_images
-            if key is None or step < 1 or step in reported:
+            if key not in line or step < 1 or step in reported:
                 continue
             trial.report(line[key], step)
             reported = {**reported, step: line[key]}
@@ -288,67 +338,14 @@ class Searching:
 
     def save(self, trial: Any, name: str) -> None:
         """Prints one of the best trials and writes its experiment."""
-        entry = next(entry for entry in self.record.jobs() if entry["number"] == trial.number)
-        names = [entry["monitor"] if name == MONITORED else name for name in self.objectives]
+        known = trial.user_attrs
+        names = [known.get("monitor") or name if name == MONITORED else name for name in self.objectives]
         reached = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, trial.values, strict=True))
         words = [*self.fixed, *words_of(trial.params)]
-        comment = f"Trial {trial.number} of {self.folder}: {reached}."
-        command = save_experiment(self.folder, name, words, self.loader, comment)
+        comment = f"Trial {trial.number} of {known[FOLDER]}: {reached}."
+        dirs = own_dirs(self.plugin.config.hydra)
+        command = save_experiment(self.folder, name, words, self.loader, comment, dirs=dirs)
         print(f"trial {trial.number}: {reached}")
         for key, value in trial.params.items():
             print(f"  {key:32} {value}")
         print(f"  train it: {command}", flush=True)
-
-
-MONITORED = "monitored"      # the objective that the runs themselves call best
-
-
-def objectives_of(asked: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Objectives with Optuna's directions; none asked for: the score that best.ckpt goes by.
-
-    Raises:
-        UserError: an unknown direction, or nothing is measured.
-    """
-    known = ("minimize", "maximize")
-    for name, direction in (asked or {}).items():
-        if direction not in known:
-            raise UserError(f"hydra.sweeper.objectives.{name}={direction} is unknown: {choices(direction, known)}")
-    if not metrics and (not asked or MONITORED in asked):
-        raise UserError("a search needs scores, and metrics=none measures nothing: choose metrics=, or objectives")
-    return dict(asked or {MONITORED: "minimize" if metrics.get("mode", "min") == "min" else "maximize"})
-
-
-def hidden(url: str) -> str:
-    """The URL of a database without its password."""
-    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
-
-
-def entries_of(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a run's summary that can be an objective, by name: its last scores, and `sampling.seconds`-like
-    paths of other entries; `monitored` is the best of the score that best.ckpt goes by.
-    """
-    scores = summary.get("scores") or {}
-    last = scores.get("last") or {}
-    best = scores.get("best")
-    found: dict[str, Any] = {MONITORED: math.nan if best is None and last else best, **last}
-    for key, value in summary.items():
-        nested = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-        found |= {k: v for k, v in nested.items() if k not in found}
-    return {k: float(v) for k, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-
-
-def monitored(metrics: Mapping[str, Any], line: Mapping[str, Any]) -> str | None:
-    """Which score of a log line best.ckpt goes by: the Fréchet distance, of the first direction, unless named."""
-    network = metrics.get("network")
-    name = metrics.get("monitor") or ("fid" if network == "inception" else f"fd_{network}")
-    return next((key for key in line if key == name or (key.endswith(f"/{name}") and "identity" not in key)), None)
-
-
-def logged(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log that may be written at the moment."""
-    lines = []
-    with contextlib.suppress(OSError):
-        for text in path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(text))
-    return lines

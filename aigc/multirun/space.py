@@ -81,6 +81,13 @@ def words_of(params: dict[str, Any]) -> list[str]:
     return [f"{key}={value if isinstance(value, str) else Transformer.str(value)}" for key, value in params.items()]
 
 
+def sampled(space: Space) -> list[dict[str, Any]]:
+    """The first or lowest value of every option, and that with each further value of a list."""
+    listed = {key: list(getattr(one, "choices", ())) or [one.low] for key, one in space.items()}  # type: ignore[attr-defined]
+    first = {key: values[0] for key, values in listed.items()}
+    return [first, *({**first, key: value} for key, values in listed.items() for value in values[1:])]
+
+
 def grid_of(space: Space) -> dict[str, list[Any]]:
     """Every value of every option, for a search through all combinations.
 

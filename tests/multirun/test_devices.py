@@ -59,8 +59,18 @@ def test_more_gpus_than_there_are_is_refused(four_gpus):
     assert need_of(trainer(8, "cpu")) == devices.Need(8)
     with pytest.raises(UserError, match=r"trainer\.devices=many is unknown"):
         need_of(trainer("many"))
-    with pytest.raises(UserError, match="max_parallel must be at least 1"):
-        Devices(0)
+
+
+@pytest.mark.parametrize("count", [None, 2.5, 0, -2, "0", " ", True, [], ["a"], "1:3"])
+def test_a_number_of_devices_that_is_none_is_refused(count, no_gpu):
+    with pytest.raises(UserError, match=r"trainer\.devices=.* is unknown: give a number, a list of indices, or auto"):
+        need_of(trainer(count))
+
+
+@pytest.mark.parametrize("parallel", [0, -1, 1.5, "two", True])
+def test_a_number_of_jobs_at_once_that_is_none_is_refused(parallel):
+    with pytest.raises(UserError, match=f"max_parallel must be a whole number of at least 1 or null, not {parallel}"):
+        Devices(parallel)
 
 
 def test_on_a_cpu_jobs_come_one_after_the_other_unless_asked(no_gpu):

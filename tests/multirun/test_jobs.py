@@ -13,16 +13,22 @@ from omegaconf import OmegaConf
 from aigc import launch
 from aigc.cli import override, quoted
 from aigc.errors import UserError
-from aigc.multirun.jobs import Job, as_typed
+from aigc.multirun.jobs import Job, as_typed, note_waiting
 from aigc.multirun.lock import FolderLock
 from aigc.multirun.record import Multirun, Record, find_folder, table
+from aigc.run import write_summary
 
 from ..conftest import environment
 
 
-def composed(folder, *task, typed=()):
+def composed(folder, *task, typed=(), dirs=()):
     return OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}, "output_subdir": ".hydra",
-                                       "overrides": {"task": list(task), "hydra": list(typed)}}})
+                                       "overrides": {"task": list(task), "hydra": list(typed)},
+                                       "runtime": {"config_sources": [own(path) for path in dirs]}}})
+
+
+def own(path):
+    return {"schema": "file", "path": path, "provider": "command-line"}
 
 
 def test_the_same_command_finds_its_newest_folder_and_another_does_not(tmp_path):
@@ -52,6 +58,35 @@ def test_a_multirun_that_goes_on_is_not_started_twice_and_a_refused_one_leaves_n
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="resume= goes on with one run"):
         Multirun(composed("runs/m", "resume=a,b"), {})
+
+
+def test_a_second_start_that_is_refused_keeps_what_the_first_one_left(tmp_path):
+    killed = Record(tmp_path / "m")
+    with killed.change() as content:
+        content |= {"command": {"overrides": ["seed=1,2"], "params": {}}, "jobs": []}
+    killed.note(0, status="running", reason=None, folder="0", shown="")
+    (tmp_path / "m" / "study.db").write_text("trials")
+    with pytest.raises(KeyboardInterrupt), Multirun(composed(tmp_path / "m", "seed=1,2"), {}):
+        raise KeyboardInterrupt
+    assert [job["status"] for job in killed.jobs()] == ["waiting"] and (tmp_path / "m" / "study.db").exists()
+
+
+def test_a_first_start_that_had_begun_a_job_is_kept(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Multirun(composed(tmp_path / "m", "seed=1,2"), {}) as first:
+        first.record.note(0, status="waiting", reason=None, folder="0", shown="")
+        (first.folder / "0").mkdir()
+        raise KeyboardInterrupt
+    assert first.record.path.is_file()
+
+
+def test_the_same_words_on_other_config_folders_are_another_multirun(tmp_path):
+    for name in ("a", "b"):
+        with Record(tmp_path / f"{name}_multirun").change() as content:
+            content["command"] = Multirun(composed(tmp_path / "now", "experiment=best", dirs=[f"/{name}"]), {}).command
+    for name in ("a", "b"):
+        again = Multirun(composed(tmp_path / "now", "experiment=best", dirs=[f"/{name}"]), {})
+        assert again.folder.name == f"{name}_multirun"
+    assert Multirun(composed(tmp_path / "now", "experiment=best"), {}).folder.name == "now"
 
 
 def test_a_lock_is_held_by_the_child_and_taken_over_once_it_has_ended(tmp_path):
@@ -110,14 +145,32 @@ def test_a_job_starts_anew_without_checkpoint_and_goes_on_with_one(tmp_path):
     assert [path.name for path in (tmp_path / "0").iterdir()] == ["output.log"]  # nothing half-written stays
     for name in ("checkpoints/last.ckpt", ".hydra/config.yaml"):
         (tmp_path / "0" / name).parent.mkdir()
-        (tmp_path / "0" / name).write_text("")
+        (tmp_path / "0" / name).write_text("budget: {images: 100}")
+    job.budget = {"images": 100}
     assert job.command() == [*start, f"resume={tmp_path / '0'}"]
     assert not job.finished
     (tmp_path / "0" / "summary.json").write_text(json.dumps({"status": "finished", "signature": "abc"}))
     assert job.finished
-    job.signature = "other"
+    job.budget = {"images": 200}                           # by an experiment's file, say
     with pytest.raises(UserError, match="holds a run of another configuration, which has changed since"):
         _ = job.finished
+    job.budget, job.signature = {"images": 100}, "other"
+    with pytest.raises(UserError, match="holds a run of another configuration, which has changed since"):
+        _ = job.finished
+    (tmp_path / "0" / "summary.json").write_text(json.dumps({"status": "failed", "signature": "abc"}))
+    with pytest.raises(UserError, match="holds a run of another configuration, which has changed since"):
+        _ = job.finished
+    (tmp_path / "0" / "checkpoints" / "last.ckpt").unlink()
+    assert not job.finished                                # it failed before it had saved anything: is tried anew
+
+
+def test_nothing_is_noted_where_a_job_belongs_to_another_configuration(tmp_path):
+    record, jobs = Record(tmp_path), [Job(k, [], tmp_path / str(k), "abc", {}) for k in range(2)]
+    record.note(1, status="finished", reason=None, folder="1", shown="")
+    write_summary(jobs[1].folder, status="finished", signature="other")
+    with pytest.raises(UserError, match="holds a run of another configuration"):
+        note_waiting(jobs, record)
+    assert [(job["number"], job["status"]) for job in record.jobs()] == [(1, "finished")]
 
 
 def test_the_table_is_aligned_and_its_numbers_are_short():

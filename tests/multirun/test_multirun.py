@@ -133,3 +133,19 @@ def test_submitit_runs_a_search_for_real_and_a_second_start_tries_nothing_twice(
     asked = OmegaConf.create(shown.stdout)
     del asked.callbacks.samples                                          # what `~callbacks.samples` took away
     assert asked == trained
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found by /proc")
+def test_a_job_whose_supervisor_is_killed_on_a_cluster_does_not_end_the_others(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    child = start(tmp_path, "seed=1,2", "budget.images=20000", "hydra/launcher=submitit_local")
+    killed = wait_for(tmp_path, "runs/s/*_multirun/0_*/checkpoints/last.ckpt", child).parents[1]
+    wait_for(tmp_path, "runs/s/*_multirun/1_*/checkpoints/last.ckpt", child)
+    _, trains = FolderLock(killed).holder()
+    os.kill(int(Path(f"/proc/{trains}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    said, wrong = child.communicate(timeout=200)
+    assert child.returncode == 1 and "of 2 jobs 1 failed" in wrong and "Traceback" not in wrong
+    (lost, reason), finished = states(killed.parent)
+    assert lost == "failed" and reason.startswith("the launcher lost it: UncompletedJobError")
+    assert finished == ("finished", None) and "1_vae_digits  seed=2" in said
