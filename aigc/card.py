@@ -64,7 +64,7 @@ def data_of(run: Run) -> str:
 def front_matter(run: Run) -> str:
     """What the Hub reads: task, tags, data, and the last scores."""
     task = TASKS["translation" if run.summary.get("translates") else condition_of(run)]
-    scores = run.summary.get("scores", {}).get("last") or {}
+    scores = (run.summary.get("scores") or {}).get("last") or {}
     split = (run.summary.get("protocol") or {}).get("split")
     facts: dict[str, Any] = {
         "library_name": "aigc",

@@ -15,7 +15,7 @@ from aigc.config import CONFIG_DIR, SCHEMAS, check_closed, register_schemas
 from aigc.errors import RunError, UserError, choices
 
 Task = Callable[[Any], Any]
-FREE_TEXT = ("text", "data.text", "resume")  # options whose value is taken as it was typed
+FREE_TEXT = ("text", "data.text", "resume", "title", "runs")  # options whose value is taken as it was typed
 
 EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # launchers of other packages
 

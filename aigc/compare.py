@@ -8,7 +8,8 @@ from typing import Any
 from aigc import cli
 from aigc.errors import UserError
 
-COUNTS = (("refresh_seconds", 0.1), ("shown", 1), ("grids", 0), ("thumbnail", 16), ("points", 2))   # least values
+COUNTS = (("refresh_seconds", 0.1), ("shown", 1), ("grids", 0), ("thumbnail", 16), ("points", 2),    # least values
+          ("at_images", 1), ("at_minutes", 0))
 
 
 def main() -> None:
@@ -28,8 +29,12 @@ def compare(cfg: Any) -> None:
     from aigc.report.runs import read_runs
 
     for name, least in COUNTS:
-        if cfg[name] < least:
+        if cfg[name] is not None and not cfg[name] >= least:
             raise UserError(f"{name}={cfg[name]} must be at least {least}")
+    if cfg.at_images is not None and cfg.at_minutes is not None:
+        raise UserError("at_images= and at_minutes= are two points: give one of them")
+    at = ("images", cfg.at_images) if cfg.at_images is not None else None
+    at = ("seconds", 60 * cfg.at_minutes) if cfg.at_minutes is not None else at
     spec: Any = OmegaConf.to_container(cfg.runs) if OmegaConf.is_config(cfg.runs) else cfg.runs
     out = Path(cfg.out).expanduser() if cfg.out else None
     if out is not None and out.suffix != ".html":
@@ -40,13 +45,13 @@ def compare(cfg: Any) -> None:
     if cfg.serve:
         from aigc.report.live import serve
 
-        serve(spec, score=cfg.score, port=cfg.port, seconds=cfg.refresh_seconds, **options)
+        serve(spec, score=cfg.score, at=at, port=cfg.port, seconds=cfg.refresh_seconds, **options)
         return
     if out is not None:
         from aigc.report.page import check_libraries, write
 
         check_libraries()
-    comparison = Comparison(read_runs(spec), cfg.score)
+    comparison = Comparison(read_runs(spec), cfg.score, at)
     if out is not None:
         print(f"{len(comparison.runs)} runs in {write(comparison, out, **options)}")
     else:

@@ -133,6 +133,8 @@ class CompareConfig:
     runs: Any = "runs"
     out: str | None = None
     score: str | None = None
+    at_images: int | None = None
+    at_minutes: float | None = None
     title: str | None = None
     serve: bool = False
     port: int | None = None
@@ -141,6 +143,7 @@ class CompareConfig:
     grids: int = 300
     thumbnail: int = 280
     points: int = 40000
+
 
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig, "generate": GenerateConfig, "edit": EditConfig, "evaluate": EvaluateConfig,

@@ -11,8 +11,10 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from aigc.errors import RunError, UserError
+from aigc.errors import RunError, UserError, choices
 from aigc.progress import Progress
+
+MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")        # W&B's, of WANDB_MODE
 
 
 def progress_of(metrics: Mapping[str, float], progress: Progress | None) -> dict[str, float]:
@@ -87,6 +89,9 @@ class Wandb(WandbLogger):
         run_id: the W&B run to go on with, or None for a new one.
         recipe: what was trained, as `model=` names it.
         data: the data's name.
+
+    Raises:
+        UserError: WANDB_MODE is no mode of W&B's.
     """
 
     def __init__(
@@ -106,6 +111,8 @@ class Wandb(WandbLogger):
         import wandb
 
         mode = os.environ.get("WANDB_MODE") or ("offline" if not logged_in() else "online")
+        if mode not in MODES:
+            raise UserError(f"WANDB_MODE={mode} is no mode of W&B's: {choices(mode, MODES)}")
         if offline != "auto":
             mode = "offline" if offline else "online"
         super().__init__(
@@ -139,9 +146,9 @@ class Wandb(WandbLogger):
             run = super().experiment
         except wandb.errors.Error as error:
             reason = str(error).strip().split("\n")[0] or type(error).__name__
-            raise UserError(
-                f"W&B does not take the run ({reason}): give logger.wandb.offline=true and use wandb sync later"
-            ) from error
+            advice = "change what it names" if not isinstance(error, wandb.errors.CommError) else (
+                "give logger.wandb.offline=true and use wandb sync later")
+            raise UserError(f"W&B does not take the run ({reason}): {advice}") from error
         if fresh:
             for axis in ("images", "minutes", "seconds", "trainer/global_step"):
                 run.define_metric(axis, hidden=True)  # an axis for the others, no chart of its own

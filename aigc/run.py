@@ -76,7 +76,8 @@ def _machine() -> str:
     if info.is_file():
         named = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         model = named[0].split(":", 1)[1].strip() if named else model
-    return f"{model}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} core" + ("" if cores == 1 else "s")
 
 
 def _commit() -> str | None:

@@ -139,6 +139,8 @@ def test_a_failed_run_says_why_and_boasts_no_scores(tmp_path, monkeypatch):
 def test_a_stopped_run_and_one_of_which_nothing_is_known(tmp_path):
     write_summary(tmp_path, status="stopped", reason="SIGTERM", images=64, seconds=3.0)
     assert "**This run was stopped before its budget was spent (SIGTERM).**" in card.write(tmp_path).read_text()
+    write_summary(tmp_path, scores=None)
+    assert "## Scores" not in card.write(tmp_path).read_text()
     (tmp_path / "summary.json").write_text("{half")
     text = card.write(tmp_path).read_text()
     assert "**This run left no word about its end.**" in text and "licence not known here" in text

@@ -1,3 +1,4 @@
+import html
 import subprocess
 import sys
 
@@ -31,6 +32,11 @@ def test_the_table_needs_no_torch_and_no_libraries_of_the_page(tmp_path):
         (["out=report.pdf"], "out='report.pdf' is no .html file, and the page is one: e.g. out=report.html"),
         (["out=r.html", "serve=true"], "serve=true shows the page without writing it: leave out= away, or serve=true"),
         (["points=1"], "points=1 must be at least 2"),
+        (["refresh_seconds=nan"], "refresh_seconds=nan must be at least 0.1"),
+        (["runs=null"], "runs= names nothing: give a folder with runs in it, a run, a list or a glob"),
+        (["runs=2024"], "runs='2024' does not exist: give a folder with runs in it, a run, a list or a glob"),
+        (["at_images=5", "at_minutes=5"], "at_images= and at_minutes= are two points: give one of them"),
+        (["at_images=0"], "at_images=0 must be at least 1"),
         (["rnus=runs"], "there is no option 'rnus': did you mean 'runs'?"),
     ],
 )
@@ -39,6 +45,22 @@ def test_mistakes_are_one_sentence(words, sentence, tmp_path):
     done = compare(tmp_path, *words)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"aigc: {sentence}"
+
+
+def test_the_table_at_equal_minutes(tmp_path):
+    make_run(tmp_path / "runs" / "one", fd=2.0)
+    done = compare(tmp_path, "runs=runs", "at_minutes=0.5")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].endswith("/runs/one at 0.5 minutes")
+    assert done.stdout.splitlines()[3].split()[:7] == ["one", "GAN", "digits", "finished", "4", "0.5", "6,400"]
+
+
+@pytest.mark.parametrize("title", ["GAN, VAE", "GAN vs VAE: 5 minutes (MNIST)", "what is 'best'?"])
+def test_a_title_may_be_any_words(tmp_path, title):
+    make_run(tmp_path / "runs" / "one")
+    done = compare(tmp_path, "runs=runs", "out=report.html", f"title={title}")
+    assert done.returncode == 0, done.stderr
+    assert f"<title>{html.escape(title)}</title>" in (tmp_path / "report.html").read_text()
 
 
 def test_a_page_of_a_list_of_globs(tmp_path):

@@ -167,6 +167,15 @@ def test_a_refused_run_adds_nothing_to_w_and_b(tmp_path, monkeypatch):
     assert run.code == 1 and not run.summary and not run.artifacts
 
 
+def test_what_w_and_b_refuses_is_one_sentence_with_advice_that_helps(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(UserError, match=r"^WANDB_MODE=ofline is no mode of W&B's: did you mean 'offline'"):
+        Wandb(str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(UserError, match=r"^W&B does not take the run \(.*project.*\): change what it names$"):
+        Wandb(str(tmp_path), project="a/b").begin({})
+
+
 def test_an_unreachable_server_is_one_sentence(tmp_path, monkeypatch):
     def unreachable(**given):
         raise wandb.errors.CommError("failed to reach the server\nand a long story")

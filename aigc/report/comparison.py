@@ -1,19 +1,32 @@
 """What runs have to say beside each other: their course, scores with protocols, and what differs in their settings."""
 
+import math
 import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from aigc.errors import UserError, choices
-from aigc.report.protocol import Score, alike, describe, differences, higher_is_better, monitored, scores_of
+from aigc.report.protocol import (
+    Score,
+    alike,
+    describe,
+    differences,
+    higher_is_better,
+    last_scored,
+    measures,
+    monitored,
+    scores_of,
+)
 from aigc.report.runs import Run
 
 SILENT = 1800.0         # seconds without a new line after which a run that should be running probably is not
+OVER = 1.01             # budgets and scores fall due in the midst of a step: so far beyond a point is still at it
 ASIDE = ("logger.", "callbacks.", "hydra.", "resume", "study", "log_every")     # settings that change no result
 CHOICES = ("model", "data", "study", "experiment")                              # overrides that have columns anyway
 ABSENT = object()
@@ -27,7 +40,8 @@ class Column:
         scores: each run's, or None.
         letters: each run's protocol, `A` for the one that most runs have; empty without a score.
         protocols: letter and description of each.
-        warnings: what differs between the first protocol and each other, a sentence each.
+        warnings: what differs between the first protocol and each other, or is not known, a sentence each.
+        higher: whether more is better.
     """
 
     name: str
@@ -35,11 +49,7 @@ class Column:
     letters: list[str]
     protocols: dict[str, str]
     warnings: list[str]
-
-    @property
-    def higher(self) -> bool:
-        """Whether more is better."""
-        return higher_is_better(self.name)
+    higher: bool
 
 
 class Comparison:
@@ -48,6 +58,8 @@ class Comparison:
     Args:
         runs: in any order; kept.
         score: the score to compare by; None: the one that most runs monitor, else that most runs have.
+        at: `("images" or "seconds", point)`: compares the runs as they stood at that point of their training, by what
+            training itself scored; None: as they are.
 
     Attributes:
         columns: every score that a run has, the chosen one first, then by how many runs have it.
@@ -59,22 +71,24 @@ class Comparison:
         UserError: no run has the score.
     """
 
-    def __init__(self, runs: Sequence[Run], score: str | None = None):
-        self.runs = list(runs)
-        found = [scores_of(run) for run in self.runs]
+    def __init__(self, runs: Sequence[Run], score: str | None = None, at: tuple[str, float] | None = None):
+        self.at = at
+        self.runs = [standing(run, *at) for run in runs] if at else list(runs)
+        found = [scores_of(stood) if at is None or reached(run, *at) else {}
+                 for run, stood in zip(runs, self.runs, strict=True)]
         counts = Counter(name for scores in found for name in scores)
         if score is not None and score not in counts:
             raise UserError(f"no run has a score '{score}': {choices(score, counts or ['none yet'])}")
         monitors = Counter(name for run in self.runs if (name := monitored(run)) in counts)
-        first = score or next((name for name, _ in (monitors or counts).most_common(1)), None)
+        likely = sorted(counts, key=lambda name: (not measures(name), "loss" not in name, -counts[name]))
+        first = score or next((name for name, _ in monitors.most_common(1)), next(iter(likely), None))
         names = sorted(counts, key=lambda name: (name != first, name.startswith("val/"), -counts[name], name))
         self.columns = [self._column(name, [scores.get(name, []) for scores in found]) for name in names]
         self.candidates = found
         self.labels = labels(self.runs)
         self.settings = differing([flat(run.config) for run in self.runs])
 
-    @staticmethod
-    def _column(name: str, candidates: list[list[Score]]) -> Column:
+    def _column(self, name: str, candidates: list[list[Score]]) -> Column:
         chosen, numbers, protocols = alike(name, candidates)
         named = {letter(k): describe(score.shown) for k, score in enumerate(protocols)}
         warnings = [
@@ -82,7 +96,14 @@ class Comparison:
             + "; ".join(differences(protocols[0].facts, other.facts))
             for k, other in enumerate(protocols[1:], start=1)
         ]
-        return Column(name, chosen, [letter(k) if k >= 0 else "" for k in numbers], named, warnings)
+        warnings += [f"{name}: how {letter(k)} was measured is not stated" for k, score in enumerate(protocols)
+                     if numbers.count(k) > 1 and not any(score.shown[key] for key in score.shown if key != "data")]
+        checkpoints = Counter(score.checkpoint for score in chosen if score is not None)
+        if len(checkpoints) > 1 and any(score is not None and score.evaluation for score in chosen):
+            told = ", ".join(f"{checkpoint} of {count}" for checkpoint, count in checkpoints.most_common())
+            warnings.append(f"{name}: the runs' scores are not of the same checkpoint: {told}")
+        letters = [letter(k) if k >= 0 else "" for k in numbers]
+        return Column(name, chosen, letters, named, warnings, more_is_better(name, self.runs))
 
     def order(self) -> list[int]:
         """The runs from best to worst by the first column, one protocol after the other; without a score last."""
@@ -93,9 +114,49 @@ class Comparison:
 
         def place(k: int) -> tuple[bool, str, float]:
             score = column.scores[k]
-            return (score is None, column.letters[k], sign * score.value if score else 0.0)
+            known = score is not None and math.isfinite(score.value)
+            return (not known, column.letters[k], sign * score.value if score is not None and known else 0.0)
 
         return sorted(range(len(self.runs)), key=place)
+
+
+def more_is_better(name: str, runs: Sequence[Run]) -> bool:
+    """Whether more of a score is better: as most runs say whose best checkpoint goes by it, else by its name."""
+    settings = [run.config.get("metrics") for run in runs if monitored(run) == name]
+    modes = Counter(node.get("mode") for node in settings if isinstance(node, dict))
+    return modes["max"] > modes["min"] if modes["max"] or modes["min"] else higher_is_better(name)
+
+
+def told_point(at: tuple[str, float] | None) -> str:
+    """` at 100,000 images`, ` at 2.5 minutes` or nothing."""
+    if at is None:
+        return ""
+    key, point = at
+    return f" at {point:,.0f} images" if key == "images" else f" at {point / 60:g} minutes"
+
+
+def reached(run: Run, key: str, point: float) -> bool:
+    """Whether the run has seen `point` images or seconds of training."""
+    return any((known(line.get(key)) or 0) >= point for line in (run.summary, *run.history))
+
+
+def standing(run: Run, key: str, point: float) -> Run:
+    """The run as it stood at `point` images or seconds: what it had logged, drawn and scored, without evaluations."""
+    lines = [line for line in run.history if (at := known(line.get(key))) is not None and at <= OVER * point]
+    before = replace(run, history=lines, evaluations=[])
+    scored = last_scored(before)
+    last = scored or next(reversed(lines), {})
+    before.summary = {**run.summary, "images": last.get("images"), "seconds": last.get("seconds"),
+                      "scores": {"monitor": monitored(run), "last": scored}}
+    seen = max((known(line.get("images", line.get("step"))) or 0 for line in lines), default=0)
+    before.samples = {name: kept for name, found in run.samples.items()
+                      if (kept := {images: path for images, path in found.items() if images <= seen})}
+    return before
+
+
+def known(value: Any) -> float | None:
+    """A number that is one, else None."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 
 
 def letter(number: int) -> str:
@@ -140,8 +201,8 @@ def differing(configs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 def facts(run: Run, now: float | None = None) -> dict[str, Any]:
     """What a run says of its course: status, minutes, images, speed, size; None where it does not say."""
     last: dict[str, Any] = next((line for line in reversed(run.history) if line.get("seconds") is not None), {})
-    seconds = run.summary.get("seconds") or last.get("seconds")
-    images = run.summary.get("images") or last.get("images")
+    seconds = known(run.summary.get("seconds")) or known(last.get("seconds"))
+    images = known(run.summary.get("images")) or known(last.get("images"))
     speed = images / seconds if images and seconds else None
     found = {
         "status": run.status,
@@ -149,9 +210,9 @@ def facts(run: Run, now: float | None = None) -> dict[str, Any]:
         "data": run.data,
         "minutes": seconds / 60 if seconds else None,
         "images": images,
-        "images_per_second": run.summary.get("images_per_second") or speed,
-        "parameters": run.summary.get("parameters"),
-        "memory_mb": run.summary.get("peak_memory_mb"),
+        "images_per_second": known(run.summary.get("images_per_second")) or speed,
+        "parameters": known(run.summary.get("parameters")),
+        "memory_mb": known(run.summary.get("peak_memory_mb")),
     }
     if run.status == "running" and (silent := (now or time.time()) - written(run)) > SILENT:
         found["status"] = f"running, silent for {silent / 3600:.1f} h"
@@ -162,8 +223,11 @@ def facts(run: Run, now: float | None = None) -> dict[str, Any]:
 
 def written(run: Run) -> float:
     """When something was last written into the run's folder itself, in seconds since 1970."""
-    times = [entry.stat().st_mtime for entry in run.folder.iterdir()] if run.folder.is_dir() else []
-    return max(times, default=0.0)
+    times = [0.0]
+    for entry in run.folder.glob("*"):
+        with suppress(OSError):                     # a temporary file that has got its name meanwhile
+            times.append(entry.stat().st_mtime)
+    return max(times)
 
 
 def own_settings(runs: Sequence[Run]) -> list[str]:

@@ -33,6 +33,17 @@ def packed(history: Sequence[Line], limit: int) -> list[dict[str, dict[str, str]
     return groups
 
 
+def minutes_at(history: Sequence[Line], images: Sequence[int]) -> list[float | None]:
+    """Minutes of training when so many images had been seen, between the logged lines; None: they are not logged."""
+    seen = _numbers([line.get("images", line.get("step")) for line in history])
+    minutes = _numbers([line.get("seconds") for line in history]) / 60
+    both = np.isfinite(seen) & np.isfinite(minutes)
+    if not both.any():
+        return [None] * len(images)
+    found: list[float | None] = np.interp(images, [0, *seen[both]], [0, *minutes[both]]).tolist()
+    return found
+
+
 def thinned(values: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """At most `limit` of the rows of `values` `(n, k)` so that no peak is lost.
 

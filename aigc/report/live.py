@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 from aigc.errors import UserError
 from aigc.report.comparison import Comparison
 from aigc.report.page import content, page, script_json
-from aigc.report.runs import Run, absent_jobs, find_runs, read_run
+from aigc.report.runs import Run, absent_jobs, find_runs, read_all
 
 HOST = "127.0.0.1"          # nobody else sees the runs; from elsewhere: ssh -L <port>:127.0.0.1:<port>
 NAMES = ("127.0.0.1", "localhost")
@@ -27,9 +27,11 @@ class Watched:
         version: of the data; grows with every change.
     """
 
-    def __init__(self, spec: Any, score: str | None, seconds: float, options: dict[str, Any]):
+    def __init__(self, spec: Any, score: str | None, at: tuple[str, float] | None, seconds: float,
+                 options: dict[str, Any]):
         self.spec = spec
         self.score = score
+        self.at = at
         self.seconds = seconds
         self.options = options
         self.version = 0
@@ -62,12 +64,11 @@ class Watched:
         if states == known and [job.status for job in jobs] == [job.status for job in self.jobs]:
             return
         self.jobs = jobs
-        for folder, now in states.items():
-            if folder not in self.seen or self.seen[folder][0] != now:
-                self.seen[folder] = (now, read_run(folder))
-        self.seen = {folder: self.seen[folder] for folder in states}
+        changed = [folder for folder in states if known.get(folder) != states[folder]]
+        fresh = dict(zip(changed, read_all(changed), strict=True))
+        self.seen = {folder: (now, fresh.get(folder) or self.seen[folder][1]) for folder, now in states.items()}
         runs = [run for _, run in self.seen.values()] + jobs
-        data = content(Comparison(runs, self.score), **self.options)
+        data = content(Comparison(runs, self.score, self.at), **self.options)
         self.version += 1
         self.data = {**data, "live": {"version": self.version, "seconds": self.seconds}}
 
@@ -86,13 +87,14 @@ def state(folder: Path) -> list[tuple[str, int, int]]:
     return found
 
 
-def serve(spec: Any, *, score: str | None, port: int | None, seconds: float, say: Callable[[str], None] = print,
-          **options: Any) -> None:
+def serve(spec: Any, *, score: str | None, at: tuple[str, float] | None, port: int | None, seconds: float,
+          say: Callable[[str], None] = print, **options: Any) -> None:
     """Serves until Ctrl-C; says the address first.
 
     Args:
         spec: see `runs.find_runs`.
         score: see `Comparison`.
+        at: see `Comparison`.
         port: None: the first free one from 8000.
         seconds: between two looks at the runs.
         say: what to do with lines for the user.
@@ -101,7 +103,7 @@ def serve(spec: Any, *, score: str | None, port: int | None, seconds: float, say
     Raises:
         UserError: there is no run, or the port is taken.
     """
-    watched = Watched(spec, score, seconds, options)
+    watched = Watched(spec, score, at, seconds, options)
     runs = len(watched.current()["runs"])
 
     class Handler(BaseHTTPRequestHandler):

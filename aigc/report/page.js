@@ -13,21 +13,22 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 
 let data = JSON.parse($("data").textContent);
 let table, score;
-const slots = new Map(); // colour of each run in the charts, kept while it is there
+const slots = new Map(); // colour of each run in the charts by its folder, kept while it is there
+
+const last = (way) => (a, b) => (a === "") - (b === "") || way * (a < b ? -1 : Number(a > b)); // without a value: last, up and down
+DataTable.type("num", "order", { pre: (value) => value, asc: last(1), desc: last(-1) });
+DataTable.type("string", "order", { pre: (value) => String(value).toLowerCase(), asc: last(1), desc: last(-1) });
 
 // ---- the table ----
 
 function cell(column) {
   return (value, kind, row) => {
-    const empty = value === null || value === "";
-    if (empty && kind === "sort") return column.number ? (column.higher ? -Infinity : Infinity) : "\uffff"; // last
-    if (kind !== "display") return value ?? "";
-    if (empty) return "";
-    if (column.key === "run") return `<span class="swatch" data-run="${row[0]}"></span>${escape(value)}`;
+    if (kind !== "display" || value === null || value === "") return value ?? ""; // also for the CSV file: as it is
+    if (column.key === "run") return `<span class="swatch" data-run="${row[0]}"></span><span title="${escape(value)}">${escape(value)}</span>`;
     if (column.score) {
       const found = data.scores[column.key], [, low, high, letter] = found.values[row[0]];
       const interval = low === null || high === null ? "" : ` [${short(low)}, ${short(high)}]`;
-      const several = Object.keys(found.protocols).length > 1 && !column.first;
+      const several = Object.keys(found.protocols).length > 1 && column.key !== score;
       return short(value) + interval + (several ? `<span class="badge" title="${escape(found.protocols[letter])}">${letter}</span>` : "");
     }
     if (!column.number) return `<span title="${escape(value)}">${escape(value)}</span>`;
@@ -35,19 +36,24 @@ function cell(column) {
   };
 }
 
-function standing() { // how the user has set the table, by names, which outlive a change of its columns
-  return {
-    search: table.search(), order: table.order().map(([k, way]) => ({ name: data.columns[k - 1]?.key ?? "run", dir: way })),
-    visible: new Map(data.columns.map((column, k) => [column.key, table.column(k + 1).visible()])),
-    folders: ticked().map((run) => data.runs[run].folder),
-  };
+function standing() { // how the user has set the table; DataTables keeps all by name but the columns' filters
+  const state = table.state(), filters = new Map(data.columns.map((column, k) => [column.key, state.columnControl?.[k + 1]]));
+  return { state, filters, folders: ticked().map((run) => data.runs[run].folder) };
+}
+
+function rows() { // of the table, with the protocols of the chosen score
+  const letters = data.columns.findIndex((column) => column.key === "protocol");
+  return data.runs.map((run, k) => {
+    if (letters >= 0 && score) run.cells[letters] = data.scores[score].values[k]?.[3] ?? "";
+    return [k, ...run.cells];
+  });
 }
 
 const tick = (folders) => table.rows((_, row) => folders.includes(data.runs[row[0]].folder)).select();
 
 function buildTable(kept) {
   const columns = data.columns.map((column, k) => ({
-    data: k + 1, name: column.key, visible: kept?.visible.get(column.key) ?? column.shown, render: cell(column),
+    data: k + 1, name: column.key, visible: column.shown, render: cell(column),
     className: column.number ? "dt-right" : "wide", type: column.number ? "num" : "string",
     orderSequence: column.higher ? ["desc", "asc"] : ["asc", "desc"],
     columnControl: [{ extend: "searchDropdown", text: `Filter ${escape(column.title)}` }],
@@ -61,15 +67,17 @@ function buildTable(kept) {
   $("table").replaceChildren(make("thead"));
   $("table").tHead.append(head);
   table = new DataTable("#table", {
-    data: data.runs.map((run, k) => [k, ...run.cells]),
+    data: rows(),
+    stateSave: Boolean(kept), stateDuration: 0, stateSaveCallback: () => {},
+    stateLoadCallback: () => ({ ...kept.state, columnControl: Object.fromEntries(columns.map((column, k) => [k + 1, kept.filters.get(column.name)])) }),
     columns: [{ data: null, orderable: false, render: DataTable.render.select(), columnControl: [] }, ...columns],
     select: { style: "multi", selector: "td:first-child", headerCheckbox: true },
-    order: kept?.order ?? order, search: { search: kept?.search ?? "" }, pageLength: 25, lengthMenu: [10, 25, 100, { label: "all", value: -1 }], autoWidth: false,
+    order, pageLength: 25, lengthMenu: [10, 25, 100, { label: "all", value: -1 }], autoWidth: false,
     language: { search: "Filter", entries: { _: "runs", 1: "run" }, select: { rows: { _: "%d ticked", 0: "", 1: "1 ticked" } } },
     layout: {
       bottomStart: ["info", "pageLength"],
       topStart: { search: { placeholder: "any column" } },
-      topEnd: { buttons: [{ extend: "colvis", text: "Columns", columns: ":gt(0)" }, { extend: "csv", text: "CSV", title: data.title }] },
+      topEnd: { buttons: [{ extend: "colvis", text: "Columns", columns: ":gt(0)" }, { extend: "csv", text: "CSV", title: data.title, exportOptions: { orthogonal: "export", columns: ":gt(0)" } }] },
     },
   });
   if (kept) tick(kept.folders);
@@ -82,25 +90,27 @@ const ticked = () => table.rows({ selected: true, search: "applied", order: "app
 function chosen() {
   const picked = ticked(), all = filtered(), most = Math.max(1, Number($("shown").value) || 1);
   const runs = picked.length ? picked : all.slice(0, most);
-  for (const run of slots.keys()) if (!runs.includes(run)) slots.delete(run);
-  for (const run of runs) {
-    if (slots.has(run)) continue;
+  const folders = runs.map((run) => data.runs[run].folder);
+  for (const folder of slots.keys()) if (!folders.includes(folder)) slots.delete(folder);
+  for (const folder of folders) {
+    if (slots.has(folder)) continue;
     const used = new Set(slots.values());
     let slot = 0;
     while (used.has(slot)) slot++;
-    slots.set(run, slot);
+    slots.set(folder, slot);
   }
   const how = picked.length ? "those ticked" : runs.length < all.length ? "the first as filtered and sorted; tick rows to choose others" : "all that pass the filter";
   $("showing").textContent = `${runs.length} of ${data.runs.length} runs in the charts: ${how}.`;
   return runs;
 }
 
-const colour = (run) => COLOURS[slots.get(run) % COLOURS.length];
-const round = (run) => Math.floor(slots.get(run) / COLOURS.length) % DASHES.length; // the same colour again, dashed
+const slot = (run) => slots.get(data.runs[run].folder);
+const colour = (run) => COLOURS[slot(run) % COLOURS.length];
+const round = (run) => Math.floor(slot(run) / COLOURS.length) % DASHES.length; // the same colour again, dashed
 const dash = (run) => DASHES[round(run)];
 function paint(node, run) {
   const width = 4 - round(run);
-  node.style.background = !slots.has(run) ? "none" : `repeating-linear-gradient(90deg, ${colour(run)} 0 ${width}px, transparent ${width}px 4px)`;
+  node.style.background = slot(run) === undefined ? "none" : `repeating-linear-gradient(90deg, ${colour(run)} 0 ${width}px, transparent ${width}px 4px)`;
   return node;
 }
 const swatch = (run) => paint(make("span", "", { className: "swatch" }), run);
@@ -138,12 +148,13 @@ function drawCurves(runs) {
   const charts = new Map([...$("charts").children].map((node) => [node.dataset.name, node]));
   for (const [name, node] of charts) if (!names.includes(name)) { Plotly.purge(node); node.remove(); }
   for (const name of names) {
-    const traces = [];
+    const traces = [], letters = data.scores[name]?.curves ?? [], several = new Set(runs.map((run) => letters[run]).filter(Boolean)).size > 1;
     for (const run of runs) {
+      const other = several && letters[run] && letters[run] !== "A" ? ` (protocol ${letters[run]})` : "";
       const found = curve(run, name, axis);
       if (!found) continue;
       const mode = found.x.length < 40 ? "lines+markers" : "lines";
-      traces.push({ x: found.x, y: weight ? smooth(found.y, weight) : found.y, name: data.runs[run].label, mode, line: { color: colour(run), dash: dash(run), width: 1.5 }, marker: { size: 5 } });
+      traces.push({ x: found.x, y: weight ? smooth(found.y, weight) : found.y, name: data.runs[run].label + other, mode, line: { color: colour(run), dash: dash(run), width: 1.5 }, marker: { size: 5 } });
     }
     const node = charts.get(name) ?? make("div", "", { className: "chart" });
     node.dataset.name = name;
@@ -183,7 +194,8 @@ function drawTradeoffs(runs) {
   const points = [], paths = [];
   for (const run of runs) {
     const { cells, label } = data.runs[run];
-    if (values[run] && cells[minutes] !== null) points.push({ run, x: Number(cells[minutes].toPrecision(3)), y: values[run][0], low: values[run][1], high: values[run][2], letter: values[run][3], text: escape(label) });
+    const spent = values[run]?.[4] ?? cells[minutes]; // at the checkpoint that was scored, else of all training
+    if (values[run] && Number.isFinite(spent)) points.push({ run, x: Number(spent.toPrecision(3)), y: values[run][0], low: values[run][1], high: values[run][2], letter: values[run][3], text: escape(label) });
     const path = curve(run, score, "minutes");
     if (path) paths.push([run, path.x, path.y]);
   }
@@ -219,18 +231,21 @@ function drawParallel() {
 // ---- pictures, legend, settings ----
 
 function drawGrids(runs) {
-  const key = $("key").value, found = runs.filter((run) => data.runs[run].grids[key]);
-  const stops = [...new Set(found.flatMap((run) => data.runs[run].grids[key].map(([images]) => images)))].sort((a, b) => a - b);
+  const key = $("key").value, axis = $("axis").value === "minutes" ? "minutes" : "images", by = axis === "minutes" ? 1 : 0;
+  const pictures = (run) => (data.runs[run].grids[key] ?? []).filter((picture) => picture[by] !== null), found = runs.filter((run) => pictures(run).length);
+  const stops = [...new Set(found.flatMap((run) => pictures(run).map((picture) => picture[by])))].sort((a, b) => a - b);
   const range = $("progress"), last = Number(range.max), atEnd = !range.dataset.used || Number(range.value) >= last;
   range.max = Math.max(0, stops.length - 1);
   if (atEnd) range.value = range.max;
   const at = stops[Number(range.value)] ?? 0;
-  $("at").textContent = `${at.toLocaleString("en")} images seen`;
+  $("at").textContent = by ? `${at.toFixed(1)} minutes of training` : `${at.toLocaleString("en")} images seen`;
   $("figures").replaceChildren(...found.map((run) => {
-    const { label, grids, data: set } = data.runs[run], before = grids[key].filter(([images]) => images <= at);
-    const [images, source] = before.at(-1) ?? grids[key][0], figure = make("figure"), caption = make("figcaption", label);
+    const { label, data: set } = data.runs[run], all = pictures(run), before = all.filter((picture) => picture[by] <= at);
+    const [images, minutes, source] = before.at(-1) ?? all[0], figure = make("figure"), caption = make("figcaption", label);
+    const path = score && curve(run, score, axis), value = path && path.y[path.x.findLastIndex((x) => x <= at * (1 + 1e-6))];
+    const told = [set, `${images.toLocaleString("en")} images`, by ? `${minutes.toFixed(1)} minutes` : "", short(value) && `${score} ${short(value)}`];
     caption.prepend(swatch(run));
-    caption.append(make("small", `${set && `${set}, `}${images.toLocaleString("en")} images${before.length ? "" : " (its first)"}`));
+    caption.append(make("small", told.filter(Boolean).join(", ") + (before.length ? "" : all.length > 1 ? " (its first)" : " (its only one here)")));
     figure.append(caption, make("img", "", { src: source, alt: `${key} of ${label} after ${images} images` }));
     return figure;
   }));
@@ -311,7 +326,7 @@ function show(fresh) {
   if (!(score in data.scores)) score = Object.keys(data.scores)[0];
   fill();
   if (!same) return buildTable(kept), update();
-  table.clear().rows.add(data.runs.map((run, k) => [k, ...run.cells]));
+  table.clear().rows.add(rows());
   tick(kept.folders);
   table.draw(false);
 }
@@ -330,7 +345,7 @@ $("shown").value = data.shown;
 $("size").addEventListener("input", () => $("figures").style.setProperty("--size", `${$("size").value}px`));
 $("progress").addEventListener("input", () => (($("progress").dataset.used = "yes"), drawGrids(chosen())));
 for (const id of ["axis", "smoothing", "log", "choices", "key", "cost", "logcost", "shown"]) $(id).addEventListener("input", update);
-$("score").addEventListener("change", () => { score = $("score").value; table.column(`${score}:name`).visible(true); drawProtocols(); table.order([table.column(`${score}:name`).index(), data.scores[score].higher ? "desc" : "asc"]).draw(); });
+$("score").addEventListener("change", () => { score = $("score").value; show(data); table.columns([`${score}:name`, "protocol:name"]).visible(true); table.order([table.column(`${score}:name`).index(), data.scores[score].higher ? "desc" : "asc"]).draw(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", update);
 set_or_remove_dark_class();
 show(data);

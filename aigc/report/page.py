@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Set
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from aigc.errors import UserError
-from aigc.report.comparison import Column, Comparison, common, facts, flat
-from aigc.report.curves import LEAST, packed
-from aigc.report.protocol import differences
+from aigc.report.comparison import Column, Comparison, common, facts, flat, known, told_point
+from aigc.report.curves import LEAST, minutes_at, packed
+from aigc.report.protocol import Score, differences
 from aigc.report.runs import Run
 from aigc.report.thumbnails import spread, thumbnails
 
@@ -32,6 +33,7 @@ COURSE = (  # of `facts`: key, title, digits after the point
 )
 _PACKED: WeakKeyDictionary[Run, tuple[int, list[dict[str, Any]]]] = WeakKeyDictionary()
 SCORES, SETTINGS, CURVES = 3, 6, 6     # how many of each the page shows before anything is chosen
+STAGES = 4          # thumbnails of each run that the page shows at first, so that there is something to go through
 
 
 def check_libraries() -> dict[str, Path]:
@@ -112,7 +114,8 @@ def content(
     runs, root = comparison.runs, common(comparison.runs)
     told = [facts(run) for run in runs]
     columns, cells = _columns(comparison, told)
-    pictures = _pictures(runs, grids, thumbnail)
+    first = {runs[k] for k in comparison.order()[:shown]}
+    pictures = _pictures(runs, first, grids, thumbnail)
     limit = max(LEAST, points // len(runs))
     curves = [_curves(run, limit) for run in runs]
     counts = Counter(name for groups in curves for group in groups for name in group["y"])
@@ -120,7 +123,7 @@ def content(
     names = [name for name in scores if name in counts] + sorted(set(counts) - set(scores))
     losses = [name for name, _ in counts.most_common() if "loss" in name]
     return {
-        "title": title or f"{len(runs)} runs in {root.name}",
+        "title": title or f"{len(runs)} runs in {root.name}{told_point(comparison.at)}",
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S"),
         "root": str(root),
         "shown": shown,
@@ -155,11 +158,12 @@ def _columns(comparison: Comparison, told: list[dict[str, Any]]) -> tuple[list[d
         values = [score.value if score else None for score in column.scores]
         add(column.name, values, score=True, higher=column.higher, **more)
 
+    several = any(len(column.protocols) > 1 for column in comparison.columns)
     for key in ("status", "family", "data"):
         add(key, [fact[key] for fact in told])
     for column in comparison.columns[:1]:
-        add_score(column, first=True)
-        add("protocol", column.letters if len(column.protocols) > 1 else [])
+        add_score(column)
+        add("protocol", column.letters if several else [], shown=len(column.protocols) > 1)
     for key, name, digits in COURSE:
         add(key, [fact[key] for fact in told], title=name, digits=digits)
     for k, column in enumerate(comparison.columns[1:], start=1):
@@ -180,27 +184,40 @@ def _plain(value: Any) -> Any:
 
 
 def _score(comparison: Comparison, column: Column) -> dict[str, Any]:
-    """A score of all runs: value, interval and protocol of each, and every value whose sampling cost is known."""
-    known: dict[str, dict[str, Any]] = {}           # facts of each protocol
+    """A score of all runs: value, interval, protocol and minutes of each, if it says them, the protocol of each curve,
+    and every value whose sampling cost is known.
+    """
+    protocols: dict[str, dict[str, Any]] = {}       # facts of each
     for score, letter in zip(column.scores, column.letters, strict=True):
         if score is not None:
-            known.setdefault(letter, score.facts)
-    costs = []
+            protocols.setdefault(letter, score.facts)
+    costs, curves = [], ["" for _ in comparison.runs]
     for k, found in enumerate(comparison.candidates):
         for score in found.get(column.name, ()):
             sampling = score.evaluation.get("sampling")
-            alike = [letter for letter, facts in known.items() if not differences(facts, score.facts)]
+            alike = [letter for letter, facts in protocols.items() if not differences(facts, score.facts)]
             if isinstance(sampling, dict) and alike:
                 cost = [sampling.get("evaluations"), sampling.get("seconds_per_image")]
                 costs.append([k, *cost, score.value, score.low, score.high, alike[0]])
+            if not score.evaluation:
+                curves[k] = (alike or ["of its own"])[0]
     return {
         "higher": column.higher,
         "protocols": column.protocols,
         "warnings": column.warnings,
-        "values": [[score.value, score.low, score.high, letter] if score else None
+        "values": [[score.value, score.low, score.high, letter, _minutes(score)]
+                   if score and math.isfinite(score.value) else None
                    for score, letter in zip(column.scores, column.letters, strict=True)],
+        "curves": curves,
         "costs": costs,
     }
+
+
+def _minutes(score: Score) -> float | None:
+    """Of training, at the checkpoint that was evaluated; None: what the run's own column says."""
+    target = score.evaluation.get("target")
+    seconds = known(target.get("seconds")) if isinstance(target, dict) else None
+    return None if seconds is None else seconds / 60
 
 
 def _curves(run: Run, limit: int) -> list[dict[str, Any]]:
@@ -210,16 +227,27 @@ def _curves(run: Run, limit: int) -> list[dict[str, Any]]:
     return _PACKED[run][1]
 
 
-def _pictures(runs: list[Run], grids: int, side: int) -> list[dict[str, list[tuple[int, str]]]]:
-    """Thumbnails of every run's grids: by key, images seen and data URI. A broken one is left out with a warning."""
-    each = grids // max(1, sum(len(run.samples) for run in runs))
-    chosen = [(k, key, images, path) for k, run in enumerate(runs) for key, found in run.samples.items()
-              for images, path in spread(found, max(1, each)).items()]
-    pictures: list[dict[str, list[tuple[int, str]]]] = [{} for _ in runs]
+def _pictures(
+    runs: list[Run], first: Set[Run], grids: int, side: int
+) -> list[dict[str, list[tuple[int, float | None, str]]]]:
+    """Thumbnails of every run's grids: by key, images seen, minutes and data URI. Where there are not enough for all,
+    the `first` runs have several; a broken one is left out with a warning.
+    """
+    def share(those: Iterable[Run]) -> int:
+        return max(1, grids // max(1, sum(len(run.samples) for run in those)))
+
+    least, each = min(STAGES, share(first)), share(runs)
+    chosen = []
+    for k, run in enumerate(runs):
+        for key, found in run.samples.items():
+            kept = spread(found, max(each, least if run in first else 1))
+            minutes = minutes_at(run.history, list(kept))
+            chosen += [(k, key, images, at, path) for (images, path), at in zip(kept.items(), minutes, strict=True)]
+    pictures: list[dict[str, list[tuple[int, float | None, str]]]] = [{} for _ in runs]
     made = thumbnails([path for *_, path in chosen], side)
-    for (k, key, images, path), uri in zip(chosen, made, strict=True):
+    for (k, key, images, at, path), uri in zip(chosen, made, strict=True):
         if uri is None:
             runs[k].warnings.append(f"the picture {path.name} could not be read")
         else:
-            pictures[k].setdefault(key, []).append((images, uri))
+            pictures[k].setdefault(key, []).append((images, at, uri))
     return pictures

@@ -8,8 +8,9 @@ from typing import Any
 
 from aigc.report.runs import Run
 
-HIGHER = ("is", "psnr", "ssim", "similarity", "attributes", "label", "accuracy", "precision", "recall", "density",
-          "coverage", "clip")
+HIGHER = ("psnr", "ssim", "similarity", "attributes", "label", "accuracy", "acc", "precision", "recall", "density",
+          "coverage", "clip", "elbo", "reconstruction")
+LOWER = ("loss", "error", "fd", "kd", "fid", "kid", "mifid", "memorised", "lpips")      # whatever stands beside them
 OF_A_NETWORK = ("fd", "kd", "is", "fid", "kid", "mifid", "precision", "recall", "density", "coverage", "memorised",
                 "label", "similarity")
 BEARS_ON = {  # a fact of a protocol: the kinds of scores it bears on; what is not here bears on all
@@ -31,6 +32,8 @@ ASIDE = (   # not how a score was measured: results, random draws, and names tha
 )
 STATED = ("network_sha256", "num_samples", "num_reals", "resizer", "data_fingerprint", "split")  # by every protocol
 AXES = ("step", "images", "seconds")
+COURSE = {"epoch", "step", "steps", "iteration", "lr", "learning", "time", "sec", "second", "seconds", "minutes",
+          "fps", "speed", "throughput"}     # words of what other programs log that is no score
 WORDS = {"network_sha256": "weights of the feature network", "num_samples": "images generated",
          "num_reals": "reference images", "data_fingerprint": "data", "split": "reference split", "counts": "images"}
 
@@ -45,6 +48,7 @@ class Score:
         facts: what of the protocol bears on this score; two scores compare when these are equal.
         shown: the protocol as recorded, for people.
         evaluation: the record of `aigc.evaluate` it comes from; empty: from training.
+        checkpoint: whose score it is: `best`, `last` or another.
     """
 
     name: str
@@ -54,16 +58,27 @@ class Score:
     low: float | None = None
     high: float | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str = "last"
 
 
 def kind(name: str) -> str:
     """`fd` of `test/a2b/fd_squeezenet`, `attributes` of `attributes/seen/all`."""
-    return "attributes" if "attributes/" in name else re.split(r"[/.]", name)[-1].split("_")[0]
+    return "attributes" if "attributes/" in name else _words(name)[0]
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[/.]", name.lower())[-1].split("_")
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether more of a score is better, by its name: of `is_classifier`, `psnr`, `label_accuracy`, not `fid`."""
-    return kind(name) in HIGHER
+    """Whether more of a score is better, by its name: of `is_classifier`, `PSNR`, `val_accuracy`, not `fid`."""
+    words = {kind(name), *_words(name)}
+    return kind(name) == "is" or (not words & {*LOWER} and bool(words & {*HIGHER}))
+
+
+def measures(name: str) -> bool:
+    """Whether a score says how good pictures are, as far as its name tells; a loss does not."""
+    return higher_is_better(name) or kind(name) in (*OF_A_NETWORK, "lpips")
 
 
 def facts(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,54 +144,71 @@ def monitored(run: Run) -> str | None:
 
 def scores_of(run: Run) -> dict[str, list[Score]]:
     """Every score of a run by name, what says most of it last: evaluations that sampled with options of their own,
-    training, evaluations as the recipe says; each oldest first.
+    those of another checkpoint than training's score is of, training, the other evaluations; each oldest first.
     """
     found: dict[str, list[Score]] = {}
     scores, protocol = run.summary.get("scores"), run.summary.get("protocol")
     scores = scores if isinstance(scores, dict) else {}
     protocol = protocol if isinstance(protocol, dict) else {}
-    values = scores.get("last") or _last_scores(run)
+    monitor, best = str(scores.get("monitor")), scores.get("best")
+    at_best = (line.get("images") for line in run.history if best is not None and line.get(monitor) == best)
+    seen = {"last": run.summary.get("images"), "best": next(at_best, None)}         # images, where they are known
+    values = scores.get("last") or last_scored(run)
     for name, value in values.items():
-        if name == scores.get("monitor") and scores.get("best") is not None:
-            value = scores["best"]
-        if not isinstance(value, int | float):
+        checkpoint = "best" if name == monitor and best is not None else "last"
+        value = best if checkpoint == "best" else value
+        if not isinstance(value, int | float) or name in AXES:
             continue
-        if name.startswith("val/"):                 # a loss of the family's own: of no other family
-            held_out = {"family": run.family, "data_fingerprint": protocol.get("data_fingerprint", run.data)}
-            found[name] = [Score(name, value, held_out, {"data": run.data, "split": "validation"})]
-        else:
-            found[name] = [Score(name, value, facts(name, protocol), _shown(name, protocol))]
+        shown = _shown(name, protocol or {"data": run.data})
+        known = facts(name, protocol or {"data": run.data})
+        if name.startswith("val/") and run.source == "aigc":    # a loss of the family's own: of no other family
+            known = {"family": run.family, "data_fingerprint": protocol.get("data_fingerprint", run.data)}
+            shown = {"data": run.data, "split": "validation"}
+        found[name] = [Score(name, value, known, shown, checkpoint=checkpoint)]
+    trained = {name: score.checkpoint for name, (score,) in found.items()}
     for record in run.evaluations:
-        entries, protocols = record.get("scores"), record.get("protocol")
+        entries, protocols, target = record.get("scores"), record.get("protocol"), record.get("target")
         for name, entry in entries.items() if isinstance(entries, dict) else ():
             if not isinstance(entry, dict) or not isinstance(entry.get("value"), int | float):
                 continue
             measured = protocols.get(name) if isinstance(protocols, dict) else None
             measured = measured if isinstance(measured, dict) else {}
+            own = trained.get(name)
+            checkpoint = _checkpoint(target if isinstance(target, dict) else {}, own, seen.get(str(own)))
             found.setdefault(name, []).append(Score(
                 name, entry["value"], facts(name, measured), _shown(name, measured),
-                entry.get("low"), entry.get("high"), record,
+                entry.get("low"), entry.get("high"), record, checkpoint,
             ))
-    return {name: sorted(entries, key=_weight) for name, entries in found.items()}
+    return {name: sorted(entries, key=lambda score: _weight(score, trained.get(score.name)))
+            for name, entries in found.items()}
 
 
-def _weight(score: Score) -> int:
+def _checkpoint(target: Mapping[str, Any], own: str | None, seen: Any) -> str:
+    """Which checkpoint an evaluation looked at; `own`, that of training's score, if it is the one of `seen` images."""
+    name, images = str(target.get("checkpoint")), target.get("images")
+    if own is None or images is None or seen is None:
+        return name
+    return own if images == seen else f"an earlier {name}" if name == own else name
+
+
+def _weight(score: Score, own: str | None) -> int:
     sampling = score.evaluation.get("sampling")
-    own = bool(sampling.get("options")) if isinstance(sampling, dict) else False
-    return 0 if own else 2 if score.evaluation else 1
+    if isinstance(sampling, dict) and sampling.get("options"):
+        return 0
+    return 2 if not score.evaluation else 3 if own in (None, score.checkpoint) else 1
 
 
-def _last_scores(run: Run) -> dict[str, Any]:
-    """What a run scored last whose summary does not say, as it goes on: the newest line that a scoring wrote.
+def last_scored(run: Run) -> dict[str, Any]:
+    """The newest line of the history that a scoring wrote; empty where there is none.
 
-    W&B runs do not tell scores from losses: the last value of everything.
+    W&B runs do not tell scores from losses: the last value of everything but the course of training.
     """
     if run.source == "wandb":
-        return {name: value for line in run.history for name, value in line.items() if name not in AXES}
-    for line in reversed(run.history):
-        if any(name.startswith("val/") or kind(name) in OF_A_NETWORK for name in line):
-            return {name: value for name, value in line.items() if name not in AXES}
-    return {}
+        return {name: value for line in run.history for name, value in line.items()
+                if name in AXES or not COURSE & {*_words(name)}}
+    scored = (line for line in reversed(run.history)
+              if any(name.startswith("val/") or kind(name) in OF_A_NETWORK for name in line))
+    return next(scored, {})
 
 
 def _shown(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:

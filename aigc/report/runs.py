@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Run:
     source: str = "aigc"
 
 
-def find_runs(spec: str | Path | Iterable[str | Path]) -> list[Path]:
+def find_runs(spec: Any) -> list[Path]:
     """Run folders in the order of their paths, each once.
 
     Args:
@@ -61,7 +62,9 @@ def find_runs(spec: str | Path | Iterable[str | Path]) -> list[Path]:
     Raises:
         UserError: an entry names nothing, or nothing in it is a run.
     """
-    entries = [spec] if isinstance(spec, str | Path) else list(spec)
+    entries = [str(entry) for entry in (spec if isinstance(spec, list | tuple) else [spec]) if entry is not None]
+    if not entries:
+        raise UserError("runs= names nothing: give a folder with runs in it, a run, a list or a glob")
     found: dict[Path, None] = {}
     for entry in entries:
         pattern = str(Path(entry).expanduser())
@@ -74,14 +77,20 @@ def find_runs(spec: str | Path | Iterable[str | Path]) -> list[Path]:
     return sorted(found)
 
 
-def read_runs(spec: str | Path | Iterable[str | Path]) -> list[Run]:
+def read_runs(spec: Any) -> list[Run]:
     """Reads all runs of `find_runs(spec)`, and after them the jobs of their multiruns that have left no run.
 
     Raises:
         UserError: see `find_runs`.
     """
     folders = find_runs(spec)
-    return [read_run(folder) for folder in folders] + absent_jobs(folders)
+    return read_all(folders) + absent_jobs(folders)
+
+
+def read_all(folders: Iterable[Path]) -> list[Run]:
+    """Each folder's run; W&B's are read by processes of their own, several at a time."""
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(read_run, folders))
 
 
 def absent_jobs(folders: Sequence[Path]) -> list[Run]:

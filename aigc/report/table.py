@@ -1,12 +1,17 @@
 """The comparison as text: an aligned table, sorted by score, with the protocols under it."""
 
+import re
+from collections.abc import Sequence
 from io import StringIO
+from itertools import takewhile
 from typing import Any
 
-from aigc.report.comparison import Comparison, common, facts, own_settings
+from aigc.report.comparison import Comparison, common, facts, own_settings, told_point
 from aigc.report.protocol import Score, monitored
 
 WIDE = 10_000       # columns where the output is no terminal: nothing is wrapped or cut
+LEAST = {"run": 24, "status": 8, "settings": 16}        # columns of the terminal for what can be shortened or wrapped
+SPARED = ("settings", "parameters", "images/s", "data")     # what a narrow terminal does without, in this order
 
 
 def text(comparison: Comparison, width: int | None = None) -> str:
@@ -22,35 +27,55 @@ def text(comparison: Comparison, width: int | None = None) -> str:
     runs, column = comparison.runs, comparison.columns[0] if comparison.columns else None
     told = [facts(run) for run in runs]
     settings = own_settings(runs)
-    lettered = column is not None and len(column.protocols) > 1
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", overflow="fold")
-    for name in ("family", "data"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("status", max_width=40)
+    columns = {name: [fact[name] for fact in told] for name in ("family", "data", "status")}
+    columns = {"run": comparison.labels, **columns}
     if column is not None:
-        table.add_column(column.name, justify="right", no_wrap=True)
-    if lettered:
-        table.add_column("", no_wrap=True)
-    for name in ("minutes", "images", "images/s", "parameters"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if any(settings):
-        table.add_column("settings")
+        columns[column.name] = [shown(score) for score in column.scores]
+        columns |= {"": column.letters} if len(column.protocols) > 1 else {}
+    for name, key, form in (("minutes", "minutes", ".1f"), ("images", "images", ",.0f"),
+                            ("images/s", "images_per_second", ",.1f"), ("parameters", "parameters", ",.0f")):
+        columns[name] = [number(fact[key], form) for fact in told]
+    columns |= {"settings": settings} if any(settings) else {}
+    fit(columns, width or WIDE)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        words = name in ("run", "family", "data", "status", "", "settings")
+        table.add_column(name, justify="left" if words else "right", no_wrap=name not in ("status", "settings"),
+                         max_width=40 if name == "status" else None)
     for k in comparison.order():
-        fact = told[k]
-        row = [comparison.labels[k], fact["family"], fact["data"], fact["status"]]
-        row += [shown(column.scores[k])] if column is not None else []
-        row += [column.letters[k]] if column is not None and lettered else []
-        row += [number(fact["minutes"], ".1f"), number(fact["images"], ",.0f")]
-        row += [number(fact["images_per_second"], ",.1f"), number(fact["parameters"], ",.0f")]
-        table.add_row(*row, *([settings[k]] if any(settings) else []))
+        table.add_row(*(cells[k] for cells in columns.values()))
     out = StringIO()
     console = Console(file=out, width=width or WIDE, color_system=None, markup=False, highlight=False)
-    console.print(f"{len(runs)} runs in {common(runs)}\n" if len(runs) > 1 else f"{runs[0].folder}\n")
+    where = f"{len(runs)} runs in {common(runs)}" if len(runs) > 1 else str(runs[0].folder)
+    console.print(f"{where}{told_point(comparison.at)}\n")
     console.print(table)
     for line in notes(comparison):
         console.print(line)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def fit(columns: dict[str, list[str]], width: int) -> None:
+    """Leaves columns out and shortens the names of the runs until all fits into `width`, or nothing more helps."""
+
+    def needed() -> int:
+        widths = {name: max(len(cell) for cell in [name, *cells]) for name, cells in columns.items()}
+        return sum(min(wide, LEAST.get(name, wide)) + 2 for name, wide in widths.items()) - 2
+
+    for name in SPARED:
+        if needed() > width:
+            columns.pop(name, None)
+    room = max(LEAST["run"], LEAST["run"] + width - needed())
+    columns["run"] = shortened(columns["run"], room)
+
+
+def shortened(names: Sequence[str], room: int) -> list[str]:
+    """Names of at most `room` characters: without the words that all begin with, then without their middle."""
+    if max(map(len, names)) <= room:
+        return list(names)
+    words = zip(*(re.findall(r".*?[/_-]", name) for name in names), strict=False)
+    same = "".join(word for word, *others in takewhile(lambda place: len({*place}) == 1, words) if others)
+    rests = [f"…{name.removeprefix(same)}" if same else name for name in names]
+    return [rest if len(rest) <= room else f"{rest[: (room - 1) // 2]}…{rest[-(room // 2):]}" for rest in rests]
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -62,7 +87,7 @@ def notes(comparison: Comparison) -> list[str]:
         lines += [f"  {letter}  {words}" for letter, words in column.protocols.items()]
         lines += [f"warning: {sentence}" for sentence in column.warnings]
         without = [run for run, score in zip(comparison.runs, column.scores, strict=True) if score is None]
-        others = sorted({name for run in without if (name := monitored(run))})
+        others = sorted({name for run in without if (name := monitored(run))} - {column.name})
         if without:
             instead = f": theirs is {', '.join(others)} (score=<name>)" if others else ""
             lines.append(f"{len(without)} of {len(comparison.runs)} runs have no {column.name}{instead}")

@@ -44,10 +44,11 @@ def make_run(
     return folder
 
 
-def evaluate(run: Path, name: str, fd: float, evaluations: float, options: dict[str, Any] | None = None) -> None:
+def evaluate(run: Path, name: str, fd: float, evaluations: float, options: dict[str, Any] | None = None,
+             **target: Any) -> None:
     """A record as `aigc.evaluate` writes it, measured as in training."""
     record = {
-        "made": name, "target": {"kind": "checkpoint", "run": str(run), "checkpoint": "best"},
+        "made": name, "target": {"kind": "checkpoint", "run": str(run), "checkpoint": "best", **target},
         "scores": {"fd_classifier": {"value": fd, "low": fd - 0.1, "high": fd + 0.1, "floor": 0.1}},
         "protocol": {"fd_classifier": {**PROTOCOL, "neighbours": 5}},
         "sampling": {"evaluations": evaluations, "seconds_per_image": evaluations / 100, "options": options or {}},

@@ -4,7 +4,8 @@ import pytest
 
 from aigc.errors import UserError
 from aigc.report.comparison import SILENT, Comparison, differing, facts, own_settings, written
-from aigc.report.runs import find_runs, read_run, read_runs
+from aigc.report.page import content
+from aigc.report.runs import Run, find_runs, read_run, read_runs
 from aigc.report.table import text
 
 from .made import evaluate, make_run
@@ -84,6 +85,93 @@ def test_the_table_is_aligned_and_says_how_scores_were_measured(comparison, tmp_
     assert max(map(len, narrow.splitlines()[2:10])) <= 100
     for value in ("1", "2", "3"):
         assert re.search(rf"\s{value}\s+[AB]\s", narrow)
+
+
+def test_a_narrow_terminal_keeps_names_and_spares_columns(tmp_path):
+    names = [f"2026-11-21_04-{k:02d}-24_diffusion_mnist" for k in range(3)]
+    for k, name in enumerate(names):
+        make_run(tmp_path / name, fd=3.0 - k, rate=k, overrides=(f"model.rate={k}",))
+    comparison = Comparison(read_runs(tmp_path))
+    wide, narrow = text(comparison), text(comparison, 80)
+    assert all(name in wide for name in names) and "model.rate=1" in wide
+    lines = narrow.splitlines()[2:6]
+    assert max(map(len, lines)) <= 80 and not {"settings", "parameters", "images/s"} & {*lines[0].split()}
+    assert [line.split()[0] for line in lines[1:]] == [f"…{k:02d}-24_diffusion_mnist" for k in (2, 1, 0)]
+    assert [line.split()[-3:] for line in lines[1:]] == [[fd, "1.0", "12,800"] for fd in ("1", "2", "3")]
+
+
+def test_which_way_is_better_is_what_the_runs_say_that_go_by_it(tmp_path):
+    folders = [make_run(tmp_path / str(k), fd=float(k)) for k in range(3)]
+    for folder in folders:
+        with (folder / ".hydra" / "config.yaml").open("a") as file:
+            file.write("metrics: {monitor: fd_classifier, mode: max}\n")
+    comparison = Comparison([read_run(folder) for folder in folders])
+    assert comparison.columns[0].higher and comparison.order() == [2, 1, 0]
+    assert "fd_classifier: more is better" in text(comparison)
+
+
+def test_scores_that_are_no_numbers_come_last(tmp_path):
+    values = (2.0, float("nan"), 1.0, float("inf"), 3.0, float("nan"), 0.5)
+    runs = [read_run(make_run(tmp_path / str(k), fd=value)) for k, value in enumerate(values)]
+    assert Comparison(runs).order()[:4] == [6, 2, 0, 4]
+
+
+def test_runs_as_they_stood_at_equal_images_or_minutes(tmp_path):
+    """Scores at 6,400 and 12,800 images (30 and 60 s); the short run has 3,200 and 6,400."""
+    long = make_run(tmp_path / "long", fd=2.0)
+    make_run(tmp_path / "short", fd=3.0, lines=10)
+    evaluate(long, "later", 1.0, 10)
+    runs = read_runs(tmp_path)
+
+    def stood(*at):
+        comparison = Comparison(runs, at=at)
+        told = [facts(run) for run in comparison.runs]
+        return [(score.value if score else None, fact["images"], fact["minutes"])
+                for score, fact in zip(comparison.columns[0].scores, told, strict=True)]
+
+    assert stood("images", 6400) == [(4.0, 6400, 0.5), (3.0, 6400, 0.5)]
+    assert stood("images", 6350) == stood("images", 6400)               # a step more: a budget ends in one
+    assert stood("seconds", 45) == [(4.0, 6400, 0.5), (None, 6400, 0.5)]        # the short one never got so far
+    assert stood("images", 12800) == [(2.0, 12800, 1.0), (None, 6400, 0.5)]
+    comparison = Comparison(runs, at=("seconds", 45))
+    assert [sorted(run.samples["samples"]) for run in comparison.runs] == [[0, 6400], [0, 3200, 6400]]
+    assert comparison.columns[0].letters == ["A", ""]
+    assert text(comparison).startswith(f"2 runs in {tmp_path} at 0.75 minutes\n")
+    data = content(comparison, grids=10, thumbnail=50, points=1000, shown=2)
+    assert data["title"].endswith(" at 0.75 minutes") and data["scores"]["fd_classifier"]["values"][1] is None
+
+
+def test_scores_of_different_checkpoints_are_said(tmp_path):
+    one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two", num_samples=500)
+    evaluate(one, "a", 1.5, 10)
+    assert Comparison(read_runs(tmp_path)).columns[0].warnings[1:] == []
+    evaluate(two, "a", 3.0, 10, checkpoint="last")          # measured like the other one, so it stands for the run
+    comparison = Comparison(read_runs(tmp_path))
+    assert [score.value for score in comparison.columns[0].scores] == [1.5, 3.0]
+    assert comparison.columns[0].warnings == [
+        "fd_classifier: the runs' scores are not of the same checkpoint: best of 1, last of 1"]
+
+
+def test_a_run_whose_files_come_and_go_is_read(tmp_path):
+    folder = make_run(tmp_path / "a", status="running")
+    (folder / "summary.tmp").symlink_to(folder / "gone")
+    assert written(read_run(folder)) > 0
+
+
+def test_runs_of_other_programs_compare_by_what_looks_like_a_score_and_say_what_is_not_known(tmp_path):
+    def other(name, data, **summary):
+        line = {"step": 5, "seconds": 3.0, "epoch": 5, "lr": 0.1, "images_per_second": 9.0, "loss": 1.0, "psnr": 20.0}
+        return Run(tmp_path / name, name, source="wandb", data=data, history=[line], summary=summary)
+
+    runs = [other("a", "cifar", seconds="12 s", images=True), other("b", "mnist"), other("c", "mnist")]
+    comparison = Comparison(runs)
+    assert {column.name for column in comparison.columns} == {"psnr", "loss"} and comparison.columns[0].name == "psnr"
+    assert facts(runs[0])["minutes"] == pytest.approx(0.05) and facts(runs[0])["images"] is None
+    assert comparison.columns[0].letters == ["B", "A", "A"]
+    assert comparison.columns[0].warnings == [
+        "psnr: A and B were not measured alike, they differ in data (mnist and cifar)",
+        "psnr: how A was measured is not stated",
+    ]
 
 
 def test_intervals_stand_beside_evaluated_scores(tmp_path):

@@ -1,5 +1,6 @@
 """The page in a real browser: headless Chromium, without a network."""
 
+import csv
 import json
 import os
 import re
@@ -57,7 +58,7 @@ def runs(tmp_path_factory):
     make_run(root / "made" / "other", fd=1.0, num_samples=10000, rate=0.2, overrides=("model.rate=0.2",))
     evaluate(slow, "recipe", 0.5, 40)
     evaluate(slow, "short", 1.0, 10, {"steps": 5})
-    evaluate(quick, "recipe", 2.0, 1)
+    evaluate(quick, "recipe", 2.0, 1, seconds=48.0)
     return root
 
 
@@ -143,7 +144,19 @@ def test_curves_grids_tradeoffs_and_settings(opened):
     shown.locator("#choices").get_by_label("rate", exact=True).check()
     shown.wait_for_selector("#charts .chart[data-name='rate'] .main-svg")
 
-    assert shown.inner_text("#at") == "12,800 images seen"
+    def said(label):
+        return shown.locator("#figures figure", has_text=label).locator("small").inner_text()
+
+    assert shown.inner_text("#at") == "1.0 minutes of training"         # the slider follows the axis of the charts
+    assert said("made/gan") == "digits, 12,800 images, 1.0 minutes, fd_classifier 2"
+    shown.locator("#progress").focus()
+    shown.keyboard.press("ArrowLeft")
+    assert shown.inner_text("#at") == "0.5 minutes of training"
+    assert said("made/gan") == "digits, 6,400 images, 0.5 minutes, fd_classifier 4"
+    shown.keyboard.press("End")
+    shown.select_option("#axis", "images")
+    shown.wait_for_function("document.getElementById('at').textContent === '12,800 images seen'")
+    assert said("made/gan") == "digits, 12,800 images, fd_classifier 2"
     shown.locator("#progress").focus()
     shown.keyboard.press("Home")
     assert shown.inner_text("#at") == "0 images seen"
@@ -154,7 +167,7 @@ def test_curves_grids_tradeoffs_and_settings(opened):
     assert shown.evaluate("[...document.querySelectorAll('#figures img')].every(image => image.naturalWidth > 0)")
 
     minutes = data(shown.locator("#minutes"))
-    assert [t["x"] for t in minutes if t["mode"] == "markers"] == [[1.0, 1.0], [1.0]]            # protocols A and B
+    assert [t["x"] for t in minutes if t["mode"] == "markers"] == [[1.0, 0.8], [1.0]]            # protocols A and B
     sampling = data(shown.locator("#sampling"))
     front = next(trace for trace in sampling if trace["mode"] == "lines")
     assert list(zip(front["x"], front["y"], strict=True)) == [(1, 2.0), (10, 1.0), (40, 0.5)]
@@ -162,6 +175,8 @@ def test_curves_grids_tradeoffs_and_settings(opened):
     shown.wait_for_function("document.getElementById('sampling').layout.xaxis.title.text.startsWith('seconds')")
     assert sorted(data(shown.locator("#sampling"))[1]["x"]) == [0.01, 0.1, 0.4]
 
+    names = chart("fd_classifier").evaluate("node => node.data.map(trace => trace.name)")
+    assert names[:3] == ["made/diffusion", "made/gan", "made/other (protocol B)"]
     lines = shown.locator("#coordinates")
     axes = dict(lines.evaluate("node => node.data[0].dimensions.map(axis => [axis.label, [...axis.values]])"))
     assert axes["model.rate"] == [0.001, 0.1, 0.2] and axes["fd_classifier"] == [0.5, 2.0, 1.0]
@@ -181,6 +196,64 @@ def test_narrow_and_dark(opened):
     assert shown.evaluate("document.querySelector('#charts .chart').layout.font.color") == "#e4e8ec"
     bright = opened(width=1300)
     assert bright.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+@pytest.mark.slow
+def test_names_wrap_on_a_phone_and_a_thinned_picture_says_so(opened, tmp_path):
+    names = ["2026-11-21_04-18-24_diffusion_mnist", "2026-11-21_04-16-14_gan_mnist"]
+    for k, name in enumerate(names):
+        make_run(tmp_path / "runs" / name, lines=20 - 10 * k)
+    page = write(Comparison(read_runs(tmp_path / "runs")), tmp_path / "r.html", **{**OPTIONS, "grids": 0})
+    shown = opened(page, width=390)
+    for cell in shown.locator("#table tbody td.wide:nth-child(2)").all():
+        assert cell.evaluate("node => node.scrollWidth <= node.clientWidth")
+        assert cell.locator("[title]").get_attribute("title") in names
+    shown.locator("#progress").focus()
+    shown.keyboard.press("Home")                            # 6,400 images, where only the second has a picture
+    assert [said.split(" images")[1] for said in shown.locator("#figures small").all_inner_texts()] == [
+        ", fd_classifier 1", ", fd_classifier 2 (its only one here)"]
+
+
+@pytest.mark.slow
+def test_scores_sort_both_ways_export_raw_and_keep_their_protocols(opened, tmp_path):
+    for name, fd, samples in (("a", 0.123456789, 2000), ("b", 3.0, 500), ("c", float("nan"), 2000)):
+        folder = make_run(tmp_path / "runs" / name, fd=fd, num_samples=samples)
+        summary = json.loads((folder / "summary.json").read_text())
+        if name == "b":
+            del summary["scores"]["last"]["label_accuracy"]
+            (folder / "summary.json").write_text(json.dumps(summary))
+    make_run(tmp_path / "runs" / "d", fd=2.0)
+    shown = opened(write(Comparison(read_runs(tmp_path / "runs")), tmp_path / "r.html", **OPTIONS))
+    assert rows(shown) == ["a", "d", "b", "c"]          # A, then B, then what is no number
+    head = shown.get_by_role("button", name=re.compile(r"^fd_classifier: Activate"))
+    for expected in (["a", "d", "b", "c"], ["b", "d", "a", "c"]):       # c has none: last, up and down
+        head.click()
+        shown.wait_for_function(
+            "names => [...document.querySelectorAll('#table tbody td:nth-child(2)')].map(n => n.textContent).join() "
+            "=== names", arg=",".join(expected))
+    with shown.expect_download() as file:
+        shown.get_by_role("button", name="CSV").click()
+    table = list(csv.DictReader(Path(file.value.path()).read_text(encoding="utf-8-sig").splitlines()))
+    line = next(line for line in table if line["run"] == "a")
+    assert line["fd_classifier"] == "0.123456789" and line["protocol"] == "A" and line["images"] == "12800"
+    assert next(line for line in table if line["run"] == "b")["protocol"] == "B"
+    shown.select_option("#score", "label_accuracy")
+    shown.wait_for_function("document.getElementById('minutes').layout.title.text.startsWith('label_accuracy')")
+    with shown.expect_download() as file:
+        shown.get_by_role("button", name="CSV").click()
+    table = csv.DictReader(Path(file.value.path()).read_text(encoding="utf-8-sig").splitlines())
+    assert {line["run"]: line["protocol"] for line in table} == {"a": "A", "b": "", "c": "A", "d": "A"}
+
+
+def test_every_run_of_the_first_charts_has_several_pictures(tmp_path):
+    folders = [make_run(tmp_path / f"{k:02d}", fd=1.0 + k, grids=6) for k in range(12)]
+    data = content(Comparison([read_run(folder) for folder in folders]), **{**OPTIONS, "grids": 12, "shown": 3})
+    counts = [len(run["grids"]["samples"]) for run in data["runs"]]
+    assert counts == [4] * 3 + [1] * 9
+    images, minutes, _ = data["runs"][0]["grids"]["samples"][1]
+    assert minutes == pytest.approx(images / 640 * 3 / 60)
+    bare = content(Comparison([read_run(folder) for folder in folders]), **{**OPTIONS, "grids": 0})
+    assert {len(run["grids"]["samples"]) for run in bare["runs"]} == {1}
 
 
 def test_what_runs_say_cannot_become_markup(opened, tmp_path):
@@ -228,7 +301,7 @@ def test_broken_pictures_are_left_out_with_a_warning(tmp_path):
     folder = make_run(tmp_path / "a")
     (folder / "samples" / "000006400.png").write_bytes(b"no picture")
     data = content(Comparison([read_run(folder)]), **OPTIONS)
-    assert [images for images, _ in data["runs"][0]["grids"]["samples"]] == [0, 12800]
+    assert [images for images, *_ in data["runs"][0]["grids"]["samples"]] == [0, 12800]
     assert data["warnings"] == ["a: the picture 000006400.png could not be read"]
 
 
@@ -260,6 +333,21 @@ def test_serving_follows_the_runs_and_ends_cleanly(browser, tmp_path):
         shown.wait_for_function("document.querySelectorAll('#table tbody tr').length === 2")
         assert rows(shown) == ["two", "one"]
         settle(shown, "1 of 2 runs in the charts: those ticked")
+        own = "document.querySelector('#charts .chart').data.map(trace => [trace.name, trace.line.color])"
+        before = shown.evaluate(own)
+        shown.get_by_role("button", name="Filter family").click()
+        shown.locator(".dtcc-search input").fill("GAN")
+        shown.keyboard.press("Escape")
+        shown.locator(".dt-length select").select_option("10")
+        make_run(tmp_path / "runs" / "a", fd=0.5, family="VAE", overrides=("model.width=3",))       # one more column
+        text = (tmp_path / "runs" / "a" / ".hydra" / "config.yaml").read_text()
+        (tmp_path / "runs" / "a" / ".hydra" / "config.yaml").write_text(f"{text}  width: 3\n")
+        shown.wait_for_function("document.querySelector('#made').textContent.includes('3 runs')")
+        shown.wait_for_function("document.querySelector('#settings').textContent.includes('model.width')"
+                                "|| document.querySelector('#table').textContent.includes('model.width')")
+        assert rows(shown) == ["two", "one"] and shown.locator(".dt-length select").input_value() == "10"
+        settle(shown, "1 of 3 runs in the charts: those ticked")
+        assert shown.evaluate(own) == before                            # colours belong to runs, not to their places
         with open(made / "metrics.jsonl", "a") as file:
             file.write('{"step": 210, "images": 13440, "seconds": 63.0, "loss": 77.0}\n')
         shown.wait_for_function(

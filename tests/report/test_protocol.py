@@ -41,7 +41,9 @@ def test_what_differs_is_said_in_words_and_a_missing_fact_counts():
     ("name", "higher"),
     [("fd_classifier", False), ("fid", False), ("is_classifier", True), ("is", True), ("label_accuracy", True),
      ("test/a2b/psnr", True), ("a2b/identity/similarity_squeezenet", True), ("a2b/cycle_l1", False), ("lpips", False),
-     ("attributes/seen/all", True), ("recall_classifier", True), ("memorised_classifier", False), ("val/loss", False)],
+     ("attributes/seen/all", True), ("recall_classifier", True), ("memorised_classifier", False), ("val/loss", False),
+     ("val/elbo", True), ("val/reconstruction", True), ("val_accuracy", True), ("PSNR", True), ("test/top5_acc", True),
+     ("reconstruction_loss", False), ("fd_clip", False), ("fd_is", False), ("val/bits_per_dim", False)],
 )
 def test_which_way_a_score_is_better(name, higher):
     assert higher_is_better(name) is higher
@@ -56,6 +58,19 @@ def test_a_runs_scores_are_the_best_of_training_and_what_evaluations_say(tmp_pat
     scores = scores_of(read_run(folder))
     assert [score.value for score in scores["fd_classifier"]] == [9.0, 1.5, 1.4]        # the last stands for the run
     assert (scores["fd_classifier"][-1].low, scores["fd_classifier"][-1].high) == (pytest.approx(1.3), 1.5)
+
+
+def test_an_evaluation_of_another_checkpoint_does_not_stand_for_the_run(tmp_path):
+    folder = make_run(tmp_path / "a", fd=1.0)
+    evaluate(folder, "1", 1.1, 40)
+    evaluate(folder, "2", 3.0, 40, checkpoint="last")
+    scores = scores_of(read_run(folder))["fd_classifier"]
+    assert [(score.value, score.checkpoint) for score in scores] == [(3.0, "last"), (1.0, "best"), (1.1, "best")]
+    evaluate(folder, "3", 0.9, 40, images=12800)        # best is the last of all: 12,800 images
+    evaluate(folder, "4", 5.0, 40, images=6400)         # and was another before the run went on
+    scores = scores_of(read_run(folder))["fd_classifier"]
+    assert [score.value for score in scores] == [3.0, 5.0, 1.0, 1.1, 0.9]
+    assert [score.checkpoint for score in scores] == ["last", "an earlier best", "best", "best", "best"]
 
 
 def test_a_running_runs_scores_come_from_its_log(tmp_path):

@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -28,6 +29,30 @@ def test_runs_are_found_at_any_depth_by_folder_glob_and_list_each_once(tmp_path)
         find_runs([one, tmp_path / "runs" / "other"])
     with pytest.raises(UserError, match=r"none' does not exist: "):
         find_runs(tmp_path / "none")
+
+
+def test_numbers_are_names_of_folders_too_and_nothing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = [make_run(tmp_path / name / "one") for name in ("2024", "nan")]
+    assert find_runs([2024, float("nan")]) == made and find_runs(2024) == made[:1]
+    for nothing in (None, [], [None]):
+        with pytest.raises(UserError, match=r"^runs= names nothing: give a folder"):
+            find_runs(nothing)
+
+
+def test_w_and_b_runs_are_read_several_at_a_time(tmp_path, monkeypatch):
+    both = threading.Barrier(2, timeout=10)                 # passes only when two are in it
+
+    def inspect(command, **options):
+        both.wait()
+        return subprocess.CompletedProcess(command, 0, '{"type": "exit", "exit": {"exit_code": 0}}\n', "")
+
+    monkeypatch.setattr(subprocess, "run", inspect)
+    for name in "ab":
+        (tmp_path / f"offline-run-1_{name}").mkdir()
+        (tmp_path / f"offline-run-1_{name}" / f"run-{name}.wandb").touch()
+    assert [(run.name, run.status) for run in read_runs(tmp_path)] == [
+        (f"offline-run-1_{name}", "finished") for name in "ab"]
 
 
 def test_a_run_is_read_whole(tmp_path):

@@ -25,7 +25,7 @@ def put(part: str, number: int, recipe: str, fd: float, **facts) -> Path:
         "status": "finished", "study": part.split("/")[0], "recipe": recipe, "family": recipe.upper(), "seed": number,
         "images": 1000 * (number + 1), "seconds": 300.0, "images_per_second": 100.0, "parameters": 1234,
         "peak_memory_mb": 500.0, "machine": "a machine, 2 cores", "precision": "bf16-mixed",
-        "versions": {"torch": "2.14.1"}, "data": {"name": data},
+        "versions": {"torch": "2.14.1"}, "data": {"name": data}, "scores": facts.pop("scores", {}),
     }
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(facts.pop("config", {})))
@@ -127,13 +127,15 @@ def test_a_search_is_judged_on_seeds_that_it_has_not_seen(scripts):
     put("hparam_search/search", 0, "gan", 0.5)                   # of the search itself: counts for nothing
     config = {"model": model, "batch_size": 64}
     for number in range(2):
-        put("hparam_search/recipe", number, "gan", 4.0, config=config)
-        put("hparam_search/best", number, "gan", 3.0 - number, config={**config, "model": {**model, "latent": 32}})
+        put("hparam_search/recipe", number, "gan", 4.0, config=config, scores={"best": 3.5})
+        put("hparam_search/best", number, "gan", 3.0 - number, config={**config, "model": {**model, "latent": 32}},
+            scores={"best": 1.0 + number})
     jobs = [{"number": 0, "score": None}, {"number": 1, "score": 0.75}, {"number": 2, "score": 0.9}]
     (Path("runs") / "hparam_search" / "search" / "jobs.json").write_text(json.dumps({"jobs": jobs}))
     script.report()
     rows = {row[0]: row[1:] for row in cells(script)}
-    assert rows["the recipe"][:2] == ["2", "4"] and rows["best of 3 trials"][:2] == ["2", "2.5 (2 to 3)"]
+    assert rows["the recipe"][:3] == ["2", "4", "3.5"]
+    assert rows["best of 3 trials"][:3] == ["2", "2.5 (2 to 3)", "1.5 (1 to 2)"]
     assert rows["`model.latent`"] == ["64", "32"] and rows["`model.generator_rate`"] == ["0.0005", "0.0005"]
     assert "number 1, had 0.75 with its own seed" in (script.HERE / "README.md").read_text()
 
