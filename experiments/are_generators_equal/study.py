@@ -103,7 +103,7 @@ def main() -> None:
     args, overrides = study.arguments(__doc__, **folders)
     if not args.report:
         start(args.mnist, args.cifar, overrides)
-        study.evaluate(study.finished(STUDY), "checkpoint=last", "num_samples=10000")
+        study.evaluate(study.finished(STUDY), "checkpoint=last", "num_samples=5000")
     report()
 
 

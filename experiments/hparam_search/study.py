@@ -65,10 +65,12 @@ def results(parts: dict[str, list[Run]], trials: list[dict[str, Any]]) -> str:
         rows.append([
             {"recipe": "the recipe", "best": f"best of {len(trials)} trials"}[name], str(len(some)),
             study.shown(fd[run.folder].value for run in some if run.folder in fd),
+            study.shown(run.summary["scores"]["best"] for run in some),
             study.shown((right[run.folder].value for run in some if run.folder in right), ".3f"),
             study.shown((run.summary["images"] for run in some), ",.0f"),
         ])
-    text = table(["", "runs", f"{SCORE}, new seeds", "labels right", "images seen"], rows)
+    head = ["", "runs", f"{SCORE}, new seeds", "best while training", "labels right", "images seen"]
+    text = table(head, rows)
     scored = [trial for trial in trials if trial.get("score") is not None]
     if scored and parts.get("best") and parts.get("recipe"):
         best = min(scored, key=lambda trial: trial["score"])
@@ -88,6 +90,7 @@ def figures(parts: dict[str, list[Run]], trials: list[dict[str, Any]]) -> None:
         search.step(numbers, [min(values[: k + 1]) for k in range(len(values))], where="post", label="best so far")
         search.legend(fontsize=7)
     search.set(xlabel="trial", ylabel=f"{SCORE}, best of the run")
+    search.xaxis.get_major_locator().set_params(integer=True)
     study.logarithmic(search.yaxis)
     fd = study.measured([run for name in ("recipe", "best") for run in parts.get(name, [])], SCORE)
     study.draw_spreads(judged, {name: [fd[run.folder].value for run in parts.get(name, []) if run.folder in fd]
