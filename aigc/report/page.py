@@ -185,7 +185,7 @@ def _plain(value: Any) -> Any:
 
 def _score(comparison: Comparison, column: Column) -> dict[str, Any]:
     """A score of all runs: value, interval, protocol and minutes of each, if it says them, the protocol of each curve,
-    and every value whose sampling cost is known.
+    and every value whose sampling cost is known: its own, or of another score of the recipe's sampler.
     """
     protocols: dict[str, dict[str, Any]] = {}       # facts of each
     for score, letter in zip(column.scores, column.letters, strict=True):
@@ -201,6 +201,11 @@ def _score(comparison: Comparison, column: Column) -> dict[str, Any]:
                 costs.append([k, *cost, score.value, score.low, score.high, alike[0]])
             if not score.evaluation:
                 curves[k] = (alike or ["of its own"])[0]
+    measured = {k for k, *_ in costs}
+    for k, (run, score) in enumerate(zip(comparison.runs, column.scores, strict=True)):
+        if score and math.isfinite(score.value) and k not in measured and (sampling := _own_sampling(run)):
+            cost = [sampling.get("evaluations"), sampling.get("seconds_per_image")]
+            costs.append([k, *cost, score.value, score.low, score.high, column.letters[k]])
     return {
         "higher": column.higher,
         "protocols": column.protocols,
@@ -211,6 +216,12 @@ def _score(comparison: Comparison, column: Column) -> dict[str, Any]:
         "curves": curves,
         "costs": costs,
     }
+
+
+def _own_sampling(run: Run) -> dict[str, Any] | None:
+    """What the newest evaluation that sampled as the recipe says paid for it."""
+    found = (record["sampling"] for record in reversed(run.evaluations) if isinstance(record.get("sampling"), dict))
+    return next((sampling for sampling in found if not sampling.get("options")), None)
 
 
 def _minutes(score: Score) -> float | None:

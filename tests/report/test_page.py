@@ -245,6 +245,19 @@ def test_scores_sort_both_ways_export_raw_and_keep_their_protocols(opened, tmp_p
     assert {line["run"]: line["protocol"] for line in table} == {"a": "A", "b": "", "c": "A", "d": "A"}
 
 
+def test_a_score_has_the_sampling_cost_that_another_of_the_same_sampler_paid(tmp_path):
+    """An evaluation of the last checkpoint, or one with more images, says what training's score cost as well."""
+    for name in "abc":
+        make_run(tmp_path / name, fd=1.0)
+    evaluate(tmp_path / "a", "other", 3.0, 40, checkpoint="last")
+    record = tmp_path / "a" / "evaluations" / "other.json"
+    record.write_text(record.read_text().replace('"num_samples": 2000', '"num_samples": 5000'))
+    evaluate(tmp_path / "b", "fewer", 4.0, 8, options={"sampler.steps": 4})
+    data = content(Comparison(read_runs(tmp_path)), **OPTIONS)
+    assert data["scores"]["fd_classifier"]["costs"] == [
+        [1, 8, 0.08, 4.0, 3.9, 4.1, "A"], [0, 40, 0.4, 1.0, None, None, "A"]]
+
+
 def test_every_run_of_the_first_charts_has_several_pictures(tmp_path):
     folders = [make_run(tmp_path / f"{k:02d}", fd=1.0 + k, grids=6) for k in range(12)]
     data = content(Comparison([read_run(folder) for folder in folders]), **{**OPTIONS, "grids": 12, "shown": 3})
