@@ -47,7 +47,7 @@ def text(comparison: Comparison, width: int | None = None) -> str:
     out = StringIO()
     console = Console(file=out, width=width or WIDE, color_system=None, markup=False, highlight=False)
     where = f"{len(runs)} runs in {common(runs)}" if len(runs) > 1 else str(runs[0].folder)
-    console.print(f"{where}{told_point(comparison.at)}\n")
+    console.print(f"{where}{told_point(comparison.at)}\n", soft_wrap=True)
     console.print(table)
     for line in notes(comparison):
         console.print(line)
