@@ -33,5 +33,18 @@ def check_choices(options: Iterable[tuple[str, Any, Collection[Any]]]) -> None:
             raise UserError(f"model.{name}={value} is unknown: {choices(value, known)}")
 
 
+def check_count(name: str, value: Any, *, least: int = 1, optional: bool = False) -> None:
+    """Refuses a number of things that is none.
+
+    Raises:
+        UserError: `value` is no whole number of at least `least`, nor null where that is allowed.
+    """
+    if not (value is None and optional) and (type(value) is not int or value < least):
+        given = "null" if value is None else value
+        raise UserError(
+            f"{name} must be a whole number of at least {least}{' or null' if optional else ''}, not {given}"
+        )
+
+
 class RunError(UserError):
     """A run that had started cannot go on (NaN, full disk): one sentence; what it had saved stays whole."""

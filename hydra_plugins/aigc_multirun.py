@@ -87,13 +87,14 @@ class Grid(Multiruns):
         """Runs all jobs, composed before the first starts; raises a RunError at the end if some failed."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        from aigc.multirun.devices import check_count, need_of
+        from aigc.errors import check_count
+        from aigc.multirun.devices import need_of
         from aigc.multirun.jobs import compose_batch, note_waiting
         from aigc.multirun.running import launch_elsewhere
         from aigc.multirun.space import check_listed
 
         assert self.hydra_context is not None and self.config is not None
-        check_count("hydra.sweeper.max_batch_size", self.options["max_batch_size"])
+        check_count("hydra.sweeper.max_batch_size", self.options["max_batch_size"], optional=True)
         loader = self.hydra_context.config_loader
         words = [*(f"{key}={value}" for key, value in (self.options["params"] or {}).items()), *arguments]
         check_listed(words)

@@ -36,6 +36,8 @@ def run(*overrides: str, cwd: Path) -> subprocess.CompletedProcess:
         (["data=image_folder"], "aigc: 'data' needs the option 'path': add data.path=<value>"),
         (["condition=lable"], "aigc: Diffusion knows no condition 'lable': did you mean 'label'?"),
         (["resume=nowhere"], "aigc: resume="),
+        (["log_every=0"], "aigc: log_every must be a whole number of at least 1, not 0"),
+        (["callbacks.samples.every_images=0"], "aigc: callbacks.samples.every_images must be a whole number"),
         (["data=digits", "metrics=inception", "metrics.weights=nowhere.pt"], "aigc: "),
         (["trainer=gpu"], "aigc: trainer.accelerator=gpu, but torch sees no GPU"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch.distributed
 
+from aigc.errors import check_count
 from aigc.launch import REQUEUE_SIGNAL, ending_signals
 from aigc.progress import Progress
 
@@ -29,6 +30,7 @@ class Budget(L.Callback):
         images: int | None = None,      # seen, all devices together
         check_every: int = 8,           # steps between two agreements when there are several processes
     ):
+        check_count("callbacks.budget.check_every", check_every)
         self.minutes = minutes
         self.images = images
         self.check_every = check_every

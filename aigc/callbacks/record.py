@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from aigc.errors import RunError
+from aigc.errors import RunError, check_count
 from aigc.noise import mix
 
 
@@ -27,6 +27,7 @@ class Record(L.Callback):
         seed: int,                # of the run
         log_every: int = 20,      # steps between two log lines; each holds the means over its steps
     ):
+        check_count("log_every", log_every)
         self.seed = seed
         self.log_every = log_every
         self.sums: dict[str, Tensor] = {}

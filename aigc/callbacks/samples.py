@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aigc.callbacks.evaluating import evaluating
-from aigc.errors import RunError
+from aigc.errors import RunError, check_count
 from aigc.grids import save_grid
 from aigc.metrics.items import Batch, items, seeds_of
 from aigc.models.family import Family, Translator
@@ -41,6 +41,8 @@ class SampleGrid(L.Callback):
         n: int = 64,                    # images in a grid; the nearest number below that fills its rows
         seed: int = 0,                  # of the samples; the same for every run, so that runs can be compared
     ):
+        check_count("callbacks.samples.every_images", every_images)
+        check_count("callbacks.samples.n", n)
         self.every_images = every_images
         self.n = n
         self.seed = seed

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from aigc.callbacks.evaluating import evaluating
-from aigc.callbacks.scoring import Scoring, check_counts, collect, place
-from aigc.errors import UserError
+from aigc.callbacks.scoring import Scoring, collect, place
+from aigc.errors import UserError, check_count
 from aigc.metrics.attributes import SPLITS, found_and_asked, reads_back, shares
 from aigc.metrics.cache import keep_cached, load_cached, real_key
 from aigc.metrics.features import to_uint8
@@ -63,10 +63,10 @@ class Scores(Scoring):
             batch_size=batch_size, validation_images=validation_images, monitor=monitor, mode=mode,
             kd_subsets=kd_subsets, kd_subset_size=kd_subset_size, seed=seed,
         )
-        check_counts((
-            ("num_samples", num_samples, 2), ("num_reals", num_reals, 2),
-            ("num_samples_final", num_samples_final, num_samples or 2), ("attribute_samples", attribute_samples, 0),
-        ))
+        check_count("metrics.attribute_samples", attribute_samples, least=0)
+        check_count("metrics.num_samples", num_samples, least=2, optional=True)
+        check_count("metrics.num_reals", num_reals, least=2, optional=True)
+        check_count("metrics.num_samples_final", num_samples_final, least=num_samples or 2, optional=True)
         if network is not None and num_samples is None:
             raise UserError(f"metrics.network={network} needs metrics.num_samples=<images made for a scoring>")
         self.num_samples = num_samples or 0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from aigc.callbacks.evaluating import evaluating
-from aigc.errors import UserError, choices
+from aigc.errors import UserError, check_count, choices
 from aigc.metrics.features import FeatureNetwork
 from aigc.metrics.networks import build_network, check_network
 from aigc.models.family import Family
@@ -55,11 +55,12 @@ class Scoring(L.Callback):
         check_network(network, weights=weights, preprocessing=preprocessing)
         if mode not in ("min", "max"):
             raise UserError(f"metrics.mode '{mode}' is unknown: {choices(mode, ('min', 'max'))}")
-        check_counts((
+        for name, value, least in (
             ("every_images", every_images, 1), ("batch_size", batch_size, 1),
             ("validation_images", validation_images, 0), ("kd_subsets", kd_subsets, 1),
             ("kd_subset_size", kd_subset_size, 2),
-        ))
+        ):
+            check_count(f"metrics.{name}", value, least=least)
         self.network_name = network
         self.weights = weights
         self.preprocessing = preprocessing
@@ -226,17 +227,6 @@ class Scoring(L.Callback):
         assert network is not None
         self.network = network
         return network
-
-
-def check_counts(options: Iterable[tuple[str, Any, int]]) -> None:
-    """Refuses what is no whole number of at least the given least: (name, value or None, least).
-
-    Raises:
-        UserError: names the option of `metrics`.
-    """
-    for name, value, least in options:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise UserError(f"metrics.{name} must be a whole number of at least {least}, not {value!r}")
 
 
 def place(trainer: L.Trainer) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc.callbacks.evaluating import evaluating
-from aigc.callbacks.scoring import Scoring, check_counts, collect, gather, place
+from aigc.callbacks.scoring import Scoring, collect, gather, place
 from aigc.data.pairs import PairData
-from aigc.errors import UserError
+from aigc.errors import UserError, check_count
 from aigc.metrics.cache import keep_cached, load_cached, real_key
 from aigc.metrics.features import to_uint8
 from aigc.metrics.items import items
@@ -78,7 +78,7 @@ class TranslationScores(Scoring):
             batch_size=batch_size, validation_images=validation_images, monitor=monitor, mode=mode,
             kd_subsets=kd_subsets, kd_subset_size=kd_subset_size, seed=seed,
         )
-        check_counts([("num_images", num_images, 2)])
+        check_count("metrics.num_images", num_images, least=2, optional=True)
         check_lpips(lpips)
         self.num_images = num_images
         self.lpips_choice = lpips

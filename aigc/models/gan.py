@@ -3,7 +3,8 @@
 Notable here:
 - one class for `model=dcgan` (Radford et al. 2016) and `model=gan`: the recipe chooses widths, norm, head and loss
 - any size and channel count: the starting grid is derived from the size, the last rows and columns are cropped
-- five losses, R1, R2 and WGAN-GP penalties, DiffAugment; conditional by projection or by concatenation
+- five losses, R1, R2 and WGAN-GP penalties, DiffAugment; conditional by concatenation, or by batch norm and a
+  projection head: then only z says what is where, and no text or label comes to mean one picture
 - the generator's images are made once per step: the discriminator learns from them first, then the generator
 - an exponential moving average of the generator is what samples
 """
@@ -43,7 +44,7 @@ class Generator(nn.Module):
         widths: Sequence[int],                             # feature maps, the starting grid's first
         last: str,                                         # to pixels by "transposed" (doubles) or "convolution" (3x3)
         condition: dict[str, Any],                         # arguments of `build_encoder`
-        conditioning: str,                                 # projection: modulates batch norm too; concat: joins z only
+        conditioning: str,                                 # projection: modulates batch norm; concat: joins z
         embedding: int,                                    # length of the condition's vector
         init_std: float | None,
     ):
@@ -54,13 +55,13 @@ class Generator(nn.Module):
         self.size, self.latent = tuple(size), latent
         self.grid = tuple(ceil(side / 2**doublings) for side in size)
         self.encoder = build_encoder(width=embedding, **condition)
-        joined = embedding if self.encoder is not None else 0
-        vector = joined if conditioning == "projection" else 0
-        self.start = nn.Linear(latent + joined, widths[0] * self.grid[0] * self.grid[1], bias=False)
+        vector = embedding if self.encoder is not None else 0
+        self.joined, modulating = (vector, 0) if conditioning == "concat" else (0, vector)
+        self.start = nn.Linear(latent + self.joined, widths[0] * self.grid[0] * self.grid[1], bias=False)
         self.doublings = nn.ModuleList(
             nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False) for a, b in pairwise(widths)
         )
-        self.norms = nn.ModuleList(ConditionalBatchNorm(width, vector) for width in widths)
+        self.norms = nn.ModuleList(ConditionalBatchNorm(width, modulating) for width in widths)
         final = nn.ConvTranspose2d if last == "transposed" else nn.Conv2d
         self.last = final(widths[-1], channels, *((4, 2, 1) if last == "transposed" else (3, 1, 1)))
         initialize(self, init_std)
@@ -68,7 +69,7 @@ class Generator(nn.Module):
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images `(n, c, h, w)` in [-1, 1], float32, from `z` `(n, latent)` and labels `(n,)` or texts `(n, L)`."""
         vector = self.encoder(labels, n=len(z)) if self.encoder is not None else None
-        x = self.start(z if vector is None else torch.cat([z, vector], dim=1))
+        x = self.start(z if vector is None or not self.joined else torch.cat([z, vector], dim=1))
         x = F.relu(self.norms[0](x.unflatten(1, (-1, *self.grid)), vector))
         for double, norm in zip(self.doublings, self.norms[1:], strict=True):
             x = F.relu(norm(double(x), vector))
@@ -188,7 +189,10 @@ class GAN(Family):
             ("discriminator_head", discriminator_head, ("mean", "flatten")),
         ))
         if discriminator_norm == "batch" and (r1 or r2 or gradient_penalty):
-            raise UserError("penalties need one gradient per image: set model.discriminator_norm to spectral or none")
+            raise UserError(
+                "penalties need one gradient per image, which batch norm mixes: set model.discriminator_norm to none "
+                "or spectral, or model.r1, model.r2 and model.gradient_penalty to 0"
+            )
         if loss == "wasserstein" and not gradient_penalty:
             raise UserError("model.loss=wasserstein needs its gradient penalty: set model.gradient_penalty=10")
         self.automatic_optimization = False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from aigc.errors import UserError
+from aigc.errors import UserError, check_count
 
 
 @dataclass
@@ -20,16 +20,6 @@ class Need:
 
     processes: int
     gpus: int | tuple[int, ...] | None = None
-
-
-def check_count(name: str, value: Any, *, optional: bool = True) -> None:
-    """Refuses a number of things that is none.
-
-    Raises:
-        UserError: `value` is no whole number of at least 1, nor null where that is allowed.
-    """
-    if not (value is None and optional) and (type(value) is not int or value < 1):
-        raise UserError(f"{name} must be a whole number of at least 1{' or null' if optional else ''}, not {value}")
 
 
 @cache
@@ -80,7 +70,7 @@ class Devices:
         parallel: int | None = None,    # jobs at once; None: see above
         cores: int | None = None,       # CPU cores; None: those that this process may use
     ):
-        check_count("hydra.launcher.max_parallel", parallel)
+        check_count("hydra.launcher.max_parallel", parallel, optional=True)
         self.parallel = parallel
         self.cores = cores or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [None])
         self.load: Counter[int] = Counter()

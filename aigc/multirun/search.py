@@ -16,9 +16,9 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from aigc.errors import RunError, UserError, choices
+from aigc.errors import RunError, UserError, check_count, choices
 from aigc.multirun.best import save_experiment
-from aigc.multirun.devices import check_count, need_of
+from aigc.multirun.devices import need_of
 from aigc.multirun.jobs import Job, compose_job
 from aigc.multirun.record import own_dirs, shortened
 from aigc.multirun.running import STOP, launch_elsewhere

@@ -191,21 +191,25 @@ def _score(comparison: Comparison, column: Column) -> dict[str, Any]:
     for score, letter in zip(column.scores, column.letters, strict=True):
         if score is not None:
             protocols.setdefault(letter, score.facts)
-    costs, curves = [], ["" for _ in comparison.runs]
+    costs: list[list[Any]] = []
+    curves = ["" for _ in comparison.runs]
+
+    def add_cost(k: int, score: Score, sampling: dict[str, Any], letter: str) -> None:
+        cost = [sampling.get("evaluations"), sampling.get("seconds_per_image")]
+        costs.append([k, *cost, score.value, score.low, score.high, letter])
+
     for k, found in enumerate(comparison.candidates):
         for score in found.get(column.name, ()):
             sampling = score.evaluation.get("sampling")
             alike = [letter for letter, facts in protocols.items() if not differences(facts, score.facts)]
             if isinstance(sampling, dict) and alike:
-                cost = [sampling.get("evaluations"), sampling.get("seconds_per_image")]
-                costs.append([k, *cost, score.value, score.low, score.high, alike[0]])
+                add_cost(k, score, sampling, alike[0])
             if not score.evaluation:
                 curves[k] = (alike or ["of its own"])[0]
     measured = {k for k, *_ in costs}
     for k, (run, score) in enumerate(zip(comparison.runs, column.scores, strict=True)):
         if score and math.isfinite(score.value) and k not in measured and (sampling := _own_sampling(run)):
-            cost = [sampling.get("evaluations"), sampling.get("seconds_per_image")]
-            costs.append([k, *cost, score.value, score.low, score.high, column.letters[k]])
+            add_cost(k, score, sampling, column.letters[k])
     return {
         "higher": column.higher,
         "protocols": column.protocols,

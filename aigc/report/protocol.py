@@ -159,11 +159,12 @@ def scores_of(run: Run) -> dict[str, list[Score]]:
         value = best if checkpoint == "best" else value
         if not isinstance(value, int | float) or name in AXES:
             continue
-        shown = _shown(name, protocol or {"data": run.data})
-        known = facts(name, protocol or {"data": run.data})
         if name.startswith("val/") and run.source == "aigc":    # a loss of the family's own: of no other family
             known = {"family": run.family, "data_fingerprint": protocol.get("data_fingerprint", run.data)}
             shown = {"data": run.data, "split": "validation"}
+        else:
+            known = facts(name, protocol or {"data": run.data})
+            shown = _shown(name, protocol or {"data": run.data})
         found[name] = [Score(name, value, known, shown, checkpoint=checkpoint)]
     trained = {name: score.checkpoint for name, (score,) in found.items()}
     for record in run.evaluations:

@@ -19,8 +19,8 @@ from aigc.report.runs import Run
 STUDY = "gan_losses"
 HERE = Path(__file__).resolve().parent
 LOSSES: dict[str, tuple[str, ...]] = {                 # and what a loss is never trained without
-    "nonsaturating": (), "least_squares": (), "wasserstein": ("model.gradient_penalty=10",), "hinge": (),
-    "relativistic": (),
+    "nonsaturating": (), "least_squares": (), "hinge": (), "relativistic": ("model.r2=1",),
+    "wasserstein": ("model.gradient_penalty=10", "model.r1=0", "model.penalty_every=1"),
 }
 SCORE = "fd_classifier"
 

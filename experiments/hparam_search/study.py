@@ -22,8 +22,9 @@ HERE = Path(__file__).resolve().parent
 SEARCH = Path("runs") / STUDY / "search"
 SCORE = "fd_classifier"
 SPACE = {                                                        # what is tried, around the recipe's values
-    "model.generator_rate": "tag(log,interval(1e-4,3e-3))",      # 5e-4
+    "model.generator_rate": "tag(log,interval(1e-4,3e-3))",      # 1e-3
     "model.discriminator_rate": "tag(log,interval(1e-4,3e-3))",  # 1e-3
+    "model.r1": "tag(log,interval(0.1,10))",                     # 1
     "model.latent": "32,64,128",                                 # 64
     "model.ema_halflife_images": "tag(log,interval(1000,50000))",  # 10000
     "model.decay_from": "interval(0.2,1.0)",                     # 0.5

@@ -43,19 +43,25 @@ def follow(model: Family, network: nn.Module) -> Callable[[int, int], None]:
 def gan_loop(model: GAN, batches: Iterator[Any], low: bool) -> Iterator[None]:
     """One discriminator and one generator step a batch."""
     h, generator, discriminator = model.hparams, model.generator, model.discriminator
-    assert not (h.r1 or h.r2 or h.gradient_penalty or h.clip or model.loss.relativistic or discriminator.batch_norm)
+    assert not (h.r2 or h.gradient_penalty or h.clip or model.loss.relativistic or discriminator.batch_norm)
     assert h.generator_every == 1 and not h.warmup_images, "the loop below does not know this recipe"
     for_discriminator, for_generator = model.configure_optimizers()
     average, seen = follow(model, generator), 0
-    for batch in batches:
+    for step, batch in enumerate(batches):
         real, labels = batch["image"], batch["label"]
-        n = len(real)
+        n, lazy = len(real), h.r1 and step % h.penalty_every == 0
         with autocast(low):
             fake = generator(torch.randn(n, h.latent, device=DEVICE), labels)
-            augment = model.augment.draw(n, DEVICE)
+        augment = model.augment.draw(n, DEVICE)
+        if lazy:
+            real = real.detach().requires_grad_()
+        with autocast(low and not lazy):
             both = torch.cat([augment(real), augment(fake.detach())])
             on_real, on_fake = discriminator(both, torch.cat([labels, labels])).chunk(2)
             loss = model.loss.discriminator(on_real, on_fake)
+        if lazy:
+            (gradient,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
+            loss = loss + h.penalty_every * h.r1 / 2 * gradient.square().flatten(1).sum(1).mean()
         for_discriminator.zero_grad()
         loss.backward()
         for_discriminator.step()

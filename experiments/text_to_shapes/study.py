@@ -1,6 +1,7 @@
 """Text to shapes: how often an image has all that its caption says, against minutes of training.
 
-    python experiments/text_to_shapes/study.py             trains 2, 4 and 6 minutes on one object and 6 on both
+    python experiments/text_to_shapes/study.py             trains diffusion 2, 4 and 6 minutes on one object and 6 on
+                                                           both, and the GAN 6 on one
     python experiments/text_to_shapes/study.py --report    reads and reports the runs there are
 
 Every other argument is handed to `aigc.train`, e.g. seed=2.
@@ -24,10 +25,11 @@ from aigc.report import study
 from aigc.report.markdown import fill, table
 from aigc.report.runs import Run
 
-TRAININGS = (("1", 2), ("1", 4), ("1", 6), ("mixed", 6))   # objects, minutes
+TRAININGS = (("diffusion", "1", 2), ("diffusion", "1", 4), ("diffusion", "1", 6), ("diffusion", "mixed", 6),
+             ("gan", "1", 6))                              # recipe, objects, minutes
 SPLITS = {"test": "seen", "heldout": "held-out"}           # combinations that training showed, and never did
 SAMPLES = 500                                              # a split
-GUIDANCE = (1.0, 2.0, 3.0)
+GUIDANCE = {"diffusion": (2.0, 1.0, 3.0), "gan": (None,)}  # the first is what the attributes are read at
 ATTRIBUTES = ("count", "size", "colour", "shape", "relation", "size2", "colour2", "shape2", "all")
 PROMPTS = {
     "1": ("a small blue circle", "a large yellow star", "a large red triangle", "a small purple cross",
@@ -43,21 +45,45 @@ READ = HERE / "read.json"                                  # what the oracle saw
 
 def train(overrides: list[str]) -> None:
     """Trains one run after the other, each in a process of its own: they share the cores with nobody."""
-    for objects, minutes in TRAININGS:
-        command = [sys.executable, "-m", "aigc.train", "model=diffusion", "data=shapes", "condition=text"]
+    for recipe, objects, minutes in TRAININGS:
+        command = [sys.executable, "-m", "aigc.train", f"model={recipe}", "data=shapes", "condition=text"]
         command += [f"study={STUDY}", f"data.objects={objects}", f"budget.minutes={minutes}"]
         subprocess.run([*command, "metrics=none", *overrides], check=True)  # read below, at several guidances
 
 
-def finished() -> list[tuple[str, float, Run]]:
-    """Objects, minutes and finished run, the newest of each kind."""
-    found = {(str(run.config["data"]["objects"]), round(run.summary["seconds"] / 60)): run
-             for run in study.finished(STUDY)}
-    return [(objects, minutes, found[objects, minutes]) for objects, minutes in sorted(found)]
+def finished() -> list[Run]:
+    """Finished runs, the newest of each training, in the order of `TRAININGS`."""
+    found = {(recipe(run), objects(run), minutes(run)): run for run in study.finished(STUDY)}
+    return [found[training] for training in TRAININGS if training in found]
+
+
+def recipe(run: Run) -> str:
+    """Diffusion or gan."""
+    return str(run.summary["recipe"])
+
+
+def objects(run: Run) -> str:
+    """1 or mixed: the objects in an image that it was trained on."""
+    return str(run.config["data"]["objects"])
+
+
+def minutes(run: Run) -> int:
+    """Of training."""
+    return round(run.summary["seconds"] / 60)
+
+
+def longest(runs: list[Run]) -> list[Run]:
+    """The longest run of each recipe and each number of objects."""
+    return list({(recipe(run), objects(run)): run for run in sorted(runs, key=minutes)}.values())
+
+
+def key_of(split: str, guidance: float | None) -> str:
+    """The name of a reading."""
+    return split if guidance is None else f"{split} {guidance:g}"
 
 
 @torch.no_grad()
-def read(family: Any, objects: str, split: str, n: int, **options: Any) -> dict[str, dict[str, float]]:
+def read(family: Any, objects: str, split: str, n: int, guidance: float | None) -> dict[str, dict[str, float]]:
     """What the oracle agrees with in samples of the split's first n captions: of single objects, and of pairs."""
     oracle = shapes_oracle(family.shape[1:])
     scenes, found, places = Scenes(0, split, objects=objects, size=family.shape[1:]), [], torch.arange(n)
@@ -65,7 +91,7 @@ def read(family: Any, objects: str, split: str, n: int, **options: Any) -> dict[
     with evaluating(family):
         for part in places.split(125):
             texts = [caption(row) for row in asked[part]]
-            made = family.sample(len(part), condition=texts, seeds=seeds_of(part.tolist(), 0), **options)
+            made = family.sample(len(part), condition=texts, seeds=seeds_of(part.tolist(), 0), **guided(guidance))
             found.append(oracle.read(to_uint8(made).cpu()))
     got, pair = torch.cat(found), asked[:, 0] == 2
     return {
@@ -74,60 +100,70 @@ def read(family: Any, objects: str, split: str, n: int, **options: Any) -> dict[
     }
 
 
-def readings(runs: list[tuple[str, float, Run]]) -> dict[str, Any]:
-    """Readings of every run at guidance 2, and at several of the longest; what is known already is not read again."""
+def guided(guidance: float | None) -> dict[str, float]:
+    """The sampling options of that guidance; None: the family knows none."""
+    return {} if guidance is None else {"guidance": guidance}
+
+
+def readings(runs: list[Run]) -> dict[str, Any]:
+    """Readings of every run, and at several guidances of the longest; what is known already is not read again."""
     known = json.loads(READ.read_text()) if READ.is_file() else {}
-    longest = {objects: run.name for objects, _, run in runs}
-    for objects, _, run in runs:
+    for run in runs:
         entry = known.setdefault(run.name, {})
         family = load_family(run.folder / "checkpoints" / "last.ckpt")
-        for guidance in GUIDANCE if run.name == longest[objects] else (2.0,):
+        for guidance in GUIDANCE[recipe(run)][: None if run in longest(runs) else 1]:
             for split in SPLITS:
-                key = f"{split} {guidance:g}"
+                key = key_of(split, guidance)
                 if key not in entry:
-                    entry[key] = read(family, objects, split, SAMPLES, guidance=guidance)
+                    entry[key] = read(family, objects(run), split, SAMPLES, guidance)
                     print(run.name, key, {kind: round(v["all"], 3) for kind, v in entry[key].items()}, flush=True)
                     READ.write_text(json.dumps(known, indent=1) + "\n")
-        draw(family, PROMPTS[objects], HERE / f"prompts_{objects}.png")
+        if run in longest(runs):
+            draw(family, run)
     return known
 
 
-def tables(runs: list[tuple[str, float, Run]], known: dict[str, Any]) -> str:
-    """The results as Markdown: attributes against minutes, and everything right against guidance."""
-    head = ["trained on", "minutes", "images seen", "images/s", "asked for", "combinations", "samples", *ATTRIBUTES]
+def tables(runs: list[Run], known: dict[str, Any]) -> str:
+    """The results as Markdown: attributes against minutes, and diffusion's everything right against guidance."""
+    head = ["family", "trained on", "minutes", "images seen", "images/s", "asked for", "combinations", "samples"]
     rows = []
-    for objects, minutes, run in runs:
+    for run in runs:
         s = run.summary
-        told = [objects.replace("1", "one object"), str(minutes), f"{s['images']:,}", f"{s['images_per_second']:,.0f}"]
+        told = [run.family, objects(run).replace("1", "one object"), str(minutes(run)), f"{s['images']:,}",
+                f"{s['images_per_second']:,.0f}"]
         for split, word in SPLITS.items():
-            for kind, scores in known[run.name][f"{split} 2"].items():
+            for kind, scores in known[run.name][key_of(split, GUIDANCE[recipe(run)][0])].items():
                 shares = [f"{scores[name]:.3f}" if name in scores else "" for name in ATTRIBUTES]
                 rows.append([*told, kind, word, f"{scores['n']:,}", *shares])
-    text = table(head, rows)
-    head, rows = ["trained on", "asked for", "combinations", *(f"w = {w:g}" for w in GUIDANCE)], []
-    for objects, run in {objects: run for objects, _, run in runs}.items():
-        entry = known[run.name]
+    text = table([*head, *ATTRIBUTES], rows)
+    tried, rows = sorted(GUIDANCE["diffusion"]), []
+    for run in (run for run in longest(runs) if recipe(run) == "diffusion"):
         for split, word in SPLITS.items():
-            for kind in entry[f"{split} 2"]:
-                shares = [f"{entry[f'{split} {w:g}'][kind]['all']:.3f}" for w in GUIDANCE]
-                rows.append([objects.replace("1", "one object"), kind, word, *shares])
+            readings = [known[run.name][key_of(split, w)] for w in tried]
+            for kind in readings[0]:
+                shares = [f"{reading[kind]['all']:.3f}" for reading in readings]
+                rows.append([objects(run).replace("1", "one object"), kind, word, *shares])
+    between = "All that a caption says, against guidance w, of the longest runs of diffusion:"
+    head = ["trained on", "asked for", "combinations", *(f"w = {w:g}" for w in tried)]
+    sizes = {run.family: run.summary["parameters"] for run in runs}
     machine = f"{s['machine']}, {s['precision']}, torch {s['versions']['torch']}"
-    between = "All that a caption says, against guidance w, of the longest runs:"
-    note = f"Machine: {machine}; {s['parameters']:,} parameters."
+    note = f"Machine: {machine}. Parameters: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items()) + "."
     return f"{text}\n\n{between}\n\n{table(head, rows)}\n\n{note}"
 
 
-def draw(family: Any, prompts: tuple[str, ...], path: Path, columns: int = 8) -> None:
+def draw(family: Any, run: Run, columns: int = 8) -> None:
     """A row of samples for each prompt, the prompt above it."""
+    prompts = PROMPTS[objects(run)]
     texts = [prompt for prompt in prompts for _ in range(columns)]
+    options = guided(GUIDANCE[recipe(run)][0])
     with evaluating(family), torch.no_grad():
-        made = to_uint8(family.sample(len(texts), condition=texts, seeds=seeds_of(range(len(texts)), 1), guidance=2.0))
+        made = to_uint8(family.sample(len(texts), condition=texts, seeds=seeds_of(range(len(texts)), 1), **options))
     figure, axes = study.axes(len(prompts), 1, 6.4, 1.02)
     for (axis,), prompt, row in zip(axes, prompts, made.cpu().split(columns), strict=True):
         axis.imshow(torch.cat(list(row.permute(0, 2, 3, 1)), dim=1), interpolation="nearest")
         axis.set_title(prompt, fontsize=8, loc="left", pad=2)
         axis.set_axis_off()
-    figure.savefig(path, dpi=100)
+    figure.savefig(HERE / f"prompts_{recipe(run)}_{objects(run)}.png", dpi=100)
 
 
 def report() -> None:

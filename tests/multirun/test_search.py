@@ -402,7 +402,7 @@ def test_a_job_that_another_launcher_lost_fails_and_the_search_goes_on(start, tm
         (["tpe", LOG, "hydra.sweeper.pruner=median", "metrics.every_images=9"], "sweeper.pruner=median names no"),
         (["tpe", LOG, "hydra.sweeper.n_trials=abc"], "n_trials must be a whole number of at least 1 or null, not abc"),
         (["tpe", LOG, "hydra.sweeper.n_jobs=0"], "hydra.sweeper.n_jobs must be a whole number of at least 1, not 0"),
-        (["tpe", LOG, "hydra.sweeper.failures=null"], "failures must be a whole number of at least 1, not None"),
+        (["tpe", LOG, "hydra.sweeper.failures=null"], "failures must be a whole number of at least 1, not null"),
         (["tpe", LOG, "model=vae,vea"], "Could not find 'model/vea'"),
         (["tpe", LOG, "batch_size=32,abc"], "Error merging override batch_size=abc"),
         (["tpe", LOG, "trainer.devices=1,many"], "trainer.devices=many is unknown"),
