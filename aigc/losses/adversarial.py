@@ -70,8 +70,9 @@ def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
     `logits` `(n, ...)` came from `images` `(n, c, h, w)` outside autocast. R1 (Mescheder et al. 2018, equation 9) is
     gamma / 2 times its mean on real images, R2 the same on generated ones.
     """
-    (gradient,) = torch.autograd.grad(logits.float().sum(), images, create_graph=True)
-    return gradient.float().square().flatten(1).sum(1)
+    with torch.autocast(images.device.type, enabled=False):                      # products on the way back, too
+        (gradient,) = torch.autograd.grad(logits.float().sum(), images, create_graph=True)
+        return gradient.float().square().flatten(1).sum(1)
 
 
 def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:

@@ -111,3 +111,12 @@ def test_gradient_penalty_is_float32_under_autocast():
         kinds = []
         gradient_penalty(lambda x: kinds.append(net(x).dtype) or net(x).flatten(), *torch.randn(2, 3, 1, 4, 4))
     assert kinds == [torch.float32]
+
+
+def test_r1_is_float32_under_autocast_on_the_way_back_too():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    images = torch.randn(3, 1, 4, 4, requires_grad=True)
+    logits = net(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = squared_gradient(logits, images)
+    assert torch.equal(lowered, squared_gradient(logits, images))
