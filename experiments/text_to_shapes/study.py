@@ -17,7 +17,7 @@ import torch
 
 from aigc.callbacks.evaluating import evaluating
 from aigc.checkpoints import load_family
-from aigc.data.shapes import Scenes, caption
+from aigc.data.shapes import COLUMNS, Scenes, caption
 from aigc.metrics.features import to_uint8
 from aigc.metrics.items import seeds_of
 from aigc.metrics.oracle import agreement, shapes_oracle
@@ -59,7 +59,7 @@ def finished() -> list[Run]:
 
 def recipe(run: Run) -> str:
     """Diffusion or gan."""
-    return str(run.summary["recipe"])
+    return run.family.lower()
 
 
 def objects(run: Run) -> str:
@@ -85,9 +85,11 @@ def key_of(split: str, guidance: float | None) -> str:
 @torch.no_grad()
 def read(family: Any, objects: str, split: str, n: int, guidance: float | None) -> dict[str, dict[str, float]]:
     """What the oracle agrees with in samples of the split's first n captions: of single objects, and of pairs."""
-    oracle = shapes_oracle(family.shape[1:])
-    scenes, found, places = Scenes(0, split, objects=objects, size=family.shape[1:]), [], torch.arange(n)
+    oracle = shapes_oracle(tuple(family.hparams.size))
+    scenes, found, places = Scenes(0, split, objects=objects, size=tuple(family.hparams.size)), [], torch.arange(n)
     asked = scenes.attributes(places)
+    said = asked.clone()
+    said[:, COLUMNS.index("background")] = -1               # no caption names it
     with evaluating(family):
         for part in places.split(125):
             texts = [caption(row) for row in asked[part]]
@@ -95,7 +97,7 @@ def read(family: Any, objects: str, split: str, n: int, guidance: float | None) 
             found.append(oracle.read(to_uint8(made).cpu()))
     got, pair = torch.cat(found), asked[:, 0] == 2
     return {
-        name: {**agreement(got[rows], asked[rows]), "n": int(rows.sum())}
+        name: {**agreement(got[rows], said[rows]), "n": int(rows.sum())}
         for name, rows in (("one object", ~pair), ("two objects", pair)) if rows.any()
     }
 
