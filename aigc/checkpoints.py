@@ -3,6 +3,7 @@
 import os
 import pickle
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ def load_family(run: str | Path, which: str = "best", device: str | torch.device
         module = family(**content["hyper_parameters"])
         module.load_state_dict(content["state_dict"])
     except (RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = shorten(" ".join(str(error).splitlines()[:2]), 300, placeholder=" ...")  # torch says what in line 2
         raise UserError(f"'{path}' does not fit {family.__name__} as installed: {reason}") from error
     module.on_load_checkpoint(content)
     return module.eval().to(device)

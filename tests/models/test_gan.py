@@ -5,6 +5,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from aigc.checkpoints import load_family
 from aigc.config import CONFIG_DIR
 from aigc.errors import UserError
 from aigc.losses.adversarial import LOSSES
@@ -252,6 +253,15 @@ def test_checkpoint_loads_weights_only_and_samples_the_same(tmp_path):
     torch.load(tmp_path / "gan.ckpt", weights_only=True)
     again = GAN.load_from_checkpoint(tmp_path / "gan.ckpt", weights_only=True)
     torch.testing.assert_close(again.sample(4, seeds=range(4)), model.sample(4, seeds=range(4)), rtol=0, atol=0)
+
+
+def test_weights_of_another_shape_are_refused_by_name(tmp_path):
+    model = tiny()
+    weights = model.state_dict() | {"generator.start.weight": torch.zeros(3, 3)}
+    content = {"state_dict": weights, "family": "aigc.models.gan.GAN", "hyper_parameters": dict(model.hparams)}
+    torch.save(content, tmp_path / "gan.ckpt")
+    with pytest.raises(UserError, match=r"does not fit GAN as installed: .*generator\.start\.weight"):
+        load_family(tmp_path / "gan.ckpt")
 
 
 @pytest.mark.parametrize(

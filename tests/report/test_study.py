@@ -122,8 +122,8 @@ def test_losses_are_ranked_by_their_mean_with_best_median_and_worst(scripts):
 
 def test_a_search_is_judged_on_seeds_that_it_has_not_seen(scripts):
     script = scripts("hparam_search")
-    model = {"generator_rate": 5e-4, "discriminator_rate": 1e-3, "latent": 64, "ema_halflife_images": 10000,
-             "decay_from": 0.5}
+    model = {"generator_rate": 5e-4, "discriminator_rate": 1e-3, "r1": 1.0, "latent": 64,
+             "ema_halflife_images": 10000, "decay_from": 0.5}
     put("hparam_search/search", 0, "gan", 0.5)                   # of the search itself: counts for nothing
     config = {"model": model, "batch_size": 64}
     for number in range(2):
