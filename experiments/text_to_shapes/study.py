@@ -58,7 +58,7 @@ def finished() -> list[Run]:
 
 
 def recipe(run: Run) -> str:
-    """Diffusion or gan."""
+    """`diffusion` or `gan`."""
     return run.family.lower()
 
 
