@@ -34,7 +34,7 @@ SPACE = {                                                        # what is tried
 
 def start(mnist: str | None, overrides: list[str]) -> None:
     """The search, then the best trial and the recipe with seeds that it has not seen."""
-    setting = ["data=mnist", "condition=label", "budget.minutes=1.5", "metrics.every_images=30000"]
+    setting = ["data=mnist", "condition=label", "budget.minutes=1", "metrics.every_images=30000"]
     setting += [f"data.root={mnist}"] if mnist else []
     space = [f"{name}={values}" for name, values in SPACE.items()]
     study.train(STUDY, "search", "model=gan", "hparams_search=tpe", *setting, *space, "seed=1", *overrides)
