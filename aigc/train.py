@@ -50,8 +50,7 @@ def train(cfg: Any) -> float | None:
         launch.check_world(processes, cfg.trainer.num_nodes)
         launching = processes > 1 and launch.rank() is None
         if launching:
-            training.check_pair(cfg)
-            training.prepare_data(cfg)
+            training.prepare_data(cfg, training.check_pair(cfg))
             code = launch.launch(processes, [*launch.config_dirs(hydra_config), *overrides], folder)
             summary = read_summary(folder)
             if code and summary.get("status") != "stopped":

@@ -18,6 +18,7 @@ from aigc.callbacks.scoring import Scoring
 from aigc.checkpoints import AtomicCheckpointIO, read_checkpoint
 from aigc.config import CONFIG_DIR, instantiate, locate, to_plain
 from aigc.data.datamodule import ImageData
+from aigc.data.pairs import PairData
 from aigc.errors import RunError, UserError, choices
 from aigc.loggers import JsonLines, Wandb
 from aigc.metrics.cache import cache_folder
@@ -58,13 +59,20 @@ def check_pair(cfg: DictConfig) -> type[Family]:
     return family
 
 
-def prepare_data(cfg: DictConfig) -> ImageData:
+def prepare_data(cfg: DictConfig, family: type[Family] | None) -> ImageData:
     """The data module, downloaded, checked and set up.
+
+    Args:
+        cfg: what was asked for.
+        family: what is to learn from the data, or to be measured on them: one that learns without pairs gets the two
+            sides of paired data in orders of their own. None: a folder of images, which learns nothing.
 
     Raises:
         UserError: data are missing, broken, or have no labels for `condition=label`, no captions for text.
     """
     data = instantiate(cfg.data, "data")
+    if family is not None and isinstance(data, PairData) and "paired" not in family.accepts:
+        data.unpair()
     with launch.in_turn(cache_folder()):
         data.prepare_data()
     data.setup()
@@ -154,7 +162,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
         UserError: a mistake in what was asked; nothing has been trained.
         RunError: the run could not go on; `summary.json` says why.
     """
-    check_pair(cfg)
+    family = check_pair(cfg)
     quiet()
     keep_freed_memory()
     torch.set_float32_matmul_precision("high")
@@ -163,7 +171,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
     before = read_summary(folder) if again else {}
     if resumed and not checkpoint.is_file():
         raise UserError(f"the run '{folder}' has no checkpoints/last.ckpt yet: start it again instead of resuming it")
-    data = prepare_data(cfg)
+    data = prepare_data(cfg, family)
     L.seed_everything(cfg.seed, verbose=False)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes, "condition": cfg.condition,
              "vocabulary": vocabulary_of(cfg, data)}

@@ -16,6 +16,9 @@ MODELS = {
     "cut": ["model=cut", "model.blocks=1", "model.nce_layers=[0,4,10]", "model.nce_features=8"],
     "pix2pix": ["model=pix2pix", "model.halvings=3"],
 }
+MODELS |= {f"{name}_of_pairs": [*MODELS[name], "data=shapes_paired"] for name in ("cyclegan", "cut")}
+SEEN = {"cyclegan": "unpaired", "cut": "unpaired", "pix2pix": "paired", "cyclegan_of_pairs": "unpaired",
+        "cut_of_pairs": "unpaired"}     # what each learned from, by its record
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -27,7 +30,7 @@ def test_resumed_equals_uninterrupted(name, tmp_path):
     early = read_checkpoint(broken / "checkpoints" / "last.ckpt")
     assert early["progress"]["images"] == 20
     summary = fit(compose_train(*words, "budget.images=48", common=False), broken, resumed=True)
-    assert summary["images"] == 48
+    assert summary["images"] == 48 and summary["data"]["kind"] == SEEN[name]
     one, other = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (whole, broken))
     assert_same(one, other)
     if name == "cyclegan":

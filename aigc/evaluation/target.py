@@ -96,7 +96,7 @@ def open_data(target: Target, chosen: dict[str, Any], cfg: Any) -> ImageData | N
     if target.family is not None:
         whole.condition = target.family.hparams.get("condition", "none")
     try:
-        data = prepare_data(whole)
+        data = prepare_data(whole, type(target.family) if target.family is not None else None)
     except UserError as error:
         if not own:
             raise

@@ -113,8 +113,7 @@ def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictC
     register_schemas()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose("train", overrides=[f"model={family}", *source, *common, *overrides])
-    check_pair(cfg)
-    data = prepare_data(cfg)
+    data = prepare_data(cfg, check_pair(cfg))
     L.seed_everything(SEED, verbose=False)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes,
              "condition": cfg.condition}
