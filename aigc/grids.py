@@ -1,5 +1,6 @@
 """Pictures of many images: rows and columns of a tensor as one PNG, with words above rows and columns."""
 
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from aigc.images.written import DRAWN, KEY
 from aigc.metrics.features import to_uint8
 
 GAP, TONE = 2, 96        # pixels between images, and their grey
@@ -84,15 +86,23 @@ def _write(canvas: np.ndarray, text: str, top: int, left: int, right: int) -> No
     canvas[:, top : top + LINE, left:right] = np.asarray(strip)
 
 
-def save_grid(images: Tensor, path: str | Path, **options: Any) -> Path:
-    """Writes `grid(images, **options)` as a PNG, to a temporary name first; makes the folder. Returns the path."""
-    from PIL import Image
+def grid_png(images: Tensor, **options: Any) -> bytes:
+    """`grid(images, **options)` as a PNG that says what it is, so that it is never taken for an image of the data."""
+    from PIL import Image, PngImagePlugin
 
+    said, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    said.add_text(KEY, f'{DRAWN}"grid"}}')
+    Image.fromarray(grid(images, **options)).save(file, format="PNG", pnginfo=said)
+    return file.getvalue()
+
+
+def save_grid(images: Tensor, path: str | Path, **options: Any) -> Path:
+    """Writes `grid_png(images, **options)` to a temporary name first; makes the folder. Returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        Image.fromarray(grid(images, **options)).save(temporary, format="PNG")
+        temporary.write_bytes(grid_png(images, **options))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Pictures in and out of files: what this program writes, and how it is recognized."""
