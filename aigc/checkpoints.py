@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, found from a run folder, and turned back into a family."""
 
+import logging
 import os
 import pickle
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from aigc.config import locate
 from aigc.errors import RunError, UserError, choices
 from aigc.models.family import Family
+from aigc.targets import locate
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -89,7 +92,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             reason = "no file of tensors"
         raise UserError(f"'{path}' cannot be read as a checkpoint ({reason}): give a run folder or its "
                         "checkpoints/*.ckpt") from error
-    if not isinstance(content, dict) or "family" not in content or "state_dict" not in content:
+    kinds = {"family": str, "state_dict": dict, "hyper_parameters": dict, "progress": dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
         raise UserError(f"'{path}' is not a checkpoint of aigc: give a run folder or its checkpoints/*.ckpt")
     return content
 
@@ -102,14 +106,26 @@ def load_family(run: str | Path, which: str = "best", device: str | torch.device
     """
     path = find_checkpoint(run, which)
     content = read_checkpoint(path)
-    family = locate(content["family"])
-    if not (isinstance(family, type) and issubclass(family, Family)):
-        raise UserError(f"'{path}' holds a {content['family']}, which is no family of generators")
+    family = locate(content["family"], "model", key=f"'{path}': family")
+    assert issubclass(family, Family)
+    note_fetched(content["hyper_parameters"], path)
     try:
         module = family(**content["hyper_parameters"])
         module.load_state_dict(content["state_dict"])
-    except (RuntimeError, TypeError) as error:
-        reason = shorten(" ".join(str(error).splitlines()[:2]), 300, placeholder=" ...")  # torch says what in line 2
+        module.on_load_checkpoint(content)
+    except UserError:
+        raise
+    except Exception as error:          # options that a family was never written for fail in any way
+        said = str(error) if not isinstance(error, KeyError) else f"it lacks {error}"
+        reason = " ".join(said.splitlines()[:2]) or type(error).__name__                    # torch says what in line 2
+        reason = shorten(reason, 300, placeholder=" ...")
         raise UserError(f"'{path}' does not fit {family.__name__} as installed: {reason}") from error
-    module.on_load_checkpoint(content)
     return module.eval().to(device)
+
+
+def note_fetched(options: dict[str, Any], path: Path) -> None:
+    """Says what a checkpoint has fetched by name: the encoder of its prompts, where that is no local folder."""
+    text = options.get("text")
+    name = text.get("name") if isinstance(text, dict) and text.get("encoder") != "own" else None
+    if name and not Path(str(name)).expanduser().exists():
+        log.info("'%s' reads prompts with %s, which is fetched by that name unless it is kept here", path, name)

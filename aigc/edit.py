@@ -91,12 +91,13 @@ def translators() -> list[str]:
     """The `model=` choices that translate."""
     from omegaconf import OmegaConf
 
-    from aigc.config import CONFIG_DIR, locate, to_plain
+    from aigc.config import CONFIG_DIR, to_plain
     from aigc.models.family import Translator
+    from aigc.targets import locate
 
     found = {path.stem: to_plain(OmegaConf.load(path), resolve=False).get("_target_")
              for path in sorted((CONFIG_DIR / "model").glob("*.yaml"))}
-    return [name for name, target in found.items() if target and issubclass(locate(target), Translator)]
+    return [name for name, target in found.items() if target and issubclass(locate(target, "model"), Translator)]
 
 
 TASKS = {"translate": translate}

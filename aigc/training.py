@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from aigc import card, launch
 from aigc.callbacks.scoring import Scoring
 from aigc.checkpoints import AtomicCheckpointIO, read_checkpoint
-from aigc.config import CONFIG_DIR, instantiate, locate, to_plain
+from aigc.config import CONFIG_DIR, to_plain
 from aigc.data.datamodule import ImageData
 from aigc.data.pairs import PairData
 from aigc.errors import RunError, UserError, choices
@@ -25,6 +25,7 @@ from aigc.metrics.cache import cache_folder
 from aigc.models.family import Family, Translator
 from aigc.precision import choose_precision
 from aigc.run import environment, peak_memory_mb, read_summary, signature, write_summary
+from aigc.targets import check_targets, instantiate, locate
 
 KINDS_OF = {  # what a family that accepts a kind of batch can be given
     "images": ("images", "captioned"),
@@ -38,15 +39,17 @@ def check_pair(cfg: DictConfig) -> type[Family]:
     """The family's class, after checking that it can learn from this kind of data under this condition.
 
     Raises:
-        UserError: names the `data=` choices that fit.
+        UserError: names the `data=` choices that fit, or says what may not stand in the configuration.
     """
-    family, data = locate(cfg.model.get("_target_", "")), locate(cfg.data.get("_target_", ""))
-    kinds = {kind for accepted in family.accepts for kind in KINDS_OF[accepted]}
+    check_targets({**callbacks_of(cfg), **loggers_of(cfg), "trainer": cfg.trainer})
+    family: Any = locate(cfg.model.get("_target_"), "model")
+    data: Any = locate(cfg.data.get("_target_"), "data")
+    kinds = {kind for accepted in family.accepts for kind in KINDS_OF.get(accepted, (accepted,))}
     if data.kind not in kinds:
         fitting = []
         for path in sorted((CONFIG_DIR / "data").glob("*.yaml")):
             target = to_plain(OmegaConf.load(path), resolve=False).get("_target_")
-            if target and locate(target).kind in kinds:
+            if target and locate(target, "data").kind in kinds:  # type: ignore[attr-defined]
                 fitting.append(path.stem)
         raise UserError(
             f"{family.__name__} learns from {' or '.join(sorted(kinds))} data, {data.__name__} gives {data.kind}: "
@@ -57,6 +60,17 @@ def check_pair(cfg: DictConfig) -> type[Family]:
             f"{family.__name__} knows no condition '{cfg.condition}': {choices(cfg.condition, family.conditions)}"
         )
     return family
+
+
+def callbacks_of(cfg: DictConfig) -> dict[str, Any]:
+    """The nodes of callbacks by config key, in their order; one of null or {} is none."""
+    nodes = {"metrics" if name == "scores" else f"callbacks.{name}": node for name, node in cfg.callbacks.items()}
+    return {where: node for where, node in nodes.items() if node is not None and node != {}}
+
+
+def loggers_of(cfg: DictConfig) -> dict[str, Any]:
+    """The nodes of loggers by config key; one of null is none."""
+    return {f"logger.{name}": node for name, node in cfg.logger.items() if node is not None}
 
 
 def prepare_data(cfg: DictConfig, family: type[Family] | None) -> ImageData:
@@ -108,15 +122,12 @@ def build_trainer(cfg: DictConfig, folder: Path, model: Family, record: dict[str
     Raises:
         UserError: there is no such device, or the family does not train in this precision or sharded.
     """
-    callbacks = [
-        instantiate(node, "metrics" if name == "scores" else f"callbacks.{name}")
-        for name, node in cfg.callbacks.items()
-        if node
-    ]
+    callbacks = [instantiate(node, where) for where, node in callbacks_of(cfg).items()]
     loggers: list[Any] = [JsonLines(folder)]
     loggers += [
-        instantiate(node, f"logger.{name}", folder=str(folder), run_id=record.get("wandb_id"), recipe=record["recipe"],
-                    data=record["data"]["name"]) for name, node in cfg.logger.items()
+        instantiate(node, where, folder=str(folder), save_dir=str(folder), run_id=record.get("wandb_id"),
+                    recipe=record["recipe"], data=record["data"]["name"])
+        for where, node in loggers_of(cfg).items()
     ]
     options = to_plain(cfg.trainer)
     cuda = options["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()

@@ -15,9 +15,9 @@ import torch
 
 from aigc import launch
 from aigc.checkpoints import load_family, read_checkpoint
-from aigc.config import instantiate
 from aigc.errors import UserError
 from aigc.run import read_summary
+from aigc.targets import instantiate
 from aigc.training import fit
 
 from .callbacks.conftest import Alone

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aigc.config import instantiate
 from aigc.errors import UserError
 from aigc.multirun.space import Space, grid_of
+from aigc.targets import instantiate
 
 GRID = "optuna.samplers.GridSampler"
 

@@ -39,7 +39,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from aigc.config import CONFIG_DIR, instantiate, register_schemas
+from aigc.config import CONFIG_DIR, register_schemas
 from aigc.data.datamodule import ImageData
 from aigc.data.folder import ImageFolder
 from aigc.data.split import Split
@@ -52,6 +52,7 @@ from aigc.models.vae import VAE
 from aigc.noise import SeededNoise, mix
 from aigc.precision import choose_precision
 from aigc.run import environment
+from aigc.targets import instantiate
 from aigc.training import build_trainer, check_pair, keep_freed_memory, prepare_data, quiet
 
 HERE = Path(__file__).resolve().parent

@@ -9,12 +9,12 @@ import torch
 
 from aigc.callbacks.record import Record
 from aigc.callbacks.scores import Scores
-from aigc.config import instantiate
 from aigc.data.shapes import COLUMNS, Scenes, Shapes, caption
 from aigc.errors import RunError, UserError
 from aigc.metrics.cache import cache_folder
 from aigc.metrics.items import items
 from aigc.noise import SeededNoise
+from aigc.targets import instantiate
 from tests.callbacks.conftest import Copies, Lines, alone, in_two_processes
 
 FEW = {"network": "classifier", "every_images": 100, "num_samples": 120, "batch_size": 50, "validation_images": 70,

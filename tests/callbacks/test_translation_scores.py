@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from aigc.callbacks.translation_scores import TranslationScores
-from aigc.config import instantiate
 from aigc.errors import RunError, UserError
 from aigc.metrics.cache import cache_folder
 from aigc.metrics.features import to_uint8
 from aigc.metrics.frechet import frechet_distance
+from aigc.targets import instantiate
 from tests.callbacks.conftest import Copies, Inverted, TwoSides, alone, in_two_processes
 
 FEW = {"network": "classifier", "every_images": 100, "num_images": None, "batch_size": 6, "lpips": None,

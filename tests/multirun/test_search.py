@@ -395,7 +395,7 @@ def test_a_job_that_another_launcher_lost_fails_and_the_search_goes_on(start, tm
         (["tpe", LOG, "metrics=none"], "a search needs scores, and metrics=none measures nothing"),
         (["tpe", LOG, "+hydra.sweeper.objectives.fd=lower"], "objectives.fd=lower is unknown: choose from"),
         (["tpe", LOG, "hydra.sweeper.n_trials=null"], "n_trials is needed"),
-        (["tpe", LOG, "hydra.sweeper.sampler._target_=os.system"], "'os.system' is not in an allowed package"),
+        (["tpe", LOG, "hydra.sweeper.sampler._target_=os.system"], "_target_=os.system may not stand there"),
         (["tpe", LOG, "+hydra.sweeper.sampler.sed=1"], "'hydra.sweeper.sampler' has no option 'sed'"),
         (["tpe", LOG, "hydra.sweeper.sampler._target_=optuna.samplers.RandomSampler"], "; the options of a preset"),
         (["tpe", LOG, "hydra.sweeper.sampler=tpe"], "give hydra.sweeper.sampler._target_=optuna.samplers.<class>"),
