@@ -146,8 +146,9 @@ def facts_of(data: Any) -> str:
         return ""
     height, width = data["size"]
     held = ", ".join(f"{n:,} {name}" for name, n in data["images"].items() if name != "train")
+    held = f" ({held})" if held else ""
     classes = f", {data['classes']} classes" if data["classes"] else ""
-    return f"{data['images']['train']:,} ({held}), {height} x {width}, {data['channels']} channels{classes}"
+    return f"{data['images']['train']:,}{held}, {height} x {width}, {data['channels']} channels{classes}"
 
 
 def last_scores(run: Run) -> list[str]:

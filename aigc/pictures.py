@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc.data.decode import decode, header
-from aigc.data.folder import ENDINGS
+from aigc.data.names import ENDINGS
 from aigc.errors import UserError
 from aigc.grids import save_grid
 from aigc.metrics.features import to_uint8

@@ -27,6 +27,8 @@ from aigc.precision import choose_precision
 from aigc.run import environment, peak_memory_mb, read_summary, signature, write_summary
 from aigc.targets import check_targets, instantiate, locate
 
+log = logging.getLogger(__name__)
+
 KINDS_OF = {  # what a family that accepts a kind of batch can be given
     "images": ("images", "captioned"),
     "captioned": ("captioned",),
@@ -91,11 +93,13 @@ def prepare_data(cfg: DictConfig, family: type[Family] | None) -> ImageData:
         data.prepare_data()
     data.setup()
     if cfg.condition == "label" and not data.classes:
-        raise UserError(f"condition=label needs labels, and {data.name} has none: use condition=none or other data")
+        why = f" ({data.unlabelled})" if data.unlabelled else ""
+        raise UserError(f"condition=label needs labels, and {data.name} has none{why}: use condition=none or other "
+                        "data")
     if cfg.condition == "text" and not data.texts("train"):
         raise UserError(
-            f"condition=text needs captions, and {data.name} has none: choose data=shapes, or data=huggingface with "
-            "data.text=<column of captions>"
+            f"condition=text needs captions, and {data.name} has none: choose data=shapes, data=huggingface with "
+            "data.text=<column of captions>, or data=image_folder with a.txt beside a.png"
         )
     return data
 
@@ -183,6 +187,9 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
     if resumed and not checkpoint.is_file():
         raise UserError(f"the run '{folder}' has no checkpoints/last.ckpt yet: start it again instead of resuming it")
     data = prepare_data(cfg, family)
+    if launch.rank() in (None, 0):
+        for line in data.found():
+            log.info("%s", line)
     L.seed_everything(cfg.seed, verbose=False)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes, "condition": cfg.condition,
              "vocabulary": vocabulary_of(cfg, data)}

@@ -122,8 +122,8 @@ class SampleGrid(L.Callback):
     def _captions(self, data: Any) -> tuple[Batch, list[str]]:
         """Different captions, half of them held out where the data have such: a batch of a row each, and the words."""
         rows = max(1, isqrt(self.n))
-        splits = {"validation": rows - rows // 2, "heldout": rows // 2} if "heldout" in data.splits else {
-            "validation": rows}
+        seen = shown_split(data)
+        splits = {seen: rows - rows // 2, "heldout": rows // 2} if "heldout" in data.splits else {seen: rows}
         parts, words = [], []
         for split, n in splits.items():
             if not n:
@@ -163,9 +163,9 @@ class SampleGrid(L.Callback):
         return pictures
 
     @staticmethod
-    def _items(data: Any, n: int, split: str = "validation") -> Batch:
-        """The first n images of a split, as one batch; fewer images come round again."""
-        return _joined([batch for _, batch in items(data, split, n, batch_size=n)])
+    def _items(data: Any, n: int, split: str | None = None) -> Batch:
+        """The first n images of a split (`shown_split`), as one batch; fewer images come round again."""
+        return _joined([batch for _, batch in items(data, split or shown_split(data), n, batch_size=n)])
 
     def state_dict(self) -> dict[str, Any]:
         """When the last grid was drawn."""
@@ -174,6 +174,11 @@ class SampleGrid(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from there."""
         self.drawn_images = state_dict["drawn_images"]
+
+
+def shown_split(data: Any) -> str:
+    """Whose conditions and images are shown: held-out ones where there are any."""
+    return next(split for split in ("validation", "test", "train") if split in data.splits)
 
 
 def _joined(parts: list[Batch]) -> Batch:

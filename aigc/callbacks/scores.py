@@ -166,7 +166,7 @@ class Scores(Scoring):
             suite = Suite(network, kd_subsets=self.kd_subsets, kd_subset_size=self.kd_subset_size, seed=self.seed)
             count = min(self.num_reals or data.count(self.split), data.count(self.split))
             self._load_reals(trainer, pl_module, suite, count)
-            tested = 0 if self.split == "test" else data.count("test")
+            tested = 0 if self.split == "test" or "test" not in data.splits else data.count("test")
             floors = {n: self._floor(trainer, pl_module, suite, count, n)
                       for n in {self.num_samples, self.num_samples_final} if n <= tested}
             self.floors = {n: value for n, value in floors.items() if value is not None}

@@ -104,6 +104,10 @@ class Scoring(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Family) -> None:  # type: ignore[override]
         """Gets the feature network and the real side ready, so that what is missing is said before training."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if self.validation_images and "validation" not in data.splits:
+            raise UserError(f"metrics.validation_images={self.validation_images} needs images held out for "
+                            "validation, and data.validation=0: set metrics.validation_images=0, or hold some out")
         self.prepare(trainer, pl_module)
 
     def on_train_batch_end(  # type: ignore[override]

@@ -9,6 +9,8 @@
 import hashlib
 import os
 import signal
+from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 import lightning as L
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from aigc.data.batches import Endless, EvalBatches, TrainBatches
+from aigc.data.names import counted, listed, shown
 from aigc.data.split import Batch, Split
 from aigc.errors import UserError, choices
 
@@ -60,13 +63,17 @@ class ImageData(L.LightningDataModule):
         self.classes: int | None = None
         self.class_names: list[str] | None = None
         self.fingerprint: str = ""
+        self.left_out: list[str] = []                            # what was not taken: "<reason>: <n> (<names>)"
+        self.notes: list[str] = []                               # what else a person should know about the data
+        self.unlabelled = ""                                     # why there are no classes where there might be
+        self.seen: Any = None                                    # encoded.Seen, where the images come from files
         self.start_batch = 0                                     # number of the first training batch
         self.splits: dict[str, Split] = {}
 
     # ---- what a subclass defines ----
 
     def load(self) -> dict[str, Split]:
-        """The splits by name, at least train, validation and test, all of one shape.
+        """The splits by name, all of one shape: train, and validation and test where images are held out for them.
 
         Raises:
             UserError: missing or corrupt data.
@@ -81,6 +88,50 @@ class ImageData(L.LightningDataModule):
             "size": list(self.size), "classes": self.classes, "fingerprint": self.fingerprint,
             "images": {name: len(split) for name, split in self.splits.items()},
         }
+
+    def found(self) -> list[str]:
+        """Says what the data hold, in a line, and in a second one what was left out, if anything was."""
+        self.setup()
+        counts = {name: len(split) for name, split in self.splits.items()}
+        parts = [f"{sum(counts.values()):,} images{self._classes()}, {self._sizes()}, "
+                 f"{'grey' if self.channels == 1 else 'colour'}"]
+        parts[0] += f", {self.seen.values}" if self.seen and self.seen.values else ""
+        texts = self.splits["train"].texts
+        if texts is not None:
+            parts[0] += f', captions such as "{shorten(shown(next((text for text in texts if text), "")), 60)}"'
+        order = [name for name in ("validation", "test", *counts) if name in counts and name != "train"]
+        held = [f"{counts[name]:,} for {name}" for name in dict.fromkeys(order)]
+        parts.append(", ".join([f"{counts['train']:,} to train on", *held]))
+        lines = ["data      " + "; ".join(parts + self.notes + self._copies())]
+        return lines + ["left out  " + "; ".join(self.left_out)] * bool(self.left_out)
+
+    def _classes(self) -> str:
+        if self.classes:
+            return f" of {counted(self.classes, 'class')} ({listed(self.class_names or [], 10)})"
+        return f" without classes ({self.unlabelled})" if self.unlabelled else ""
+
+    def _sizes(self) -> str:
+        height, width = self.size
+        short, long = self.seen.sides if self.seen else (min(self.size), max(self.size))
+        if (short, long) == (min(self.size), max(self.size)):
+            return f"{width} x {height} pixels"
+        sides = f"{short:,} to {long:,}" if long > short else f"{long:,}"
+        return f"{sides} pixels a side, shown at {width} x {height}"
+
+    def _copies(self) -> list[str]:
+        """Whether held-out files are equal to training files."""
+        train = self.splits["train"].prints
+        if train is None:
+            return []
+        n = {name: int(torch.isin(split.prints, train).sum()) for name, split in self.splits.items()
+             if name != "train" and split.prints is not None}
+        return [f"{count:,} for {name} are copies of training images" for name, count in n.items() if count]
+
+    def look_at(self, parts: Mapping[str, Any]) -> None:
+        """Keeps what reading the files of `encoded.Part`s found out, for `found`."""
+        self.seen = next(iter(parts.values())).seen
+        if self.seen.broken:
+            self.left_out.append(f"files that cannot be read: {len(self.seen.broken):,} ({listed(self.seen.broken)})")
 
     def fits(self, n: int, channels: int, size: tuple[int, int]) -> bool:
         """Whether n images of this shape may be held in memory, `memory_gb` in all."""
@@ -100,12 +151,16 @@ class ImageData(L.LightningDataModule):
         splits = self.load()
         _, self.channels, *size = splits["train"].images.shape
         self.size = (size[0], size[1])
-        digest = hashlib.sha256(repr((self.name, self.classes, self.class_names)).encode())
-        for name, split in sorted(splits.items()):
+        self.splits = splits
+        self.fingerprint = self._fingerprint(str(self.name))
+
+    def _fingerprint(self, called: str) -> str:
+        """Identifies the data, if they are called so."""
+        digest = hashlib.sha256(repr((called, self.classes, self.class_names)).encode())
+        for name, split in sorted(self.splits.items()):
             digest.update(name.encode())
             split.update(digest)
-        self.fingerprint = digest.hexdigest()[:16]
-        self.splits = splits
+        return digest.hexdigest()[:16]
 
     def split(self, name: str) -> Split:
         """The split called `name`.
@@ -115,7 +170,9 @@ class ImageData(L.LightningDataModule):
         """
         self.setup()
         if name not in self.splits:
-            raise UserError(f"{self.name} has no split '{name}': {choices(name, self.splits)}")
+            none = getattr(self, name, None) == 0
+            why = f"data.{name}=0 holds none out" if none else choices(name, self.splits)
+            raise UserError(f"{self.name} has no split '{name}': {why}")
         return self.splits[name]
 
     def count(self, split: str) -> int:

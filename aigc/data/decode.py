@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from aigc.data.values import Extremes, Range, deep_values, eight_bits, extremes_of, parse_range, range_of
 from aigc.errors import UserError, choices
 
 FITS = ("crop", "pad", "stretch")
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 ORIENTED = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # where PNG and JPEG keep an orientation
-VERSION = 1  # of the pixels that come out; part of a data set's fingerprint
+ORIENTATION = 0x0112  # number of the EXIF tag
+VERSION = 1  # of the pixels that come out of 8 bits; part of a data set's fingerprint, as is the range of others
 
 
 def parse_size(size: Any, name: str = "size") -> tuple[int, int] | None:
@@ -55,10 +57,12 @@ class Wanted:
     channels: Any = "auto"          # 1, 3 or auto; None for auto once checked
     fit: str = "crop"               # other aspect ratios: crop, pad or stretch
     skip_broken: bool = False       # leave unreadable images out instead of stopping
+    range: Any = None               # [black, white] of files with more than 8 bits; None: from the set's extremes
 
     def __post_init__(self) -> None:
         self.size = parse_size(self.size)
         self.channels = parse_channels(self.channels)
+        self.range = parse_range(self.range)
         if self.fit not in FITS:
             raise UserError(f"unknown data.fit '{self.fit}': {choices(self.fit, FITS)}")
 
@@ -74,20 +78,38 @@ def header(data: bytes) -> tuple[tuple[int, int], bool]:
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
         looked_up = image.format != "PNG" or "exif" in image.info   # Pillow decodes a PNG to look for more
-        if looked_up and image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # EXIF orientation: a quarter turn
+        if looked_up and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8):  # EXIF orientation: a quarter turn
             width, height = height, width
         return (height, width), image.mode in GREY_MODES
 
 
+def extremes(data: bytes) -> Extremes | None:
+    """The least and the greatest value of an image file with more than 8 bits a channel; None: it has 8.
+
+    Raises:
+        OSError: broken, or it holds NaN (also other exceptions: Pillow's decoders raise what they like).
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        if not _may_be_deep(image, data):
+            return None
+        image.load()
+        deep = deep_values(image, data)
+        return None if deep is None else extremes_of(*deep)
+
+
 def decode(
-    data: bytes, *, size: tuple[int, int], channels: int, fit: str = "crop", halves: bool = False, margin: float = 0.0
+    data: bytes, *, size: tuple[int, int], channels: int, fit: str = "crop", halves: bool = False, margin: float = 0.0,
+    limits: Range | None = None, stretched: bool = False,
 ) -> Tensor:
-    """An image file as uint8 `(channels, h, w)`: turned upright, on white where transparent, 16 bits cut to 8.
+    """An image file as uint8 `(channels, h, w)`: turned upright, on white where transparent, at 8 bits.
 
     Resized with antialiasing (bicubic). Another aspect ratio is centre-cropped (`fit="crop"`), padded with white
     (`"pad"`) or stretched (`"stretch"`). `margin` is the share of a side that stays white at each end of it: what is
     fitted is smaller by twice that. With `halves`, the left and the right half are an image each, one after the
-    other: `(2 * channels, h, w)`.
+    other: `(2 * channels, h, w)`. `limits` are black and white of a file with more than 8 bits (None: by its own
+    extremes); `stretched`: those of files with 8 bits, too.
 
     Raises:
         OSError: broken or truncated (also other exceptions: Pillow's decoders raise what they like).
@@ -100,19 +122,28 @@ def decode(
         enough = (2 + 2 * halves) * max(size)
         opened.draft(None, (enough, enough))               # JPEG: decode at 1/2, 1/4, 1/8 where that is enough
         opened.load()                                      # also finds what a PNG says after its pixels
+        if _may_be_deep(opened, data) and (deep := deep_values(opened, data)) is not None:
+            image = eight_bits(deep[0], limits or range_of(extremes_of(*deep))[0])
+            image.getexif()[ORIENTATION] = opened.getexif().get(ORIENTATION, 1)
         if opened.format not in ("PNG", "JPEG") or ORIENTED & opened.info.keys():
             ImageOps.exif_transpose(image, in_place=True)
-        image = _eight_bits(image)
         if image.mode in ALPHA_MODES or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("L" if channels == 1 else "RGB")
+        if stretched and limits is not None:
+            image = image.point(list(eight_bits(np.arange(256), limits).getdata()) * channels)
         middle = image.width // 2
         parts = [image.crop((x, 0, x + middle, image.height)) for x in (0, middle)] if halves else [image]
         inner = (max(1, width - 2 * round(margin * width)), max(1, height - 2 * round(margin * height)))
         fitted = [_centred(_fitted(part, inner, fit), (width, height)) for part in parts]
         arrays = [np.array(part).reshape(height, width, channels) for part in fitted]
     return torch.from_numpy(np.concatenate(arrays, axis=2) if halves else arrays[0]).permute(2, 0, 1)
+
+
+def _may_be_deep(image: Any, data: bytes) -> bool:
+    """Whether an opened file may hold more than 8 bits a channel."""
+    return image.mode.startswith(("I", "F")) or image.format == "TIFF" or (image.format == "PNG" and data[24] == 16)
 
 
 def _fitted(image: Any, size: tuple[int, int], fit: str) -> Any:
@@ -137,17 +168,6 @@ def _centred(image: Any, size: tuple[int, int]) -> Any:
     whole = Image.new(image.mode, size, "white")
     whole.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
     return whole
-
-
-def _eight_bits(image: Any) -> Any:
-    """Integer modes of 16 and 32 bits hold 0..65535, float ones 0..1 (or 0..255 where they exceed 1)."""
-    from PIL import Image
-
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.asarray(image, dtype=np.float64)
-    scale = 1 / 257 if image.mode != "F" else 255 if values.max() <= 1 else 1
-    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
 
 
 def fit_images(images: Tensor, *, size: tuple[int, int] | None, channels: int | None) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from aigc.data.datamodule import ImageData
 from aigc.data.decode import fit_images, parse_channels, parse_size
-from aigc.data.split import Split, hold_out
+from aigc.data.split import Split, cut
 
 
 class Digits(ImageData):
@@ -22,7 +22,7 @@ class Digits(ImageData):
         seed: int = 0,                       # order and augmentation of the training images
         split_seed: int = 0,                 # what is held out
         flip: bool = False,                  # mirror training images left to right, half of the time
-        validation: int | float = 0.1,       # number or fraction held out of all
+        validation: int | float = 0.1,       # number or fraction held out of all; 0: none
         test: int | float = 0.1,             # likewise
         size: int | Sequence[int] | None = None,  # pixels or [height, width]; None: 8
         channels: int | str = "auto",        # 1, 3, or auto: 1
@@ -43,7 +43,6 @@ class Digits(ImageData):
         pixels = np.rint(source.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
         images = fit_images(torch.from_numpy(pixels)[:, None], size=self.wanted_size, channels=self.wanted_channels)
         labels = torch.from_numpy(source.target).long()
-        rest, test = hold_out(len(images), self.test, self.split_seed, what="data.test")
-        kept, held = hold_out(len(rest), self.validation, self.split_seed, what="data.validation")
-        rows = {"train": rest[kept], "validation": rest[held], "test": test}
+        rest, held = cut(len(images), {"test": self.test, "validation": self.validation}, self.split_seed)
+        rows = {"train": rest, **dict(reversed(held.items()))}
         return {name: Split(images[index], labels[index]) for name, index in rows.items()}

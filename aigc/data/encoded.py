@@ -15,11 +15,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from aigc.data.decode import VERSION, Wanted, decode, header
+from aigc.data.decode import VERSION, Wanted, decode, extremes, header
+from aigc.data.names import counted, listed, shown
 from aigc.data.split import Lazy, Split
+from aigc.data.values import Extremes, Range, common, range_of
 from aigc.errors import UserError
 from aigc.metrics.cache import keep_cached, load_cached
 
+SCANNED = 2          # version of what is kept of looking at files
 NAMED = 20           # broken files named in an error; the rest are counted
 MIXED_SIZE = 32      # pixels of images whose own sizes differ, unless a size is chosen
 CHUNK = 64           # files a thread takes at a time
@@ -51,6 +54,22 @@ class Scan:
     grey: bool                          # no image has colour
     broken: dict[str, dict[int, str]]   # by part: number of a broken file, and why
     digests: dict[str, str]             # by part: hash of the content of the others
+    sides: list[int]                    # of the images: the shortest and the longest, in pixels
+    deep: list[list[Any]]               # kind, least and greatest value of files with more than 8 bits, by kind
+    prints: dict[str, Tensor]           # by part: 64 bits of every file's hash, (n,) int64
+
+    @property
+    def extremes(self) -> list[Extremes]:
+        """Of the values of files with more than 8 bits."""
+        return [Extremes(*one) for one in self.deep]
+
+
+class Seen(NamedTuple):
+    """What a person should know about the files of a set."""
+
+    sides: tuple[int, int]              # pixels of the shortest and of the longest side
+    values: str                         # how values beyond 8 bits are understood; empty: there are none
+    broken: list[str]                   # files that were skipped, each with the reason
 
 
 class Encoded:
@@ -77,13 +96,16 @@ class Part(NamedTuple):
     rows: Tensor
     images: Tensor | Encoded
     digest: str
+    prints: Tensor                      # one number for each image, (n,) int64; those of equal files are equal
+    seen: Seen                          # of all parts together
 
     def split(self, rows: Tensor, labels: Tensor | None, texts: Sequence[str] | None) -> Split:
         """The split of images `rows` of this part; `labels` and `texts` are the whole part's."""
         images: Tensor | Lazy = self.images[rows] if isinstance(self.images, Tensor) else self.images.select(rows)
         digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
         return Split(images, None if labels is None else labels[rows],
-                     None if texts is None else [texts[i] for i in rows.tolist()], f"{self.digest} {digest}")
+                     None if texts is None else [texts[i] for i in rows.tolist()], f"{self.digest} {digest}",
+                     self.prints[rows])
 
 
 def open_parts(
@@ -97,10 +119,11 @@ def open_parts(
     file is two images side by side, whose channels follow one another; `margins` are the parts' (see `decode`).
 
     Raises:
-        UserError: broken files, all of them together, unless they are to be skipped; or no good ones.
+        UserError: broken files, all of them together, unless they are to be skipped; or no good ones; or values that
+            no one range fits.
     """
     key = hashlib.sha256(repr([(part, files.key) for part, files in parts.items()]).encode()).hexdigest()[:24]
-    key = f"images_{VERSION}_{key}"
+    key = f"images_{VERSION}.{SCANNED}_{key}"
     kept = load_cached(key)
     scan = Scan(**kept) if kept is not None else _scan_headers(parts)
     _refuse_empty(parts, scan, name)
@@ -108,6 +131,9 @@ def open_parts(
     sizes = sizes or dict.fromkeys(parts, wanted.size or native or (mixed_size, mixed_size))
     same = {"channels": wanted.channels or (1 if scan.grey else 3), "fit": wanted.fit}
     same |= {"halves": True} if halves else {}
+    limits, values = _limits(scan, wanted, name)
+    same |= {"limits": limits} if limits else {}
+    same |= {"stretched": True} if limits and not scan.deep else {}
     options: dict[str, dict[str, Any]] = {part: {"size": sizes[part], **same} for part in parts}
     for part, margin in (margins or {}).items():
         options[part] |= {"margin": margin} if margin else {}
@@ -124,12 +150,14 @@ def open_parts(
     if any(scan.broken.values()) and not wanted.skip_broken:
         raise UserError(_name_broken(parts, scan, name))
     _refuse_empty(parts, scan, name)
+    seen = Seen((scan.sides[0], scan.sides[1]), values, _broken(parts, scan))
     opened = {}
     for part, files in parts.items():
         rows = torch.tensor([i for i in range(len(files)) if i not in scan.broken[part]], dtype=torch.int64)
         whole = len(rows) == len(files)
         images = (decoded[part] if whole else decoded[part][rows]) if memory else Encoded(files, rows, **options[part])
-        opened[part] = Part(rows, images, f"{scan.digests[part]} {VERSION} {options[part]}")
+        digest = f"{scan.digests[part]} {VERSION} {options[part]}"
+        opened[part] = Part(rows, images, digest, scan.prints[part][rows], seen)
     return opened
 
 
@@ -138,15 +166,40 @@ def _channels(options: Mapping[str, Any]) -> int:
     return options["channels"] * (2 if options.get("halves") else 1)
 
 
+def _limits(scan: Scan, wanted: Wanted, name: str) -> tuple[Range | None, str]:
+    """Black and white of the whole set, where it is not of 8 bits or they are chosen; and in words how they came.
+
+    Raises:
+        UserError: files hold whole numbers and floats, which no one range fits.
+    """
+    if wanted.range is not None:
+        return wanted.range, f"values from {wanted.range[0]:g} (black) to {wanted.range[1]:g} (white)"
+    if len(scan.deep) > 1:
+        parts = [f"{'floats' if e.kind == 'float' else 'whole numbers'} from {e.low:g} to {e.high:g}"
+                 for e in scan.extremes]
+        raise UserError(f"the images in {name} hold {' and '.join(parts)}: say with data.range=[black,white] what "
+                        "they mean, or convert one kind")
+    return range_of(scan.extremes[0]) if scan.deep else (None, "")
+
+
+def _look(data: bytes) -> tuple[tuple[int, int], bool, Extremes | None]:
+    """Size, whether it is grey, and the extremes of values beyond 8 bits."""
+    return *header(data), extremes(data)
+
+
 def _scan_headers(parts: Mapping[str, Files]) -> Scan:
-    sizes, grey = set(), True
-    scan = Scan(None, False, {}, {})
+    sizes, grey, deep = set(), True, []
+    scan = Scan(None, False, {}, {}, [0, 0], [], {})
     for part, files in parts.items():
-        found = _each(files, lambda i, data: header(data), range(len(files)))
+        found = _each(files, lambda i, data: _look(data), range(len(files)))
         scan.broken[part] = {i: why for i, why in enumerate(found) if isinstance(why, str)}
         good = [fact for fact in found if not isinstance(fact, str)]
         sizes |= {fact[0] for fact in good}
         grey &= all(fact[1] for fact in good)
+        deep += [fact[2] for fact in good if fact[2] is not None]
+    sides = [side for size in sizes for side in size] or [0]
+    scan.sides = [min(sides), max(sides)]
+    scan.deep = [[one.kind, one.low, one.high] for one in common(deep)]
     scan.native = sizes.pop() if len(sizes) == 1 else None
     scan.grey = grey
     return scan
@@ -162,13 +215,15 @@ def _decode_all(part: str, files: Files, scan: Scan, options: dict[str, Any], *,
         return hashlib.sha256(data).digest()
 
     rows = [i for i in range(n) if i not in scan.broken[part]]
-    digest = hashlib.sha256()
+    digest, prints = hashlib.sha256(), torch.zeros(n, dtype=torch.int64)
     for i, found in zip(rows, _each(files, work, rows), strict=True):
         if isinstance(found, str):
             scan.broken[part][i] = found
         else:
             digest.update(found)
+            prints[i] = int.from_bytes(found[:8], "big", signed=True)
     scan.digests[part] = digest.hexdigest()
+    scan.prints[part] = prints
     return images
 
 
@@ -209,14 +264,19 @@ def _reason(error: Exception) -> str:
 
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
-    return (str(error).splitlines() or [type(error).__name__])[0][:100]
+    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    return shown(reason)[:100]
 
 
 def _name_broken(parts: Mapping[str, Files], scan: Scan, name: str) -> str:
-    words = [f"{parts[part].name(i)} ({why})" for part in parts for i, why in sorted(scan.broken[part].items())]
-    more = f" and {len(words) - NAMED} more" if len(words) > NAMED else ""
-    images = f"{len(words)} of {sum(map(len, parts.values()))} images in {name} cannot be read"
-    return f"{images}: {', '.join(words[:NAMED])}{more}; repair or delete them, or set data.skip_broken=true"
+    words, n = _broken(parts, scan), sum(map(len, parts.values()))
+    return (f"{len(words):,} of {counted(n, 'image')} in {name} cannot be read: {listed(words, NAMED)}; repair or "
+            "delete them, or set data.skip_broken=true")
+
+
+def _broken(parts: Mapping[str, Files], scan: Scan) -> list[str]:
+    """Broken files, each with the reason."""
+    return [f"{shown(parts[part].name(i))} ({why})" for part in parts for i, why in sorted(scan.broken[part].items())]
 
 
 def _refuse_empty(parts: Mapping[str, Files], scan: Scan, name: str) -> None:

@@ -2,22 +2,24 @@
 
 import hashlib
 import os
+import stat
 import zipfile
-from collections.abc import Container, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from aigc.data.captions import captions_beside, complete
 from aigc.data.datamodule import ImageData
 from aigc.data.decode import Wanted
 from aigc.data.encoded import Files, Part, open_parts
-from aigc.data.split import Split, hold_out
+from aigc.data.layout import Layout, lay_out
+from aigc.data.listing import Listing, look, refuse_empty, refuse_unreadable
+from aigc.data.names import counted, listed, natural, shown, told, zip_name
+from aigc.data.split import Split, cut
 from aigc.errors import UserError
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif", ".jp2")
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
-               "validation": "validation", "dev": "validation", "test": "test", "testing": "test"}
+from aigc.images.written import ours
 
 
 class FolderFiles:
@@ -26,8 +28,15 @@ class FolderFiles:
     def __init__(self, root: Path, names: list[str]):
         self.root = root
         self.names = names              # relative, with forward slashes
-        facts = [(name, (stat := (root / name).stat()).st_size, stat.st_mtime_ns) for name in names]
+        facts = [(name, *self._facts(name)) for name in names]
         self.key = hashlib.sha256(repr((str(root.resolve()), facts)).encode()).hexdigest()
+
+    def _facts(self, name: str) -> tuple[int, ...]:
+        try:
+            found = os.stat(self.root / name)
+        except OSError:                 # a link to nowhere: to be named when it is read
+            return ()
+        return found.st_size, found.st_mtime_ns
 
     def __len__(self) -> int:
         """Number of files."""
@@ -38,8 +47,25 @@ class FolderFiles:
         return self.names[i]
 
     def read(self, i: int) -> bytes:
-        """Content of file i."""
-        return (self.root / self.names[i]).read_bytes()
+        """Content of file i.
+
+        Raises:
+            OSError: it cannot be read, or is no ordinary file: a pipe would wait for ever.
+        """
+        return read_file(self.root / self.names[i])
+
+
+def read_file(path: Path) -> bytes:
+    """Content of an ordinary file.
+
+    Raises:
+        OSError: it is none, or cannot be read.
+    """
+    if os.path.islink(path) and not os.path.exists(path):
+        raise OSError("a link that leads nowhere")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("no ordinary file")
+    return path.read_bytes()
 
 
 class ZipFiles:
@@ -49,7 +75,8 @@ class ZipFiles:
         self.path = path
         self.names = names
         self._opened: tuple[int, zipfile.ZipFile] | None = None
-        facts = [(name, self._zip.getinfo(name).file_size, self._zip.getinfo(name).CRC) for name in names]
+        self._entries = {zip_name(entry.filename): entry for entry in self._zip.infolist()}
+        facts = [(name, self._entries[name].file_size, self._entries[name].CRC) for name in names]
         self.key = hashlib.sha256(repr(facts).encode()).hexdigest()
 
     @property
@@ -71,7 +98,7 @@ class ZipFiles:
 
     def read(self, i: int) -> bytes:
         """Content of file i."""
-        return self._zip.read(self.names[i])
+        return self._zip.read(self._entries[self.names[i]])
 
 
 def image_files(path: Path, names: list[str]) -> Files:
@@ -79,49 +106,13 @@ def image_files(path: Path, names: list[str]) -> Files:
     return FolderFiles(path, names) if path.is_dir() else ZipFiles(path, names)
 
 
-def list_images(path: Path, option: str) -> list[str]:
-    """Sorted names of all image files in a folder or a zip, relative to it; `option` names it in errors.
-
-    Raises:
-        UserError: it is missing or unreadable, or holds no images.
-    """
-    try:
-        if path.is_dir():
-            everything = [str(PurePosixPath(Path(folder, file).relative_to(path)))
-                          for folder, _, files in os.walk(path, followlinks=True) for file in files]
-        elif zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                everything = archive.namelist()
-        elif path.exists():
-            raise UserError(f"{option}={path} is neither a folder nor a whole zip: name one of them")
-        else:
-            raise UserError(f"{option}={path} does not exist: name a folder or a zip of images")
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{option}={path} cannot be read ({error}): check it") from error
-    names = sorted(name for name in everything if name.lower().endswith(ENDINGS)
-                   and not any(part.startswith((".", "__MACOSX")) for part in name.split("/")))
-    if not names:
-        raise UserError(f"{option}={path} holds no images ({' '.join(ENDINGS)}): name another folder or zip")
-    return names
-
-
-def shared_folders(names: Sequence[str], meaningful: Container[str]) -> int:
-    """How many leading folders all files share, up to the first one whose name (in lower case) says something."""
-    folders = [name.split("/")[:-1] for name in names]
-    top = 0
-    while all(len(f) > top for f in folders) and len({f[top] for f in folders}) == 1 and (
-        folders[0][top].lower() not in meaningful
-    ):
-        top += 1
-    return top
-
-
 class ImageFolder(ImageData):
-    """A folder or zip of images.
+    """A folder or zip of images, each taken once.
 
-    Folders `train`, `val` (or `valid`, `validation`) and `test` at its top are the splits; a missing one is held out
-    of `train`, and without them all images are one set to cut. Below that, subfolders are classes if every image lies
-    in one and there are at least two.
+    Folders `train`, `val` (or `valid`, `validation`) and `test` beside one another are the splits, whatever else lies
+    there; a missing one is held out of `train`, and without them all images are one set to cut (aigc/data/layout.py).
+    Below that, subfolders are classes, in natural order, if every image lies in one and there are at least two.
+    Captions beside the images make the set `captioned`. What this program wrote is not taken.
     """
 
     def __init__(
@@ -133,12 +124,15 @@ class ImageFolder(ImageData):
         split_seed: int = 0,                        # what is held out
         flip: bool = False,                         # mirror training images left to right, half of the time
         labels: bool | str = "auto",                # subfolders are classes: true, false, or auto as above
-        validation: int | float = 0.1,              # number or fraction held out where there is no such folder
+        captions: bool = True,                      # read a.txt beside a.png, and metadata.jsonl or .csv
+        validation: int | float = 0.1,              # number or fraction held out without such a folder; 0: none
         test: int | float = 0.1,                    # likewise
         size: int | Sequence[int] | None = None,    # pixels or [height, width]; None: their own if equal, else 32
         channels: int | str = "auto",               # 1, 3, or auto: 1 if all images are grey
+        range: Sequence[float] | None = None,       # [black, white] of 16-bit and float files; None: from the set
         fit: str = "crop",                          # other aspect ratios: crop, pad or stretch
         skip_broken: bool = False,                  # leave unreadable images out instead of stopping
+        follow_links: bool = False,                 # also take what links lead to outside the folder
         workers: int | str = "auto",                # processes that decode what does not fit in memory
         memory_gb: float = 2.0,                     # decode up to this much (2^30 bytes) once
         licence: str | None = None,                 # what its owner allows, for the record; None: not known
@@ -149,11 +143,13 @@ class ImageFolder(ImageData):
         if labels not in ("auto", True, False):
             raise UserError(f"data.labels must be auto, true or false, not {labels!r}")
         self.path = Path(path).expanduser()
-        self.name = self.path.stem or "images"
+        self.name = shown(self.path.stem) or "images"
         self.use_labels = labels
+        self.use_captions = captions
         self.validation = validation
         self.test = test
-        self.wanted = Wanted(size, channels, fit, skip_broken)
+        self.follow_links = follow_links
+        self.wanted = Wanted(size, channels, fit, skip_broken, range)
 
     def prepare_data(self) -> None:
         """Fails early, on one rank, and leaves the findings about large sets in the cache for the others."""
@@ -161,65 +157,113 @@ class ImageFolder(ImageData):
 
     def load(self) -> dict[str, Split]:
         """Lists, checks and decodes the images, and cuts the splits that have no folder of their own."""
-        names = list_images(self.path, "data.path")
-        top = shared_folders(names, SPLIT_NAMES)
-        by_split = _by_split(names, top, self.path)
-        labels = self._labels(by_split, top)
-        files = {split: image_files(self.path, [name for name, _ in found]) for split, found in by_split.items()}
-        parts = open_parts(files, self.wanted, name=str(self.path), fits=self.fits)
-        cut = cut_splits(parts, validation=self.validation, test=self.test, seed=self.split_seed)
-        return {split: parts[part].split(rows, None if labels is None else labels[part][parts[part].rows], None)
+        listing, root = self._list()
+        captions = self._captions(listing, root)
+        layout = lay_out(listing.names, str(self.path), labels=self.use_labels)
+        self.notes = [layout.note] * bool(layout.note)
+        files = {split: image_files(root, found) for split, found in layout.files.items()}
+        parts = open_parts(files, self.wanted, name=shown(str(self.path)), fits=self.fits)
+        labels = self._labels(layout, parts)
+        texts: dict[str, list[str]] = {}
+        if captions:
+            self.kind = "captioned"
+            good = {split: [layout.files[split][i] for i in part.rows.tolist()] for split, part in parts.items()}
+            _, remark = complete([name for found in good.values() for name in found], captions)
+            self.notes += [remark] * bool(remark)
+            texts = {split: complete(found, captions)[0] for split, found in good.items()}
+        cut = cut_splits(parts, validation=self.validation, test=self.test, seed=self.split_seed,
+                         labels=None if labels is None else labels["train"])
+        self.left_out = told(listing.left_out) + told(layout.left_out)
+        self.look_at(parts)
+        return {split: parts[part].split(rows, None if labels is None else labels[part], texts.get(part))
                 for split, (part, rows) in cut.items()}
 
-    def _labels(self, by_split: dict[str, list[tuple[str, int]]], top: int) -> dict[str, Tensor] | None:
-        """Class numbers of all files by split, or None; sets `classes` and `class_names`."""
-        folder_of = {split: [name.split("/")[depth] if name.count("/") > depth else None for name, depth in found]
-                     for split, found in by_split.items()}
-        known = sorted({folder for folder in folder_of["train"] if folder is not None})
-        loose = [found[k][0] for split, found in by_split.items() for k, f in enumerate(folder_of[split]) if f is None]
-        if self.use_labels is False or (self.use_labels == "auto" and (loose or len(known) < 2)):
+    def _list(self) -> tuple[Listing, Path]:
+        """The images, without those that this program wrote, and the folder or zip that holds them."""
+        listing, root = look(self.path, "data.path", follow_links=self.follow_links), self.path
+        refuse_unreadable(listing, "data.path", skip=self.wanted.skip_broken)
+        if not listing.names and len(listing.zips) == 1:     # images.zip beside metadata.jsonl
+            root = self.path / listing.zips[0]
+            inside = look(root, "data.path")
+            inside.outer = listing.beside
+            listing = inside
+        elif listing.zips:
+            listing.left_out["zips beside pictures"] = listing.zips
+        own: dict[str, list[str]] = {}
+        for name, reason in ours(root, listing.plain).items():
+            own.setdefault(reason, []).append(name)
+        for reason, names in own.items():
+            listing.leave_out(names, reason)
+        refuse_empty(listing, "data.path")
+        return listing, root
+
+    def _captions(self, listing: Listing, root: Path) -> dict[str, str]:
+        """Captions by image name; empty where there are none."""
+        if not self.use_captions:
+            return {}
+        where = shown(str(self.path))
+        if root.is_dir():
+            return captions_beside(listing.names, listing.beside, lambda name: read_file(root / name), where)
+        archive = ZipFiles(root, listing.beside)
+        inside = captions_beside(listing.names, listing.beside,
+                                 lambda name: archive.read(listing.beside.index(name)), where)
+        outer = captions_beside(listing.names, listing.outer, lambda name: read_file(self.path / name), where)
+        return outer | inside
+
+    def _labels(self, layout: Layout, parts: Mapping[str, Part]) -> dict[str, Tensor] | None:
+        """Class numbers of the good images by split, or None; sets `classes` and `class_names`."""
+        folder_of = {split: [layout.folders[split][i] for i in part.rows.tolist()] for split, part in parts.items()}
+        known = sorted({folder for folder in folder_of["train"] if folder is not None}, key=natural)
+        loose = [layout.files[split][i] for split, part in parts.items() for i in part.rows.tolist()
+                 if layout.folders[split][i] is None]
+        if self.use_labels == "auto" and loose and known:
+            self.unlabelled = f"{counted(len(loose), 'image')} in no class folder: {listed(loose)}"
+        if self.use_labels == "auto" and len(known) == len(folder_of["train"]) > 1 and (
+            cuts(parts, validation=self.validation, test=self.test)
+        ):
+            self.unlabelled = "every image lies in a folder of its own"
+        if self.use_labels is False or (self.use_labels == "auto" and (self.unlabelled or loose or len(known) < 2)):
             return None
         if loose or not known:
-            raise UserError(f"data.labels=true, but {loose[0]} in {self.path} lies in no class folder: move it into "
-                            "one, or set data.labels=false")
+            raise UserError(f"data.labels=true, but {shown(loose[0])} in {shown(str(self.path))} lies in no class "
+                            "folder: move it into one, or set data.labels=false")
         for split, folders in folder_of.items():
             strange = sorted(set(folders) - set(known), key=str)
             if strange:
-                raise UserError(f"the class folder '{strange[0]}' in {self.path} is in {split} but not in train: "
-                                "add it there, or set data.labels=false")
-        self.classes, self.class_names = len(known), known
-        return {split: torch.tensor([known.index(str(f)) for f in folders]) for split, folders in folder_of.items()}
+                raise UserError(f"the class folder '{shown(str(strange[0]))}' in {shown(str(self.path))} is in "
+                                f"{split} but not in train: add images of it there, or set data.labels=false")
+        gone = sorted({str(folder) for folder in layout.folders["train"]} - set(known))
+        if gone:
+            layout.left_out["classes without a whole image"] = gone
+        self.classes, self.class_names = len(known), [shown(name) for name in known]
+        number = {name: k for k, name in enumerate(known)}
+        return {split: torch.tensor([number[str(f)] for f in folders]) for split, folders in folder_of.items()}
 
 
-def _by_split(names: list[str], top: int, path: Path) -> dict[str, list[tuple[str, int]]]:
-    """Files by split, each with the depth at which its class folder would be."""
-    first = [name.split("/")[top].lower() if name.count("/") > top else "" for name in names]
-    if not set(first) <= set(SPLIT_NAMES):
-        return {"train": [(name, top) for name in names]}
-    by_split: dict[str, list[tuple[str, int]]] = {}
-    for name, folder in zip(names, first, strict=True):
-        by_split.setdefault(SPLIT_NAMES[folder], []).append((name, top + 1))
-    if "train" not in by_split:
-        raise UserError(f"{path} has the folders {', '.join(sorted(set(first)))} but none called train: add it, or "
-                        "name one of them as data.path")
-    return by_split
+def cuts(parts: Mapping[str, Part], *, validation: int | float, test: int | float) -> bool:
+    """Whether images of train are held out for a split that has no part of its own."""
+    return bool((validation and "validation" not in parts) or (test and "test" not in parts))
 
 
 def cut_splits(
     parts: dict[str, Part], *, validation: int | float, test: int | float, seed: int,
-    groups: Sequence[object] | None = None,
+    groups: Sequence[object] | None = None, labels: Tensor | None = None,
 ) -> dict[str, tuple[str, Tensor]]:
     """Where each split comes from: the part and its rows; splits without a part of their own are held out of train.
 
-    `groups` (one value for each image of the part train) keeps images of one group in one split.
+    `groups` (one value for each image of the part train) keeps images of one group in one split; without them, equal
+    files stay together. Every one of `labels` (of the part train) keeps an image to train on. A share of 0
+    is no split.
     """
-    rest = torch.arange(len(parts["train"].rows))
-    cut = {}
-    for split, share in (("test", test), ("validation", validation)):
+    prints = parts["train"].prints
+    if groups is None and len(prints.unique()) < len(prints):
+        groups = prints.tolist()
+    missing = {split: share for split, share in (("test", test), ("validation", validation)) if split not in parts}
+    rest, held = cut(len(prints), missing, seed, groups=groups, labels=labels)
+    found = {"train": ("train", rest)}
+    for split in ("test", "validation"):
         if split in parts:
-            cut[split] = (split, torch.arange(len(parts[split].rows)))
-        else:
-            members = None if groups is None else [groups[i] for i in rest.tolist()]
-            kept, held = hold_out(len(rest), share, seed, what=f"data.{split}", groups=members)
-            rest, cut[split] = rest[kept], ("train", rest[held])
-    return {"train": ("train", rest), **cut}
+            found[split] = (split, torch.arange(len(parts[split].rows)))
+        elif split in held:
+            found[split] = ("train", held[split])
+    return found

@@ -13,16 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aigc.data.captions import METADATA, TEXT_NAMES, first_text, metadata_rows
 from aigc.data.datamodule import ImageData
 from aigc.data.decode import Wanted
-from aigc.data.encoded import open_parts
-from aigc.data.folder import SPLIT_NAMES, cut_splits
+from aigc.data.encoded import Part, open_parts
+from aigc.data.folder import ZipFiles, cut_splits, cuts, read_file
+from aigc.data.layout import shared_folders
+from aigc.data.listing import look
+from aigc.data.names import SPLIT_NAMES, listed, natural, shown, told
 from aigc.data.split import Split
 from aigc.errors import UserError, choices
+from aigc.images.written import ours
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixel_values", "jpg", "png", "webp")
+LABEL_TYPES = ("int", "uint", "string", "large_string", "bool", "float", "double")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_label", "category", "target", "cls")
-TEXT_NAMES = ("text", "caption", "captions", "prompt", "sentence", "sentences", "description", "title", "txt")
 
 
 class RowFiles:
@@ -41,11 +46,14 @@ class RowFiles:
     def _value(self, i: int) -> Any:
         return self.rows.data.column(self.column)[i].as_py()
 
+    def path(self, i: int) -> str | None:
+        """The path of row i's file, as the table has it."""
+        value = self._value(i)
+        return value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
+
     def name(self, i: int) -> str:
         """The file's path, or the row's number where the table has none."""
-        value = self._value(i)
-        path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
-        return path or f"{self.split}[{i}]"
+        return self.path(i) or f"{self.split}[{i}]"
 
     def read(self, i: int) -> bytes:
         """The encoded image of row i."""
@@ -54,14 +62,16 @@ class RowFiles:
             value = value.get("bytes") or value.get("path")
         if value is None:
             raise OSError("no image in this row")
-        return Path(value).read_bytes() if isinstance(value, str) else value
+        return read_file(Path(value)) if isinstance(value, str) else value
 
 
 class HuggingFace(ImageData):
     """Images, with labels and captions where there are any, through the `datasets` library.
 
     The library's splits are used where they exist (train, validation or val or dev, test); a missing one is held out
-    of train. A set with one split of another name is cut into three.
+    of train. A set with one split of another name is cut into three. Classes are those that occur in train, in natural
+    order (a ClassLabel's in its own), under their original values as names; held-out rows of other classes are left
+    out, as are files that this program wrote.
     """
 
     def __init__(
@@ -76,11 +86,12 @@ class HuggingFace(ImageData):
         image: str = "auto",                        # column of the images
         label: str | None = "auto",                 # column of the classes; None: no labels
         text: str | None = "auto",                  # column of the captions, or "{style} emoji of {text}"; None: none
-        validation: int | float = 0.1,              # number or fraction held out where there is no such split
+        validation: int | float = 0.1,              # number or fraction held out where there is no such split; 0: none
         test: int | float = 0.1,                    # likewise
         group: str | None = None,                   # column: rows with the same value are held out together
         size: int | Sequence[int] | None = None,    # pixels or [height, width]; None: their own if equal, else 32
         channels: int | str = "auto",               # 1, 3, or auto: 1 if all images are grey
+        range: Sequence[float] | None = None,       # [black, white] of 16-bit and float files; None: from the set
         fit: str = "crop",                          # other aspect ratios: crop, pad or stretch
         skip_broken: bool = False,                  # leave unreadable images out instead of stopping
         workers: int | str = "auto",                # processes that decode what does not fit in memory
@@ -96,7 +107,7 @@ class HuggingFace(ImageData):
         self.columns = {"image": image, "label": label, "text": text, "group": group}
         self.validation = validation
         self.test = test
-        self.wanted = Wanted(size, channels, fit, skip_broken)
+        self.wanted = Wanted(size, channels, fit, skip_broken, range)
 
     def prepare_data(self) -> None:
         """Downloads and converts on one rank, and checks the images; the others then read the library's cache."""
@@ -104,7 +115,8 @@ class HuggingFace(ImageData):
 
     def load(self) -> dict[str, Split]:
         """Finds the columns, checks and decodes the images, and cuts the splits that the source lacks."""
-        tables = _by_split(self._load_tables(), self.path)
+        left_out: dict[str, list[str]] = {}
+        tables = _by_split(self._load_tables(), self.path, left_out)
         features = tables["train"].features
         self.licence = self.licence or tables["train"].info.license or None
         image = self._find("image", features, _image_columns(features))
@@ -114,23 +126,52 @@ class HuggingFace(ImageData):
         if image is None:
             raise UserError(f"{self.path} has no column of images that could be found (it has {', '.join(features)}): "
                             "name it with data.image")
-        labels = None if label is None else self._labels(tables, label)
+        tables = {split: self._without_ours(table, image, left_out) for split, table in tables.items()}
+        values = None if label is None else self._values(tables, label)
         texts = None if text is None else {split: _captions(table, text) for split, table in tables.items()}
         if texts is not None:
             self.kind = "captioned"
-        parts = open_parts({split: RowFiles(table, image, split) for split, table in tables.items()}, self.wanted,
-                           name=self.path, fits=self.fits)
+        files = {split: RowFiles(table, image, split) for split, table in tables.items()}
+        parts = open_parts(files, self.wanted, name=self.path, fits=self.fits)
+        numbers = values is not None and len(set(values["train"])) == len(values["train"])   # of rows, not of classes
+        if numbers and self.columns["label"] == "auto" and cuts(parts, validation=self.validation, test=self.test):
+            values, self.unlabelled = None, f"column '{label}' has a value of its own in every row"
+        labels = None if values is None else self._labels(values, parts, tables["train"].features[str(label)])
         groups = None
         if group is not None:
-            values = list(tables["train"][group])
-            groups = [str(values[i]) for i in parts["train"].rows.tolist()]
-        cut = cut_splits(parts, validation=self.validation, test=self.test, seed=self.split_seed, groups=groups)
+            of_row = list(tables["train"][group])
+            groups = [str(of_row[i]) for i in parts["train"].rows.tolist()]
+        cut = cut_splits(parts, validation=self.validation, test=self.test, seed=self.split_seed, groups=groups,
+                         labels=None if labels is None else labels["train"])
         splits = {}
         for split, (part, rows) in cut.items():
+            if labels is not None:
+                rows = self._trained(split, rows, labels[part][rows], left_out)
             good = parts[part].rows
-            splits[split] = parts[part].split(rows, None if labels is None else labels[part][good],
+            splits[split] = parts[part].split(rows, None if labels is None else labels[part],
                                               None if texts is None else [texts[part][i] for i in good.tolist()])
+        self.left_out = told(left_out)
+        self.look_at(parts)
         return splits
+
+    def _without_ours(self, table: Any, column: str, left_out: dict[str, list[str]]) -> Any:
+        """The rows of a local folder without those of files that this program wrote."""
+        local = Path(self.path).expanduser()
+        if not local.is_dir():
+            return table
+        root, files = local.resolve(), RowFiles(table, column, "")
+        names = {}
+        for i in range(len(table)):
+            path = files.path(i)
+            if path and Path(path).is_file() and Path(path).is_relative_to(root):
+                names[str(Path(path).relative_to(root))] = i
+        own = ours(root, list(names))
+        for name, reason in own.items():
+            left_out.setdefault(reason, []).append(name)
+        if len(own) == len(table):
+            raise UserError(f"data.path={self.path} holds nothing but what is left out: {'; '.join(told(left_out))}")
+        gone = {names[name] for name in own}
+        return table.select([i for i in range(len(table)) if i not in gone]).flatten_indices() if gone else table
 
     def _load_tables(self) -> Mapping[str, Any]:
         """The library's splits by its own names."""
@@ -144,7 +185,11 @@ class HuggingFace(ImageData):
         try:
             if local.is_file():
                 return datasets.load_dataset("parquet", data_files={"train": str(local)})
+            if (table := _beside_zip(local)) is not None:
+                return {"train": table}
             return datasets.load_dataset(str(local) if local.exists() else self.path, self.subset)
+        except UserError:
+            raise
         except Exception as error:  # the library raises dozens of kinds: missing, torn, unreachable, ambiguous
             reason = (str(error).splitlines() or [""])[0].rstrip(". ") or type(error).__name__
             if isinstance(error.__cause__, Exception):
@@ -172,37 +217,71 @@ class HuggingFace(ImageData):
                 raise UserError(f"{self.path} has no column '{name}' for data.{role}: {choices(name, features)}")
         return wanted
 
-    def _labels(self, tables: Mapping[str, Any], column: str) -> dict[str, Tensor]:
-        """Class numbers by split; sets `classes` and `class_names`."""
+    def _values(self, tables: Mapping[str, Any], column: str) -> dict[str, list[Any]] | None:
+        """The labels of all rows by split as they are in the table; None where a column that was found holds none.
+
+        Raises:
+            UserError: some are missing, or no classes.
+        """
         feature = tables["train"].features[column]
         values = {split: list(table[column]) for split, table in tables.items() if column in table.features}
+        everything = [value for split in values.values() for value in split]
         known = getattr(feature, "names", None)
-        if any(value is None for split in values.values() for value in split) or len(values) < len(tables):
+        missing = [None, -1] if known else [None]                # the library's own word for an unknown ClassLabel
+        if any(value in missing for value in everything if not isinstance(value, list)) or len(values) < len(tables):
             raise UserError(f"column '{column}' of {self.path} has rows without a label: name another with "
                             "data.label, or set data.label=null")
-        if known is None and any(isinstance(value, str) for value in values["train"]):
-            known = sorted(set().union(*values.values()))
-            number = {value: k for k, value in enumerate(known)}
-            values = {split: [number[value] for value in rows] for split, rows in values.items()}
-        try:
-            labels = {split: torch.tensor([int(value) for value in rows]) for split, rows in values.items()}
-        except (TypeError, ValueError) as error:
-            raise UserError(f"column '{column}' of {self.path} holds no classes ({feature}): name another with "
-                            "data.label, or set data.label=null") from error
-        low, high = (int(f(torch.cat(list(labels.values())))) for f in (torch.min, torch.max))
-        known = known or [str(k) for k in range(high + 1)]
-        if low < 0 or high >= len(known):
-            raise UserError(f"column '{column}' of {self.path} holds labels from {low} to {high}, which are not "
-                            f"classes 0 to {len(known) - 1}: name another with data.label, or set data.label=null")
-        self.classes, self.class_names = len(known), list(known)
-        return labels
+        if all(isinstance(value, str | int) or (isinstance(value, float) and value.is_integer())
+               for value in everything):
+            if known and not all(0 <= value < len(known) for value in everything):
+                raise UserError(f"column '{column}' of {self.path} holds labels from {min(everything)} to "
+                                f"{max(everything)}, which are not its classes 0 to {len(known) - 1}: name another "
+                                "with data.label, or set data.label=null")
+            return values
+        if self.columns["label"] == "auto":
+            self.unlabelled = f"column '{column}' holds no classes"
+            return None
+        raise UserError(f"column '{column}' of {self.path} holds no classes ({feature}): name another with "
+                        "data.label, or set data.label=null")
+
+    def _labels(self, values: dict[str, list[Any]], parts: Mapping[str, Part], feature: Any) -> dict[str, Tensor]:
+        """Class numbers of the good images by split, -1 where train lacks it; sets `classes` and `class_names`."""
+        known = getattr(feature, "names", None)
+        good = {split: [values[split][i] for i in part.rows.tolist()] for split, part in parts.items()}
+        words = any(isinstance(value, str) for value in good["train"])
+        occurring = sorted(set(good["train"]), key=(lambda v: natural(str(v))) if words else None)
+        number = {value: k for k, value in enumerate(occurring)}
+        names = [known[v] if known else str(int(v)) if isinstance(v, float) else str(v) for v in occurring]
+        self.classes, self.class_names = len(names), [shown(name) for name in names]
+        if known and len(known) > len(names):
+            never = [name for k, name in enumerate(known) if k not in number]
+            self.notes.append(f"no training image of {listed(never)}, which are no classes here")
+        return {split: torch.tensor([number.get(v, -1) for v in rows]) for split, rows in good.items()}
+
+    def _trained(self, split: str, rows: Tensor, labels: Tensor, left_out: dict[str, list[str]]) -> Tensor:
+        """Rows whose class occurs in train.
+
+        Raises:
+            UserError: there are none.
+        """
+        strange = int((labels < 0).sum())
+        if strange == len(rows):
+            raise UserError(f"no {split} image of {self.path} has a class that occurs in train: check the labels, or "
+                            "set data.label=null")
+        if strange:
+            left_out[f"{split} images of classes that do not occur in train"] = [f"row {i}" for i in rows[labels < 0]]
+        return rows[labels >= 0]
 
 
-def _by_split(tables: Mapping[str, Any], path: str) -> dict[str, Any]:
+def _by_split(tables: Mapping[str, Any], path: str, left_out: dict[str, list[str]]) -> dict[str, Any]:
     """Tables under our split names."""
-    found = {SPLIT_NAMES[name.lower()]: table for name, table in tables.items() if name.lower() in SPLIT_NAMES}
-    if len(tables) == 1:
-        found = {"train": next(iter(tables.values()))}
+    found: dict[str, Any] = {}
+    for name, table in tables.items():
+        split = "train" if len(tables) == 1 else SPLIT_NAMES.get(name.lower())
+        if split is None or split in found:
+            left_out.setdefault("splits of other names", []).append(name)
+        else:
+            found[split] = table
     if "train" not in found:
         raise UserError(f"{path} has the splits {', '.join(tables)} but none called train: name a file or folder with "
                         "one as data.path")
@@ -210,6 +289,37 @@ def _by_split(tables: Mapping[str, Any], path: str) -> dict[str, Any]:
     if empty:
         raise UserError(f"the split {empty[0]} of {path} has no rows: check the files")
     return found
+
+
+def _beside_zip(folder: Path) -> Any:
+    """The table of a folder that holds a zip of images and, beside it, their metadata; None: it holds other things.
+
+    Raises:
+        UserError: the metadata are torn, or name what is not in the zip.
+    """
+    if not folder.is_dir():
+        return None
+    listing = look(folder, "data.path")
+    metadata = [name for name in listing.beside if name.lower() in METADATA]
+    if listing.names or len(listing.zips) != 1 or len(metadata) != 1:
+        return None
+    import datasets
+
+    archive = folder / listing.zips[0]
+    names = look(archive, "data.path").names
+    files = ZipFiles(archive, names)
+    top = shared_folders(names, ())
+    number = {"/".join(name.split("/")[top:]): i for i, name in enumerate(names)}    # file_name may leave out the
+    number |= {name: i for i, name in enumerate(names)}                              # folder that everything is in
+    rows = metadata_rows(metadata[0], (folder / metadata[0]).read_bytes(), str(folder))
+    missing = [row["file_name"] for row in rows if row["file_name"] not in number]
+    if missing:
+        raise UserError(f"{metadata[0]} in {folder} names {len(missing):,} files that are not in {archive.name}: "
+                        f"{listed(missing)}")
+    columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+    columns["image"] = [{"bytes": files.read(number[str(name)]), "path": name} for name in columns.pop("file_name")]
+    table = datasets.Dataset.from_dict(columns)
+    return table.cast_column("image", datasets.Image())
 
 
 def _usual(names: Sequence[str], usual: Sequence[str]) -> list[str]:
@@ -229,7 +339,7 @@ def _image_columns(features: Mapping[str, Any]) -> list[str]:
 def _label_columns(features: Mapping[str, Any]) -> list[str]:
     typed = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     plain = [name for name, feature in features.items() if name.lower() in LABEL_NAMES and name not in typed
-             and str(getattr(feature, "dtype", "")).startswith(("int", "uint", "string", "large_string", "bool"))]
+             and str(getattr(feature, "dtype", "")).startswith(LABEL_TYPES)]
     return _usual(typed, LABEL_NAMES) + _usual(plain, LABEL_NAMES)
 
 
@@ -244,13 +354,8 @@ def _text_columns(features: Mapping[str, Any]) -> list[str]:
 def _captions(table: Any, text: str) -> list[str]:
     """Captions of all rows: a column's (the first where a row has several), or a template filled with columns."""
     if "{" not in text:
-        return [_one(value) for value in table[text]]
+        return [first_text(value) for value in table[text]]
     names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
     columns = {name: list(table[name]) for name in names}
-    return [text.format(**{name: _one(values[i]) for name, values in columns.items()}) for i in range(len(table))]
-
-
-def _one(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        value = value[0] if value else ""
-    return "" if value is None else str(value)
+    return [text.format(**{name: first_text(values[i]) for name, values in columns.items()})
+            for i in range(len(table))]

@@ -11,7 +11,10 @@ from torch import Tensor
 from aigc.data.decode import Wanted, parse_size
 from aigc.data.download import Archive, fetch
 from aigc.data.encoded import Encoded, Files, Part, open_parts
-from aigc.data.folder import SPLIT_NAMES, image_files, list_images, shared_folders
+from aigc.data.folder import image_files
+from aigc.data.layout import shared_folders
+from aigc.data.listing import list_images
+from aigc.data.names import SPLIT_NAMES
 from aigc.data.pairs import PairData
 from aigc.data.split import Lazy, Split, hold_out
 from aigc.errors import UserError, choices

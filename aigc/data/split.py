@@ -1,7 +1,7 @@
 """One part of a data set (train, validation, test): its images, labels and captions, and how parts are cut."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ class Split:
     labels: Tensor | None = None          # (n,) int64
     texts: Sequence[str] | None = None    # n captions
     digest: str | None = None             # identifies the images; None: the tensor's own bytes do
+    prints: Tensor | None = None          # (n,) int64, equal for images from equal files; None: not known
 
     def __len__(self) -> int:
         """Number of images."""
@@ -101,3 +102,43 @@ def hold_out(
         if taken.all():
             raise UserError(f"{what}={share} would hold out all {len(number)} groups of images: choose fewer")
     return (~taken).nonzero()[:, 0], taken.nonzero()[:, 0]
+
+
+def cut(
+    n: int, shares: Mapping[str, int | float], seed: int, *, groups: Sequence[Any] | None = None,
+    labels: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Rows of n that are left to train on, and those held out for each of `shares` (see `hold_out`), all sorted.
+
+    A share of 0 holds out nothing, and its split is missing. With `labels` `(n,)` every class keeps at least one row
+    to train on: it changes places with a row of a class that has more.
+
+    Raises:
+        UserError: a share would hold out nothing, or leave nothing.
+    """
+    rest, held = torch.arange(n), {}
+    for name, share in shares.items():
+        if share != 0:
+            members = None if groups is None else [groups[i] for i in rest.tolist()]
+            kept, out = hold_out(len(rest), share, seed, what=f"data.{name}", groups=members)
+            rest, held[name] = rest[kept], rest[out]
+    if labels is not None:
+        rest = _keep_classes(rest, held, labels, groups)
+    return rest, held
+
+
+def _keep_classes(rest: Tensor, held: dict[str, Tensor], labels: Tensor, groups: Sequence[Any] | None) -> Tensor:
+    """Brings a row (with groups: a group) of each class that would have none back from `held`; returns the rest."""
+    for label in sorted(set(labels.tolist()) - set(labels[rest].tolist())):
+        name = next(split for split, rows in held.items() if (labels[rows] == label).any())
+        rows = held[name]
+        back = rows[labels[rows] == label][:1]
+        if groups is not None:
+            back = torch.tensor([i for i in rows.tolist() if groups[i] == groups[int(back)]])
+        donors = rest[labels[rest].bincount(minlength=int(labels.max()) + 1)[labels[rest]] > 1]
+        given = donors[-1:] if groups is None else donors[:0]
+        held[name] = torch.cat([rows[~torch.isin(rows, back)], given]).sort().values
+        rest = torch.cat([rest[~torch.isin(rest, given)], back]).sort().values
+        if not len(held[name]):
+            raise UserError(f"data.{name} would hold out the only image of a class: add images, or set data.{name}=0")
+    return rest

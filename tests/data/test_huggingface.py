@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -109,18 +110,20 @@ def test_an_image_folder_with_metadata(tmp_path: Path) -> None:
 
 def test_broken_rows_are_named_together(tmp_path: Path) -> None:
     rows = {"image": [{"bytes": png(i) if i not in (2, 5) else b"torn", "path": None} for i in range(9)],
-            "label": list(range(9))}
+            "label": [i // 3 for i in range(9)]}
     path = tmp_path / "a.parquet"
     datasets.Dataset.from_dict(rows, features=datasets.Features(
         {"image": datasets.Image(), "label": datasets.Value("int64")})).to_parquet(str(path))
     with pytest.raises(UserError, match=r"2 of 9 images .*: train\[2\] \(not an image\), train\[5\] \("):
         load(path)
     data = load(path, skip_broken=True)
-    assert data.labels("train").tolist() == levels(data, "train") and not {2, 5} & set(levels(data, "train"))
+    assert data.labels("train").tolist() == [i // 3 for i in levels(data, "train")]
+    assert not {2, 5} & set(levels(data, "train"))
 
 
 def test_missing_corrupt_and_misnamed_are_one_sentence_each(tmp_path: Path) -> None:
-    good = parquet(tmp_path / "good.parquet", label=(datasets.Value("int64"), [-1, *range(19)]))
+    good = parquet(tmp_path / "good.parquet", label=(datasets.Value("int64"), [None, *range(19)]),
+                   kind=(datasets.Value("float32"), [i + 0.5 for i in range(20)]))
     (tmp_path / "torn.parquet").write_bytes(good.read_bytes()[:500])
     (tmp_path / "empty").mkdir()
     datasets.Dataset.from_dict({"words": ["a", "b"]}).to_parquet(str(tmp_path / "words.parquet"))
@@ -132,11 +135,98 @@ def test_missing_corrupt_and_misnamed_are_one_sentence_each(tmp_path: Path) -> N
         (tmp_path / "words.parquet", {}, r"no column of images .*\(it has words\): name it with data.image"),
         (good, {"image": "imge"}, "no column 'imge' for data.image: did you mean 'image'"),
         (good, {"text": "a {stile}"}, "no column 'stile' for data.text"),
-        (good, {}, "labels from -1 to 18"),
+        (good, {}, "'label' of .* has rows without a label"),
+        (good, {"label": "kind"}, "'kind' of .* holds no classes"),
     ):
         with pytest.raises(UserError, match=words) as caught:
             load(path, **options)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("feature", "kinds", "names"), [
+    ("int64", [7, 1], ["1", "7"]),
+    ("int64", [10, -3], ["-3", "10"]),
+    ("int64", [2, 1], ["1", "2"]),
+    ("bool", [True, False], ["False", "True"]),
+    ("float32", [10.0, 2.0], ["2", "10"]),
+    ("string", ["10", "2"], ["2", "10"]),
+    ("string", ["dog", "Cat"], ["Cat", "dog"]),
+    (["never", "even", "nor", "odd"], [3, 1], ["even", "odd"]),
+])
+def test_classes_are_what_occurs_under_its_own_name(
+    tmp_path: Path, feature: str | list[str], kinds: list, names: list[str]
+) -> None:
+    typed = datasets.Value(feature) if isinstance(feature, str) else datasets.ClassLabel(names=feature)
+    data = load(parquet(tmp_path / "a.parquet", label=(typed, kinds * 10)))
+    assert (data.classes, data.class_names) == (2, names)
+    for split in data.splits:       # even images have the first kind, which comes second in order
+        assert data.labels(split).tolist() == [1 - i % 2 for i in levels(data, split)]
+    assert "of 2 classes (" + ", ".join(names) + ")" in data.found()[0]
+    assert ("never, nor" in data.found()[0]) == isinstance(feature, list)
+
+
+def test_held_out_rows_of_classes_that_train_lacks_are_left_out(tmp_path: Path) -> None:
+    number = datasets.Value("int64")
+    parquet(tmp_path / "set" / "train.parquet", label=(number, [1, 7] * 10))
+    parquet(tmp_path / "set" / "test.parquet", n=4, start=100, label=(number, [7, 8, 1, 9]))
+    data = load(tmp_path / "set")
+    assert data.class_names == ["1", "7"] and levels(data, "test") == [100, 102]
+    assert data.labels("test").tolist() == [1, 0]
+    assert data.left_out == ["test images of classes that do not occur in train: 2 (row 1, row 3)"]
+    parquet(tmp_path / "set" / "test.parquet", n=4, start=100, label=(number, [8, 8, 9, 9]))
+    with pytest.raises(UserError, match=r"no test image of .* has a class that occurs in train"):
+        load(tmp_path / "set")
+
+
+def test_every_class_keeps_an_image_to_train_on(tmp_path: Path) -> None:
+    rare = [0] * 8 + [1] * 9 + [2, 3, 4]
+    path = parquet(tmp_path / "a.parquet", label=(datasets.Value("int64"), rare))
+    for seed in range(6):
+        data = load(path, split_seed=seed, validation=5, test=5)
+        assert set(data.labels("train").tolist()) == set(range(5))
+        assert sorted(v for s in data.splits for v in levels(data, s)) == list(range(20))
+        assert (data.count("validation"), data.count("test")) == (5, 5)
+
+
+def test_a_number_in_every_row_is_no_class(tmp_path: Path) -> None:
+    data = load(parquet(tmp_path / "a.parquet", label=(datasets.Value("int64"), list(range(20)))))
+    assert data.classes is None and "without classes (column 'label' has a value of its own" in data.found()[0]
+
+
+def test_equal_images_are_held_out_together(tmp_path: Path) -> None:
+    rows = {"image": [{"bytes": png(i // 2), "path": None} for i in range(40)]}
+    datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()})).to_parquet(
+        str(tmp_path / "a.parquet"))
+    data = load(tmp_path / "a.parquet")
+    parts = [set(levels(data, split)) for split in data.splits]
+    assert sum(map(len, parts)) == 20 and len(set().union(*parts)) == 20
+
+
+def test_a_zip_beside_its_metadata(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for i in range(12):
+            archive.writestr(f"images/{i}.png", png(i))
+    rows = [{"file_name": f"{i}.png", "text": f"number {i}", "label": ["low", "high"][i % 2]} for i in range(12)]
+    (tmp_path / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    data = load(tmp_path)
+    assert data.kind == "captioned" and data.class_names == ["high", "low"]
+    assert sum(map(data.count, data.splits)) == 12
+    assert list(data.split("train").texts) == [f"number {i}" for i in levels(data, "train")]
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "99.png", "text": "x"}\n')
+    with pytest.raises(UserError, match=r"metadata.jsonl in .* names 1 files that are not in images.zip: 99.png"):
+        load(tmp_path)
+
+
+def test_an_image_folder_leaves_out_what_this_program_drew(tmp_path: Path) -> None:
+    for i in range(12):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    samples = tmp_path / "runs" / "x" / "samples"
+    samples.mkdir(parents=True)
+    (samples / "000000064.png").write_bytes(png(99))
+    (samples.parent / "summary.json").write_text(json.dumps({"study": "s", "signature": "0"}))
+    data = load(tmp_path)
+    assert sorted(v for s in data.splits for v in levels(data, s)) == list(range(12))
+    assert "runs/x/samples/000000064.png" in data.found()[1]
 
 
 def test_the_emoji_keep_concepts_apart(shared: Path) -> None:
