@@ -18,6 +18,7 @@ from aigc.report.runs import Run, read_run
 
 NAME = "README.md"
 MARK = "<!-- written by aigc, and written again when the run changes; what you add below stays -->"
+LISTED = 50                                                # classes that are named
 TASKS = {"text": "text-to-image", "translation": "image-to-image", "none": "unconditional-image-generation",
          "label": "unconditional-image-generation"}        # as the Hub names them; it has none for labels
 
@@ -126,6 +127,7 @@ def training(run: Run) -> str:
         "minutes of training": f"{summary['seconds'] / 60:.2f}" if "seconds" in summary else "",
         "images a second": f"{speed:,}" if speed else "",
         "training images": facts,
+        "classes": names_of(summary.get("data")),
         "images a step": str(summary.get("global_batch", "")),
         "peak memory": f"{memory:,.0f} MiB" if memory else "",
         "precision": str(summary.get("precision", "")),
@@ -149,6 +151,13 @@ def facts_of(data: Any) -> str:
     held = f" ({held})" if held else ""
     classes = f", {data['classes']} classes" if data["classes"] else ""
     return f"{data['images']['train']:,}{held}, {height} x {width}, {data['channels']} channels{classes}"
+
+
+def names_of(data: Any) -> str:
+    """What the classes are called, by number; of many the first ones."""
+    names = data.get("class_names") if isinstance(data, Mapping) else None
+    names = [str(name) for name in names or []]
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED:,} more" if len(names) > LISTED else "")
 
 
 def last_scores(run: Run) -> list[str]:
@@ -197,7 +206,9 @@ def usage(run: Run) -> str:
     if run.summary.get("translates"):
         lines.append("python -m aigc.edit task=translate run=$run images=photos out=translated")
     else:
-        condition = {"label": " label=0", "text": ' text="..."'}.get(condition_of(run), "")
+        names = (run.summary.get("data") or {}).get("class_names") or ["0"]
+        label = f" label={shlex.quote(str(names[0]))}"
+        condition = {"label": label, "text": ' text="..."'}.get(condition_of(run), "")
         lines.append(f"python -m aigc.generate run=$run n=64 out=images seed=0{condition}")
     budget = {name: value for name, value in (run.summary.get("budget") or {}).items() if value}
     spent = run.status == "finished"

@@ -50,6 +50,7 @@ class GenerateConfig:
     run: str = "???"
     checkpoint: str = "best"
     out: str | None = None
+    overwrite: bool = False
     n: int = 64
     seed: int = 0
     label: Any = None
@@ -72,6 +73,7 @@ class EditConfig:
     checkpoint: str = "best"
     images: str = "???"
     out: str | None = None
+    overwrite: bool = False
     direction: str = "a2b"
     side: int | None = None
     seed: int = 0

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
     from aigc.models.family import Family
 
-SHOWN = 16  # pictures in the comparison
+    Task = Callable[[Tensor, list[int]], Tensor]
+
+FORMATS = ("keep", "png")
 
 
 def main() -> None:
@@ -24,46 +26,42 @@ def edit(cfg: Any) -> None:
     """Reads the pictures that `images` means, does the task on each, and writes them by the same names and sizes."""
     if cfg.task not in TASKS:
         raise UserError(f"there is no task '{cfg.task}': {choices(cfg.task, TASKS)}")
-    if cfg.format not in ("keep", "png"):
-        raise UserError(f"format '{cfg.format}' is not written here: {choices(cfg.format, ('keep', 'png'))}")
+    if cfg.format not in FORMATS:
+        raise UserError(f"unsupported format '{cfg.format}': {choices(cfg.format, FORMATS)}")
     if cfg.batch_size < 1 or cfg.megapixels <= 0 or (cfg.side is not None and cfg.side < 1):
         sentence = f"batch_size={cfg.batch_size}, megapixels={cfg.megapixels} and side={cfg.side}"
         raise UserError(f"{sentence} must be positive")
-    from tqdm import tqdm
-
-    from aigc.checkpoints import choose_device, load_family
-    from aigc.generate import default_out
-    from aigc.pictures import edited, find_pictures, save_comparison, write
+    from aigc.checkpoints import choose_device, find_checkpoint, load_family
+    from aigc.config import to_plain
+    from aigc.generate import run_of
+    from aigc.images.output import by_time, claim, sha256_of
+    from aigc.pictures import find_pictures, write_edited
 
     device = choose_device(cfg.device)
-    folder = default_out(Path(cfg.run).expanduser()).with_name("edited")
-    out = Path(cfg.out).expanduser() if cfg.out else folder
-    pictures = find_pictures(cfg.images, out, cfg.format)
-    family = load_family(cfg.run, cfg.checkpoint, device)
-    task = TASKS[cfg.task](family, cfg)
+    checkpoint = find_checkpoint(cfg.run, cfg.checkpoint)
+    run = run_of(checkpoint)
+    out = Path(cfg.out).expanduser() if cfg.out else by_time(run / "edited")
+    left_out: dict[str, str] = {}
     failures: dict[Path, str] = {}
-    pairs: list[tuple[Tensor, Tensor]] = []
-    with tqdm(total=len(pictures), unit=" pictures", disable=None) as bar:
-        for picture, before, after in edited(
-            pictures, task, channels=family.hparams.channels, batch_size=cfg.batch_size,
-            pixels=int(cfg.megapixels * 1e6), failures=failures,
-        ):
-            write(after, picture.target)
-            if len(pairs) < SHOWN:
-                pairs.append((before, after))
-            bar.update()
-    comparison = out / "comparison.png"
-    if pairs and comparison not in {picture.target for picture in pictures}:
-        save_comparison(pairs, comparison)
+    pictures = find_pictures(cfg.images, out, cfg.format, left_out=left_out)
+    with claim(out, overwrite=cfg.overwrite, numbered=not cfg.out) as output:
+        family = load_family(checkpoint, device=device)
+        task = TASKS[cfg.task](family, cfg)
+        output.facts = {"verb": "edit", "run": str(run), "checkpoint": str(checkpoint.resolve()),
+                        "sha256": sha256_of(checkpoint), "seed": cfg.seed, "options": to_plain(cfg)}
+        write_edited(pictures, task, output, channels=family.hparams.channels, batch_size=cfg.batch_size,
+                     pixels=int(cfg.megapixels * 1e6), failures=failures)
+        output.ending = {"failed": {str(path): reason for path, reason in sorted(failures.items())}}
     done = len(pictures) - len(failures)
+    said = [f"{len(left_out)} left out ({', '.join(sorted(set(left_out.values())))})"] if left_out else []
     if failures:
         named = "; ".join(f"{path} ({reason})" for path, reason in sorted(failures.items()))
-        rest = f"the other {done} are in '{out}'" if done else "nothing was written"
+        rest = f"the other {done} are in '{output.folder}'" if done else "nothing was written"
         raise RunError(f"{len(failures)} of {len(pictures)} pictures failed, {rest}: {named}")
-    print(f"{done} pictures in {out}")
+    print(", ".join([f"{done} picture{'s' if done != 1 else ''} in {output.folder}", *said]))
 
 
-def translate(family: "Family", cfg: Any) -> Callable[["Tensor", list[int]], "Tensor"]:
+def translate(family: "Family", cfg: Any) -> "Task":
     """Pictures of one side as pictures of the other.
 
     Raises:

@@ -21,7 +21,7 @@ INK = 255                # of words
 
 def grid(
     images: Tensor, *, columns: int | None = None, scale: int | None = None, captions: Sequence[str] | None = None,
-    titles: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None, words: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Images side by side, row by row: uint8 `(H, W)` for grey ones, else `(H, W, 3)`.
 
@@ -31,6 +31,7 @@ def grid(
         scale: enlargement, pixels repeated; None: small images reach about `CELL` pixels.
         captions: words above each row, broken into lines as wide as the grid; a row without takes no room for them.
         titles: a word or two above each column.
+        words: a word or two above each image, cut off where they are wider.
     """
     pixels = to_uint8(images).cpu().numpy()
     n, c, h, w = pixels.shape
@@ -41,9 +42,10 @@ def grid(
     pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3)
     step_x, rows = w * scale + GAP, math.ceil(n / columns)
     width = columns * step_x - GAP
-    words = [_lines(caption, width) for caption in captions or [""] * rows]
-    assert len(words) == rows, f"{len(words)} captions for {rows} rows"
-    above = [LINE * len(lines) for lines in words]
+    said = [_lines(caption, width) for caption in captions or [""] * rows]
+    assert len(said) == rows, f"{len(said)} captions for {rows} rows"
+    assert not words or len(words) == n, f"{len(words)} words for {n} images"
+    above = [LINE * (len(lines) + bool(words)) for lines in said]
     tops = [LINE * bool(titles) + row * (h * scale + GAP) + sum(above[: row + 1]) for row in range(rows)]
     canvas = np.full((pixels.shape[1], tops[-1] + h * scale, width), TONE, np.uint8)
     for k, image in enumerate(pixels):
@@ -51,9 +53,12 @@ def grid(
         canvas[:, top : top + h * scale, left : left + w * scale] = image
     for k, title in enumerate(titles or []):
         _write(canvas, title, 0, k * step_x, (k + 1) * step_x - GAP)
-    for top, lines in zip(tops, words, strict=True):
+    for k, word in enumerate(words or []):
+        left = k % columns * step_x
+        _write(canvas, word, tops[k // columns] - LINE, left, left + w * scale)
+    for top, lines in zip(tops, said, strict=True):
         for k, line in enumerate(lines):
-            _write(canvas, line, top - LINE * (len(lines) - k), 0, width)
+            _write(canvas, line, top - LINE * (len(lines) + bool(words) - k), 0, width)
     return canvas[0] if len(canvas) == 1 else canvas.transpose(1, 2, 0)
 
 

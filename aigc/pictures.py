@@ -1,31 +1,37 @@
 """Picture files in, pictures of the same names and sizes out: any number of them, read ahead, in bounded memory."""
 
+import io
 import os
+import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from glob import glob, has_magic
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from aigc.data.decode import decode, header
 from aigc.data.names import ENDINGS
 from aigc.errors import UserError
-from aigc.grids import save_grid
+from aigc.grids import grid_png
+from aigc.images.output import Output
+from aigc.images.written import ours
 from aigc.metrics.features import to_uint8
 
 WRITTEN: dict[str, dict[str, Any]] = {                     # endings that are kept; other pictures become PNGs
     ".png": {}, ".jpg": {"quality": 95}, ".jpeg": {"quality": 95}, ".webp": {"lossless": True}, ".bmp": {},
     ".tif": {}, ".tiff": {},
 }
+COMPARISON, SHOWN = "comparison.png", 16                   # and the pictures in it
+LARGEST = 2**30                                            # bytes of a picture in a zip, unpacked
 READERS = 4                                                # threads that decode ahead
 SMALLEST = 16                                              # pixels a side that a network gets; less is padded
 Item = TypeVar("Item")
@@ -34,54 +40,125 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file, where its result goes, and its place among all of them."""
+    """A picture file, or an entry of a zip; the name of its result below the output folder; its place among all."""
 
-    source: Path
-    target: Path
+    source: Path                                           # in a zip: <zip>/<entry>, for people
+    target: str
     number: int
+    archive: zipfile.ZipFile | None = None
+    entry: zipfile.ZipInfo | None = None
+
+    def read(self) -> bytes:
+        """The content of the file.
+
+        Raises:
+            ValueError: of an entry that is too large or protected; zipfile raises others.
+        """
+        if self.archive is None or self.entry is None:
+            return self.source.read_bytes()
+        if self.entry.flag_bits & 1:
+            raise ValueError("protected by a password")
+        if self.entry.file_size > LARGEST:
+            raise ValueError(f"more than {LARGEST >> 20:,} MiB once unpacked")
+        return self.archive.read(self.entry)
 
 
-def find_pictures(images: str, out: Path, form: str = "keep") -> list[Picture]:
-    """The pictures that `images` means: a file, a folder with its subfolders, or a glob (`**` too).
+def find_pictures(
+    images: str, out: Path, form: str = "keep", *, left_out: dict[str, str] | None = None
+) -> list[Picture]:
+    """The pictures that `images` means: a file, a folder with its subfolders, a zip likewise, or a glob (`**` too).
 
-    Results keep the place below the folder, or below the part of the glob before its first wildcard. `form` is `keep`
-    (the same ending, where it can be written without much loss) or `png`. What lies in `out` is no input.
+    Results keep the place below the folder, in the zip, or below the part of the glob before its first wildcard. What
+    lies in `out` is no input, and neither are grids that this program drew.
+
+    Args:
+        images: as typed.
+        out: where results go.
+        form: `keep` (the same ending, where it can be written without much loss) or `png`.
+        left_out: takes the names of grids and the like, each with the reason.
 
     Raises:
         UserError: nothing is found, or a result would overwrite a picture that was given.
     """
     path = Path(images).expanduser()
-    if path.is_dir():
-        root, found = path, [Path(f, name) for f, _, names in os.walk(path, followlinks=True) for name in names]
-    elif path.is_file():
-        root, found = path.parent, [path]
-    else:
-        parts = path.parts
-        plain = next((k for k, part in enumerate(parts) if has_magic(part)), None)
-        if plain is None:
-            raise UserError(f"images='{images}' does not exist: give a picture, a folder or a glob such as 'a/*.png'")
-        root, found = Path(*parts[:plain]), [Path(name) for name in glob(str(path), recursive=True)]
+    if path.is_file() and path.suffix.lower() not in ENDINGS:
+        return _in_zip(path, form, left_out)
+    root, found = _in_folders(path, images)
     own = out.resolve()
     sources = sorted(
         file for file in found
         if (file == path or file.suffix.lower() in ENDINGS) and not file.name.startswith(".")
         and file.is_file() and (file == path or not file.resolve().is_relative_to(own) or own == root.resolve())
     )
+    if sources != [path]:
+        names = {source.relative_to(root).as_posix(): source for source in sources}
+        drawn = ours(root, list(names), only_drawings=True)
+        sources = [source for name, source in names.items() if name not in drawn]
+        if left_out is not None:
+            left_out |= drawn
     if not sources:
         raise UserError(f"images='{images}' holds no pictures ({' '.join(ENDINGS)}): name others")
-    pictures, taken, given = [], set(), {source.resolve() for source in sources}
-    for number, source in enumerate(sources):
-        place = source.relative_to(root)
+    given = {source.resolve(): source for source in sources}
+    targets = _targets([source.relative_to(root).as_posix() for source in sources], form)
+    for target in targets:
+        if (source := given.get((out / target).resolve())) is not None:
+            raise UserError(f"out='{out}' would overwrite '{source}', which is an input: choose another folder")
+    return [Picture(source, target, k) for k, (source, target) in enumerate(zip(sources, targets, strict=True))]
+
+
+def _in_folders(path: Path, images: str) -> tuple[Path, list[Path]]:
+    """The folder that places are relative to, and all files that a file, folder or glob means."""
+    if path.is_dir():
+        return path, [Path(f, name) for f, _, names in os.walk(path, followlinks=True) for name in names]
+    if path.is_file():
+        return path.parent, [path]
+    parts = path.parts
+    plain = next((k for k, part in enumerate(parts) if has_magic(part)), None)
+    if plain is None:
+        raise UserError(f"images='{images}' does not exist: give a picture, a folder, a zip or a glob such as "
+                        "'a/*.png'")
+    return Path(*parts[:plain]), [Path(name) for name in glob(str(path), recursive=True)]
+
+
+def _in_zip(path: Path, form: str, left_out: dict[str, str] | None) -> list[Picture]:
+    """The pictures in a zip. Nothing is unpacked; names that lead out of it are taken as if they stayed inside."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"images='{path}' is neither a picture nor a whole zip ({error}): give a picture, a folder, a "
+                        "zip or a glob") from error
+    entries = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
+    names = sorted(name for name in entries if name.lower().endswith(ENDINGS) and not any(
+        part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in _parts(name)))
+    drawn = ours(path, names, only_drawings=True)
+    names = [name for name in names if name not in drawn]
+    if left_out is not None:
+        left_out |= drawn
+    if not names:
+        raise UserError(f"images='{path}' holds no pictures ({' '.join(ENDINGS)}): name another zip")
+    if all(entries[name].flag_bits & 1 for name in names):
+        raise UserError(f"images='{path}' is protected by a password: unpack it, and give the folder")
+    inside = ["/".join(part for part in _parts(name) if part not in ("", ".", "..")) for name in names]
+    return [Picture(path / place, target, k, archive, entries[name])
+            for k, (name, place, target) in enumerate(zip(names, inside, _targets(inside, form), strict=True))]
+
+
+def _parts(name: str) -> list[str]:
+    return name.replace("\\", "/").split("/")
+
+
+def _targets(places: list[str], form: str) -> list[str]:
+    """Names for the results of pictures at these places, all different."""
+    targets: dict[str, None] = {}
+    for name in places:
+        place = PurePosixPath(name)
         kept = form == "keep" and place.suffix.lower() in WRITTEN
-        target = out / (place if kept else place.with_suffix(".png"))
-        while target in taken:                             # a.png and a.gif in one folder
+        target = place if kept else place.with_suffix(".png")
+        while str(target) in targets:                      # a.png and a.gif in one folder
             target = target.with_name(f"{place.name}{target.suffix}")
             place = place.with_name(f"{place.name}_")
-        if target.resolve() in given:
-            raise UserError(f"out='{out}' would overwrite '{source}', which is an input: choose another folder")
-        taken.add(target)
-        pictures.append(Picture(source, target, number))
-    return pictures
+        targets[str(target)] = None
+    return list(targets)
 
 
 def read(picture: Picture, channels: int) -> Tensor:
@@ -91,7 +168,7 @@ def read(picture: Picture, channels: int) -> Tensor:
         ValueError: it cannot be read; says why.
     """
     try:
-        data = picture.source.read_bytes()
+        data = picture.read()
         size, _ = header(data)
         return decode(data, size=size, channels=channels)
     except Exception as error:                             # Pillow's decoders raise what they like
@@ -99,28 +176,14 @@ def read(picture: Picture, channels: int) -> Tensor:
         raise ValueError(reason) from error
 
 
-def write(image: Tensor, path: Path) -> None:
-    """Writes uint8 `(c, h, w)` by the ending of `path`, to a temporary name first; makes the folder.
-
-    Raises:
-        UserError: the folder does not take it.
-    """
+def encode(image: Tensor, ending: str) -> bytes:
+    """A picture uint8 `(c, h, w)` as a file with this ending (`.png`, `.jpg`, ...)."""
     from PIL import Image
 
-    array = image.permute(1, 2, 0).numpy()
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(np.ascontiguousarray(array[..., 0] if len(image) == 1 else array))
-        ending = path.suffix.lower()
-        picture.save(temporary, format=Image.registered_extensions()[ending], **WRITTEN[ending])
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"'{path}' could not be written ({reason}): choose another out=, or make room") from error
-    finally:
-        with suppress(OSError):                            # where the folder could not be made
-            temporary.unlink()
+    array, file = image.permute(1, 2, 0).numpy(), io.BytesIO()
+    picture = Image.fromarray(np.ascontiguousarray(array[..., 0] if len(image) == 1 else array))
+    picture.save(file, format=Image.registered_extensions()[ending.lower()], **WRITTEN[ending.lower()])
+    return file.getvalue()
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Future[Result]]:
@@ -195,6 +258,28 @@ def edited(
         yield from flush(shape)
 
 
+def write_edited(
+    pictures: list[Picture], edit: Callable[[Tensor, list[int]], Tensor], output: Output, **options: Any
+) -> None:
+    """Writes what `edit` makes of each picture, and `comparison.png`: the first ones beside their results.
+
+    `options` are those of `edited`.
+
+    Raises:
+        RunError: the folder does not take them.
+    """
+    pairs: list[tuple[Tensor, Tensor]] = []
+    with tqdm(total=len(pictures), unit=" pictures", disable=None) as bar:
+        for picture, before, after in edited(pictures, edit, **options):
+            output.write(picture.target, encode(after, Path(picture.target).suffix), kind="image",
+                         number=picture.number, source=str(picture.source))
+            if len(pairs) < SHOWN:
+                pairs.append((before, after))
+            bar.update()
+    if pairs and COMPARISON not in {picture.target for picture in pictures}:
+        output.write(COMPARISON, comparison(pairs), kind="comparison")
+
+
 def at_side(edit: Callable[[Tensor], Tensor], images: Tensor, side: int | None) -> Tensor:
     """`edit` of images `(n, c, h, w)` in [-1, 1] at a shorter side of `side` pixels (None: their own), scaled back.
 
@@ -214,8 +299,8 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def save_comparison(pairs: list[tuple[Tensor, Tensor]], path: Path, cell: int = 128) -> None:
-    """A picture of (before, after) pairs, uint8 `(c, h, w)`, each fitted into squares of `cell` pixels, two a row."""
+def comparison(pairs: list[tuple[Tensor, Tensor]], cell: int = 128) -> bytes:
+    """A PNG of (before, after) pairs, uint8 `(c, h, w)`, each fitted into squares of `cell` pixels, two a row."""
 
     def fitted(image: Any) -> Tensor:
         h, w = image.shape[1:]
@@ -226,4 +311,4 @@ def save_comparison(pairs: list[tuple[Tensor, Tensor]], path: Path, cell: int = 
         return F.pad(small, (left, cell - size[1] - left, top, cell - size[0] - top), value=1.0)[0]
 
     cells = [fitted(image) for pair in pairs for image in pair]
-    save_grid(torch.stack(cells), path, columns=4 if len(pairs) > 1 else 2, scale=1)
+    return grid_png(torch.stack(cells), columns=4 if len(pairs) > 1 else 2, scale=1)

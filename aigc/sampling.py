@@ -1,23 +1,28 @@
 """Images of a trained family, one after the other, and files of them."""
 
+import io
+import json
 import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from aigc.errors import UserError
-from aigc.grids import TONE, save_grid
+from aigc.grids import TONE, grid_png
+from aigc.images.output import Output
+from aigc.images.written import KEY
 from aigc.metrics.features import to_uint8
 from aigc.models.family import Family
 from aigc.noise import mix
 
 GRID = 64  # images shown in grid.png
+ROWS = 16  # different labels that get a row each; of more, each image gets its own above it
 
 
 def sample_uint8(
@@ -35,47 +40,107 @@ def sample_uint8(
 
 
 def write(
-    images: Iterator[np.ndarray], out: Path, form: str, n: int, *, prompts: Sequence[str] | None = None
+    images: Iterator[np.ndarray], out: Output, form: str, n: int, *, recipe: dict[str, Any],
+    asked: Sequence[dict[str, Any]] | None = None,
 ) -> None:
     """Writes n images `(h, w, c)` as they come, so that an interruption loses none: PNGs or images.npy, and grid.png.
 
-    With `prompts`, one an image, the grid has a row for each different one, and prompts.txt names every image's.
+    Args:
+        images: the images.
+        out: takes them.
+        form: png or npy.
+        n: how many they are.
+        recipe: how they were made; with number, label and text it stands in each PNG (text chunk `aigc`, JSON).
+        asked: `label` or `text` of each image: the grid shows it, and texts go to prompts.txt.
 
     Raises:
-        UserError: the folder does not take them.
+        RunError: the folder does not take them.
     """
-    first = next(images)  # a wrong option fails here, before anything is written
+    first = next(images)                                   # a wrong option fails here, before anything is written
     shown = torch.zeros(min(n, GRID), first.shape[-1], *first.shape[:2], dtype=torch.uint8)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if form == "npy":
-            stack = np.lib.format.open_memmap(out / "images.npy", mode="w+", dtype=np.uint8, shape=(n, *first.shape))
+    words = [str(next(iter(one.values()))) for one in asked or []]
+
+    def each() -> Iterator[tuple[int, np.ndarray]]:
         for k, image in enumerate(chain([first], images)):
             if k < GRID:
                 shown[k] = torch.from_numpy(image).permute(2, 0, 1)
-            if form == "npy":
-                stack[k] = image
-            else:
-                picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-                picture.save(out / f"{k:0{max(5, len(str(n - 1)))}}.png")
-        if prompts is None:
-            save_grid(shown, out / "grid.png")
-        else:
-            (out / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
-            save_rows(shown, prompts[: len(shown)], out / "grid.png")
-    except OSError as error:
-        sentence = f"the images could not be written to '{out}' ({error.strerror}): choose another out="
-        raise UserError(sentence) from error
+            yield k, image
+
+    if asked and "text" in asked[0]:
+        out.write("prompts.txt", "".join(f"{prompt}\n" for prompt in words).encode(), kind="list of prompts")
+    if form == "npy":
+        with out.file("images.npy", keep=True, kind="array") as file:
+            write_array(file, (image for _, image in each()), n)
+    else:
+        for k, image in each():
+            facts = {"number": k, **(asked[k] if asked else {})}
+            name = f"{k:0{max(5, len(str(n - 1)))}}.png"
+            out.write(name, png(image, {**recipe, **facts}), kind="image", **facts)
+    out.write("grid.png", overview(shown, words[: len(shown)], rows=in_rows(asked)), kind="grid")
 
 
-def save_rows(images: torch.Tensor, prompts: Sequence[str], path: Path) -> None:
-    """Writes images `(n, c, h, w)` uint8 as a grid with a row for each different prompt, which stands above it."""
-    rows = {prompt: [k for k, own in enumerate(prompts) if own == prompt] for prompt in dict.fromkeys(prompts)}
-    if len(rows) == 1:
+def in_rows(asked: Sequence[dict[str, Any]] | None) -> bool:
+    """Whether the grid has a row for each different word: for texts, and for a few labels."""
+    return asked is not None and ("text" in asked[0] or len({one["label"] for one in asked[:GRID]}) <= ROWS)
+
+
+def png(image: np.ndarray, recipe: dict[str, Any]) -> bytes:
+    """An image `(h, w, c)` uint8 as a PNG in which its recipe stands; `read_recipe` reads it back."""
+    said, file = PngInfo(), io.BytesIO()
+    said.add_text(KEY, json.dumps(recipe))
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format="PNG", pnginfo=said)
+    return file.getvalue()
+
+
+def read_recipe(path: str | Path) -> dict[str, Any] | None:
+    """How a PNG was made, as it says itself (run, sha256 of the checkpoint, seed, number, label or text); or None."""
+    with Image.open(path) as image:
+        text = image.info.get(KEY)
+    try:
+        recipe = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return recipe if isinstance(recipe, dict) else None
+
+
+def write_array(file: IO[bytes], images: Iterator[np.ndarray], n: int) -> None:
+    """Writes n images `(h, w, c)` uint8 as one .npy of `(n, h, w, c)`, as they come.
+
+    If the making is interrupted, the file is whole and holds those until then.
+    """
+    done = 0
+
+    def header(shape: tuple[int, ...]) -> None:
+        file.seek(0)
+        facts = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, facts)  # type: ignore[no-untyped-call]
+
+    try:
+        for image in images:
+            if not done:
+                header((n, *image.shape))                  # has room for the digits of any number of images
+            file.write(np.ascontiguousarray(image).tobytes())
+            done += 1
+    finally:
+        if 0 < done < n:
+            header((done, *image.shape))
+            file.seek(0, io.SEEK_END)
+
+
+def overview(images: torch.Tensor, words: Sequence[str], *, rows: bool) -> bytes:
+    """A grid of images `(n, c, h, w)` uint8 as a PNG.
+
+    With `rows`, a row for each different word, which stands above it; else every image below its own word, if any.
+    """
+    if not words:
+        return grid_png(images)
+    if not rows:
+        return grid_png(images, words=words)
+    places = {word: [k for k, own in enumerate(words) if own == word] for word in dict.fromkeys(words)}
+    if len(places) == 1:
         side = math.ceil(math.sqrt(len(images)))
-        save_grid(images, path, columns=side, captions=[prompts[0], *[""] * (math.ceil(len(images) / side) - 1)])
-        return
-    columns = max(map(len, rows.values()))
+        return grid_png(images, columns=side, captions=[words[0], *[""] * (math.ceil(len(images) / side) - 1)])
+    columns = max(map(len, places.values()))
     blank = torch.full_like(images[0], TONE)
-    cells = [images[found[k]] if k < len(found) else blank for found in rows.values() for k in range(columns)]
-    save_grid(torch.stack(cells), path, columns=columns, captions=list(rows))
+    cells = [images[found[k]] if k < len(found) else blank for found in places.values() for k in range(columns)]
+    return grid_png(torch.stack(cells), columns=columns, captions=list(places))

@@ -194,6 +194,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes, "condition": cfg.condition,
              "vocabulary": vocabulary_of(cfg, data)}
     model: Family = instantiate(cfg.model, "model", **facts)
+    model.class_names = data.class_names if cfg.condition == "label" else None
     seen, stand = 0 if again else None, {}
     if resumed:
         content = read_checkpoint(checkpoint)

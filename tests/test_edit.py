@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from aigc.config import CONFIG_DIR, register_schemas
 from aigc.edit import edit
 from aigc.errors import RunError, UserError
+from aigc.images.written import RECORD, read_record
 from aigc.pictures import at_side, edited, find_pictures
 
 from .conftest import TINY, compose_train, environment
@@ -79,8 +81,8 @@ def test_a_folder_keeps_names_sizes_and_places_and_broken_files_cost_nothing(run
     assert "Traceback" not in done.stderr
     made = tmp_path / "made"
     names = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
-    assert names == [*(f"{k}.png" for k in range(5)), "comparison.png", "inner/deep/glass.png", "inner/grey.png",
-                     "inner/low.png", "turned.jpg"]
+    assert names == [*(f"{k}.png" for k in range(5)), RECORD, "comparison.png", "inner/deep/glass.png",
+                     "inner/grey.png", "inner/low.png", "turned.jpg"]
     for name in ("0.png", "4.png", "inner/low.png", "inner/grey.png"):  # also smaller than the network takes
         assert np.array_equal(pixels(made / name), 255 - pixels(photos / name)), name
     glass = Image.open(photos / "inner/deep/glass.png")
@@ -98,11 +100,11 @@ def test_a_folder_keeps_names_sizes_and_places_and_broken_files_cost_nothing(run
 def test_a_file_and_a_glob_and_the_default_place(run, photos, tmp_path):
     done = cli(f"run={run}", f"images={photos / '3.png'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith(f"1 pictures in {run / 'edited'}")
-    assert np.array_equal(pixels(run / "edited" / "3.png"), 255 - pixels(photos / "3.png"))
+    (made,) = (run / "edited").iterdir()
+    assert done.stdout.strip().endswith(f"1 picture in {made}")
+    assert np.array_equal(pixels(made / "3.png"), 255 - pixels(photos / "3.png"))
     found = find_pictures(str(photos / "*" / "**" / "*.png"), tmp_path / "made")
-    assert [str(p.target.relative_to(tmp_path / "made")) for p in found] == [
-        "inner/deep/glass.png", "inner/grey.png", "inner/low.png"]
+    assert [p.target for p in found] == ["inner/deep/glass.png", "inner/grey.png", "inner/low.png"]
 
 
 def test_results_of_before_are_no_inputs_and_inputs_are_never_overwritten(photos, monkeypatch):
@@ -122,7 +124,7 @@ def test_results_of_before_are_no_inputs_and_inputs_are_never_overwritten(photos
 def test_one_name_with_two_endings_gives_two_results(tmp_path):
     for name in ("a.png", "a.gif", "a.ppm"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
-    targets = [p.target.name for p in find_pictures(str(tmp_path), tmp_path / "out", "png")]
+    targets = [p.target for p in find_pictures(str(tmp_path), tmp_path / "out", "png")]
     assert len(set(targets)) == 3 and "a.png" in targets
 
 
@@ -176,6 +178,68 @@ def test_a_picture_too_large_for_the_memory_is_named_and_the_others_are_made(pho
     assert (tmp_path / "made" / "grey.png").exists()
 
 
+def zipped(path: Path, files: dict[str, Path | bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content if isinstance(content, bytes) else content.read_bytes())
+    return path
+
+
+def test_a_zip_keeps_places_never_leads_outside_and_broken_entries_are_named(run, photos, tmp_path, capsys):
+    entries = {"0.png": photos / "0.png", "in/deep/1.PNG": photos / "1.png", "../../up.png": photos / "2.png",
+               "/root.png": photos / "3.png", "win\\dows.png": photos / "4.png", "in/broken.png": b"no picture",
+               "__MACOSX/0.png": b"", "in/.hidden.png": b"", "notes.txt": b"words"}
+    pack = zipped(tmp_path / "x.zip", entries)
+    with pytest.raises(RunError, match=r"1 of 6 pictures failed, the other 5 are in .*x\.zip/in/broken\.png \("):
+        run_edit(run=run, images=pack, out=tmp_path / "there" / "made")
+    made = tmp_path / "there" / "made"
+    places = {"0.png": 0, "in/deep/1.PNG": 1, "up.png": 2, "root.png": 3, "win/dows.png": 4}
+    assert {p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()} == {
+        *places, "comparison.png", RECORD}
+    for name, k in places.items():
+        assert np.array_equal(pixels(made / name), 255 - pixels(photos / f"{k}.png")), name
+    assert [p.name for p in tmp_path.joinpath("there").iterdir()] == ["made"]
+    record = read_record(made)
+    assert record is not None and list(record.facts["options"]) and record.files["up.png"]["number"] == 0
+    run_edit(run=run, images=zipped(tmp_path / "y.zip", {"a.png": photos / "0.png"}), out=tmp_path / "y")
+    assert capsys.readouterr().out.strip() == f"1 picture in {tmp_path / 'y'}"
+
+
+def test_a_protected_a_cut_off_and_an_empty_zip_are_one_sentence(run, photos, tmp_path):
+    pack = zipped(tmp_path / "x.zip", {"0.png": photos / "0.png"})
+    data = bytearray(pack.read_bytes())
+    for signature, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):    # the flag "encrypted", in both headers
+        data[data.index(signature) + offset] |= 1
+    (tmp_path / "locked.zip").write_bytes(data)
+    (tmp_path / "cut.zip").write_bytes(pack.read_bytes()[:-30])
+    zipped(tmp_path / "empty.zip", {"notes.txt": b""})
+    for name, sentence in (("locked", "is protected by a password: unpack it"), ("cut", "nor a whole zip"),
+                           ("empty", "holds no pictures")):
+        with pytest.raises(UserError, match=sentence):
+            run_edit(run=run, images=tmp_path / f"{name}.zip", out=tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_grids_are_no_input_but_edited_and_generated_pictures_are(run, photos, tmp_path, capsys):
+    run_edit(run=run, images=photos / "inner", out=tmp_path / "once")
+    capsys.readouterr()
+    run_edit(run=run, images=tmp_path / "once", out=tmp_path / "twice")
+    assert capsys.readouterr().out.strip() == (
+        f"3 pictures in {tmp_path / 'twice'}, 1 left out (comparisons that edit drew)")
+    assert np.array_equal(pixels(tmp_path / "twice" / "low.png"), pixels(photos / "inner" / "low.png"))
+    run_edit(run=run, images=tmp_path / "once" / "comparison.png", out=tmp_path / "named")
+    assert (tmp_path / "named" / "comparison.png").exists()
+
+
+def test_results_are_not_mixed_with_others_unless_they_are_to_be_cleared(run, photos, tmp_path):
+    made = tmp_path / "made"
+    run_edit(run=run, images=photos / "inner", out=made)
+    with pytest.raises(UserError, match=r"holds 4 files of an earlier edit: choose another folder, or give overwrite"):
+        run_edit(run=run, images=photos / "0.png", out=made)
+    run_edit(run=run, images=photos / "0.png", out=made, overwrite="true")
+    assert sorted(p.relative_to(made).as_posix() for p in made.rglob("*")) == ["0.png", RECORD, "comparison.png"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
@@ -185,7 +249,7 @@ def test_a_picture_too_large_for_the_memory_is_named_and_the_others_are_made(pho
         (["images=empty"], "images='empty' holds no pictures"),
         (["images='*.bmp'"], "holds no pictures"),
         (["run=nowhere"], "'nowhere' is neither a run folder nor a checkpoint"),
-        (["format=gif"], "format 'gif' is not written here"),
+        (["format=gif"], "unsupported format 'gif': choose from keep, png"),
         (["side=0"], "must be positive"),
     ],
 )
@@ -205,7 +269,7 @@ def test_mistakes_are_one_sentence(overrides, sentence, run, photos, tmp_path, m
 def test_mistakes_on_the_command_line_are_one_sentence_with_exit_code_2(run, photos, tmp_path):
     (tmp_path / "file").write_text("")
     where = "out=file/x"
-    for word, sentence in ((where, "aigc: 'file/x/0.png' could not be written (Not a directory)"),
+    for word, sentence in ((where, "aigc: out='file/x' cannot be a folder: there is a file in its place"),
                            ("drection=a2b", "aigc: there is no option 'drection': did you mean 'direction'?")):
         done = cli(f"run={run}", f"images={photos / '0.png'}", word, cwd=tmp_path)
         assert done.returncode == 2, done.stderr

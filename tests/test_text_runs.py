@@ -11,9 +11,10 @@ from PIL import Image
 
 from aigc.checkpoints import load_family, read_checkpoint
 from aigc.cli import quoted
+from aigc.conditions.asked import labels_of
 from aigc.errors import UserError
-from aigc.generate import labels_of
 from aigc.grids import GAP, LINE, TONE
+from aigc.images.written import RECORD
 from aigc.prompts import prompts_of
 from aigc.training import fit
 
@@ -126,7 +127,7 @@ def test_a_file_of_prompts_from_a_shell(runs, tmp_path):
     expected = ["a red star", "a blue star", "a red star", "a blue star", "a red star"]
     assert (tmp_path / "two" / "prompts.txt").read_text().splitlines() == expected
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == [
-        *(f"{k:05}.png" for k in range(5)), "grid.png", "prompts.txt"
+        *(f"{k:05}.png" for k in range(5)), RECORD, "grid.png", "prompts.txt"
     ]
     with Image.open(tmp_path / "two" / "grid.png") as picture:  # a row for each prompt, with the prompt above it
         assert picture.size == (3 * (64 + GAP) - GAP, 2 * (64 + GAP) - GAP + 2 * LINE)

@@ -110,7 +110,8 @@ class SampleGrid(L.Callback):
                      for key, value in batch.items()}
         elif condition == "label":
             classes = data.classes if data.classes <= max(1, self.n // 4) else side
-            layout = {"columns": max(1, self.n // classes)}
+            names = pl_module.class_names or [str(k) for k in range(classes)]
+            layout = {"columns": max(1, self.n // classes), "captions": names[:classes]}
             labels = torch.arange(classes).repeat_interleave(layout["columns"])
             batch = {**self._items(data, len(labels)), "label": labels}
         else:

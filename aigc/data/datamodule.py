@@ -85,7 +85,8 @@ class ImageData(L.LightningDataModule):
         self.setup()
         return {
             "name": self.name, "licence": self.licence, "kind": self.kind, "channels": self.channels,
-            "size": list(self.size), "classes": self.classes, "fingerprint": self.fingerprint,
+            "size": list(self.size), "classes": self.classes, "class_names": self.class_names,
+            "fingerprint": self.fingerprint,
             "images": {name: len(split) for name, split in self.splits.items()},
         }
 

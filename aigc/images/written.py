@@ -209,7 +209,7 @@ class _Search:
             self.records[folder] = parse_record(text.decode("utf-8", "replace")) if text else None
         record = self.records[folder]
         facts = record.files.get(name) if record is not None else None
-        if record is None or facts is None or facts.get("size") not in (None, self.place.size(_join(folder, name))):
+        if record is None or facts is None or facts.get("size") != self.place.size(_join(folder, name)):
             return None
         return facts, record
 

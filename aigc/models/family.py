@@ -35,6 +35,7 @@ class Family(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.progress = Progress()
+        self.class_names: list[str] | None = None          # of the labels that it was trained on; None: not known
         self._rates: list[tuple[dict, float]] | None = None
 
     # ---- what the metrics compare ----
@@ -108,13 +109,15 @@ class Family(L.LightningModule):
     # ---- checkpoints ----
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a reader needs without the config: the family and how far it has come."""
+        """Adds what a reader needs without the config: the family, its classes' names and how far it has come."""
         checkpoint["family"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["progress"] = self.progress.state_dict()
+        checkpoint["class_names"] = self.class_names
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continues counting images and seconds where the checkpoint stopped."""
+        """Continues counting images and seconds where the checkpoint stopped; older ones name no classes."""
         self.progress.load_state_dict(checkpoint["progress"])
+        self.class_names = checkpoint.get("class_names") or self.class_names
 
     @staticmethod
     def seeds_or_fresh(n: int, seeds: Sequence[int] | None) -> list[int]:

@@ -8,15 +8,18 @@ from PIL import Image
 from aigc.callbacks.samples import SampleGrid
 from aigc.data.shapes import Shapes
 from aigc.errors import RunError
+from aigc.grids import LINE, TONE
 from aigc.metrics.features import to_uint8
 from aigc.metrics.items import items, seeds_of
 from tests.callbacks.conftest import Copies, Inverted, TwoSides, alone
 
 
-def cells(path, rows, columns, height=56, width=56):
-    picture = np.asarray(Image.open(path))
-    assert picture.shape[:2] == (rows * (height + 2) - 2, columns * (width + 2) - 2)
-    return [[picture[y * (height + 2):][:height, x * (width + 2):][:, :width] for x in range(columns)]
+def cells(path, rows, columns, height=56, width=56, words=0):
+    """Cells row by row; above each row `words` pixels of words, in which something is written."""
+    picture, step = np.asarray(Image.open(path)), words + height + 2
+    assert picture.shape[:2] == (rows * step - 2, columns * (width + 2) - 2)
+    assert not words or all((picture[y * step:][:words] != TONE).any() for y in range(rows))
+    return [[picture[y * step + words:][:height, x * (width + 2):][:, :width] for x in range(columns)]
             for y in range(rows)]
 
 
@@ -28,7 +31,7 @@ def test_a_class_a_row_and_the_same_seeds_each_time(trainer, tmp_path):
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == sorted(file.name for file in files)
     labels = torch.arange(10).repeat_interleave(6)
     expected = to_uint8(model.sample(60, condition=labels, seeds=seeds_of(range(60), 0)))
-    shown = cells(files[0], 10, 6)
+    shown = cells(files[0], 10, 6, words=LINE)           # each class under its name
     for k in range(60):
         assert np.array_equal(shown[k // 6][k % 6][::7, ::7], expected[k, 0].numpy())  # 8 px, enlarged 7 times
     first = files[0].read_bytes()

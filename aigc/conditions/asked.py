@@ -1,0 +1,71 @@
+"""Labels as a request names them: by the classes' own names, or by number."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from aigc.errors import UserError, choices
+
+if TYPE_CHECKING:
+    from aigc.models.family import Family
+
+LISTED = 20                                                # classes that an error names; of more, the number
+
+
+def labels_of(family: "Family", wanted: Any, n: int) -> Any:
+    """One label an image, `(n,)` int64: `wanted` gone through in turn; None if the family was trained without labels.
+
+    Args:
+        family: the trained family.
+        wanted: a class, a list of classes, or `all` or None for every one.
+        n: number of images.
+
+    Raises:
+        UserError: the family was trained without labels, or has no such class.
+    """
+    import torch
+
+    if family.hparams.get("condition", "none") != "label":
+        if wanted is not None:
+            instead = "give text=<prompt>" if family.hparams.get("condition") == "text" else "leave it out"
+            raise UserError(f"label={wanted}, but this {type(family).__name__} knows no labels: {instead}")
+        return None
+    classes, names = int(family.hparams["classes"]), family.class_names
+    if wanted is None or (wanted == "all" and "all" not in (names or [])):
+        labels = list(range(classes))
+    else:
+        labels = [label_of(one, classes, names) for one in (wanted if isinstance(wanted, list) else [wanted])]
+    if not labels:
+        raise UserError(f"label={wanted} names no class: {known(wanted, classes, names)}")
+    return torch.tensor([labels[k % len(labels)] for k in range(n)])
+
+
+def label_of(wanted: Any, classes: int, names: Sequence[str] | None) -> int:
+    """The number of a class that is called `wanted`, or else has this number.
+
+    Where the names are numbers themselves, only they count: of the classes 1 and 7, label=1 is the first.
+
+    Raises:
+        UserError: there is none.
+    """
+    word = str(wanted).lower() if isinstance(wanted, bool) else str(wanted)
+    if names is not None and word in names:
+        return list(names).index(word)
+    numbered = names is None or not all(name.lstrip("-").isdecimal() for name in names)
+    if numbered and word.isdecimal() and int(word) < classes:
+        return int(word)
+    raise UserError(f"label={wanted} is no class of this model: {known(wanted, classes, names)}")
+
+
+def known(wanted: Any, classes: int, names: Sequence[str] | None) -> str:
+    """The end of an error sentence: which classes there are."""
+    if names is None or list(names) == [str(k) for k in range(classes)]:
+        return f"choose from 0 to {classes - 1}"
+    said = choices(wanted, names)
+    if said.startswith("choose") and len(names) > LISTED:
+        return f"choose from {', '.join(names[:LISTED])} and {len(names) - LISTED} more, or a number from 0"
+    return said if said.startswith("did") else f"choose from {', '.join(names)}"
+
+
+def named(labels: Any, names: Sequence[str] | None) -> list[str] | None:
+    """What labels `(n,)` are called; their numbers where the classes have no names, None for no labels."""
+    return None if labels is None else [names[k] if names is not None else str(k) for k in labels.tolist()]
