@@ -48,9 +48,10 @@ def compare(cfg: Any) -> None:
         serve(spec, score=cfg.score, at=at, port=cfg.port, seconds=cfg.refresh_seconds, **options)
         return
     if out is not None:
-        from aigc.report.page import check_libraries, write
+        from aigc.report.page import check_libraries, check_place, write
 
         check_libraries()
+        check_place(out)
     comparison = Comparison(read_runs(spec), cfg.score, at)
     if out is not None:
         print(f"{len(comparison.runs)} runs in {write(comparison, out, **options)}")

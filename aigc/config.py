@@ -114,6 +114,7 @@ class EvaluateConfig:
     sampler: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     out: str | None = None
+    overwrite: bool = False
     batch_size: int = 100
     megapixels: float = 4.0
     device: str = "auto"

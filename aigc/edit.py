@@ -33,6 +33,7 @@ def edit(cfg: Any) -> None:
         raise UserError(f"{sentence} must be positive")
     from aigc.checkpoints import choose_device, find_checkpoint, load_family
     from aigc.config import to_plain
+    from aigc.data.names import counted, told
     from aigc.generate import run_of
     from aigc.images.output import by_time, claim, sha256_of
     from aigc.pictures import find_pictures, write_edited
@@ -41,7 +42,7 @@ def edit(cfg: Any) -> None:
     checkpoint = find_checkpoint(cfg.run, cfg.checkpoint)
     run = run_of(checkpoint)
     out = Path(cfg.out).expanduser() if cfg.out else by_time(run / "edited")
-    left_out: dict[str, str] = {}
+    left_out: dict[str, list[str]] = {}
     failures: dict[Path, str] = {}
     pictures = find_pictures(cfg.images, out, cfg.format, left_out=left_out)
     with claim(out, overwrite=cfg.overwrite, numbered=not cfg.out) as output:
@@ -53,12 +54,12 @@ def edit(cfg: Any) -> None:
                      pixels=int(cfg.megapixels * 1e6), failures=failures)
         output.ending = {"failed": {str(path): reason for path, reason in sorted(failures.items())}}
     done = len(pictures) - len(failures)
-    said = [f"{len(left_out)} left out ({', '.join(sorted(set(left_out.values())))})"] if left_out else []
     if failures:
         named = "; ".join(f"{path} ({reason})" for path, reason in sorted(failures.items()))
         rest = f"the other {done} are in '{output.folder}'" if done else "nothing was written"
         raise RunError(f"{len(failures)} of {len(pictures)} pictures failed, {rest}: {named}")
-    print(", ".join([f"{done} picture{'s' if done != 1 else ''} in {output.folder}", *said]))
+    print("\n".join([f"{counted(done, 'picture')} in {output.folder}",
+                     *(f"left out  {line}" for line in told(left_out))]))
 
 
 def translate(family: "Family", cfg: Any) -> "Task":

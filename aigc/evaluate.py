@@ -41,7 +41,7 @@ def evaluate(cfg: Any) -> None:
         raise UserError(f"megapixels={cfg.megapixels} must be above 0")
     from aigc.checkpoints import choose_device
     from aigc.evaluation.job import measure
-    from aigc.evaluation.record import check_writable, table
+    from aigc.evaluation.record import reserve, table
     from aigc.evaluation.target import open_target
     from aigc.metrics.networks import check_networks
 
@@ -51,25 +51,23 @@ def evaluate(cfg: Any) -> None:
     device = choose_device(cfg.device)
     target = open_target(cfg.run, cfg.checkpoint, device)
     out = Path(cfg.out).expanduser() if cfg.out else default_out(target)
-    check_writable(out)
-    found, notes = measure(cfg, target, device, out)
+    with reserve(out, overwrite=cfg.overwrite, numbered=not cfg.out) as path:
+        found, notes = measure(cfg, target, device, path)
     print(f"\n{table(found.scores)}\n")
     if target.pictures is None:
         with contextlib.suppress(OSError):  # the record is written; a card can be made again
             card.write(target.run)
-    print("\n".join([*notes, f"record    {out}"]))
+    print("\n".join([*notes, f"record    {path}"]))
     if target.pictures is not None and (broken := target.pictures.failures):
         named = "; ".join(f"{name} ({reason})" for name, reason in sorted(broken.items()))
         raise RunError(f"{len(broken)} pictures in '{target.path}' could not be read and were left out: {named}")
 
 
 def default_out(target: "Target") -> Path:
-    """`<run>/evaluations/<time>.json`; for images `<folder>_evaluation.json`, or _2, _3, ..., beside the folder."""
+    """`<run>/evaluations/<time>.json`; for images `<folder>_evaluation.json` beside the folder."""
     if target.pictures is not None:
         folder = target.path.resolve()
-        names = (folder.with_name(f"{folder.name}_evaluation{suffix}.json")
-                 for suffix in ("", *(f"_{k}" for k in range(2, 10_000))))
-        return next(path for path in names if not path.exists())
+        return folder.with_name(f"{folder.name}_evaluation.json")
     return target.run / "evaluations" / f"{datetime.now(UTC):%Y-%m-%d_%H-%M-%S}.json"
 
 

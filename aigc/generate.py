@@ -1,5 +1,6 @@
 """Makes images with a trained generator: `python -m aigc.generate run=<run folder> n=64 out=images seed=0`."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def generate(cfg: Any) -> None:
     from aigc.checkpoints import choose_device, find_checkpoint, load_family
     from aigc.conditions.asked import labels_of, named
     from aigc.config import to_plain
+    from aigc.data.names import counted
     from aigc.images.output import by_time, claim, sha256_of
     from aigc.prompts import prompts_of
     from aigc.sampling import sample_uint8, write
@@ -34,7 +36,10 @@ def generate(cfg: Any) -> None:
     with claim(out, overwrite=cfg.overwrite, numbered=not cfg.out) as output:
         family = load_family(checkpoint, device=device)
         typed = to_plain(cfg)
-        labels, prompts = labels_of(family, typed["label"], cfg.n), prompts_of(family, typed["text"], cfg.n)
+        labels = labels_of(family, typed["label"], cfg.n)
+        prompts, notes = prompts_of(family, typed["text"], cfg.n)
+        for note in notes:
+            print(f"aigc: {note}", file=sys.stderr)
         names = named(labels, family.class_names)
         asked = [{"text": prompt} for prompt in prompts] if prompts is not None else None
         asked = [{"label": name} for name in names] if names is not None else asked
@@ -54,7 +59,7 @@ def generate(cfg: Any) -> None:
         images = sample_uint8(family, cfg.n, seed=cfg.seed, condition=labels if prompts is None else prompts,
                               batch_size=cfg.batch_size, **options)
         write(images, output, cfg.format, cfg.n, recipe=recipe, asked=asked)
-    print(f"{cfg.n} images in {output.folder}")
+    print(f"{counted(cfg.n, 'image')} in {output.folder}")
 
 
 def run_of(checkpoint: Path) -> Path:

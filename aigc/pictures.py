@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aigc.data.decode import decode, header
-from aigc.data.names import ENDINGS
+from aigc.data.names import ENDINGS, is_hidden, is_image, zip_name
 from aigc.errors import UserError
 from aigc.grids import grid_png
 from aigc.images.output import Output
@@ -64,7 +64,7 @@ class Picture:
 
 
 def find_pictures(
-    images: str, out: Path, form: str = "keep", *, left_out: dict[str, str] | None = None
+    images: str, out: Path, form: str = "keep", *, left_out: dict[str, list[str]] | None = None
 ) -> list[Picture]:
     """The pictures that `images` means: a file, a folder with its subfolders, a zip likewise, or a glob (`**` too).
 
@@ -75,7 +75,7 @@ def find_pictures(
         images: as typed.
         out: where results go.
         form: `keep` (the same ending, where it can be written without much loss) or `png`.
-        left_out: takes the names of grids and the like, each with the reason.
+        left_out: takes the names of grids and the like, by the reason.
 
     Raises:
         UserError: nothing is found, or a result would overwrite a picture that was given.
@@ -92,10 +92,7 @@ def find_pictures(
     )
     if sources != [path]:
         names = {source.relative_to(root).as_posix(): source for source in sources}
-        drawn = ours(root, list(names), only_drawings=True)
-        sources = [source for name, source in names.items() if name not in drawn]
-        if left_out is not None:
-            left_out |= drawn
+        sources = [names[name] for name in without_drawings(root, list(names), left_out)]
     if not sources:
         raise UserError(f"images='{images}' holds no pictures ({' '.join(ENDINGS)}): name others")
     given = {source.resolve(): source for source in sources}
@@ -120,31 +117,33 @@ def _in_folders(path: Path, images: str) -> tuple[Path, list[Path]]:
     return Path(*parts[:plain]), [Path(name) for name in glob(str(path), recursive=True)]
 
 
-def _in_zip(path: Path, form: str, left_out: dict[str, str] | None) -> list[Picture]:
+def _in_zip(path: Path, form: str, left_out: dict[str, list[str]] | None) -> list[Picture]:
     """The pictures in a zip. Nothing is unpacked; names that lead out of it are taken as if they stayed inside."""
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"images='{path}' is neither a picture nor a whole zip ({error}): give a picture, a folder, a "
                         "zip or a glob") from error
-    entries = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
-    names = sorted(name for name in entries if name.lower().endswith(ENDINGS) and not any(
-        part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in _parts(name)))
-    drawn = ours(path, names, only_drawings=True)
-    names = [name for name in names if name not in drawn]
-    if left_out is not None:
-        left_out |= drawn
+    entries = {zip_name(entry.filename): entry for entry in archive.infolist() if not entry.is_dir()}
+    names = sorted(name for name in entries if is_image(name) and not any(
+        is_hidden(part) for part in name.split("/") if part not in (".", "..")))
+    names = without_drawings(path, names, left_out)
     if not names:
         raise UserError(f"images='{path}' holds no pictures ({' '.join(ENDINGS)}): name another zip")
     if all(entries[name].flag_bits & 1 for name in names):
         raise UserError(f"images='{path}' is protected by a password: unpack it, and give the folder")
-    inside = ["/".join(part for part in _parts(name) if part not in ("", ".", "..")) for name in names]
+    inside = ["/".join(part for part in name.split("/") if part not in ("", ".", "..")) for name in names]
     return [Picture(path / place, target, k, archive, entries[name])
             for k, (name, place, target) in enumerate(zip(names, inside, _targets(inside, form), strict=True))]
 
 
-def _parts(name: str) -> list[str]:
-    return name.replace("\\", "/").split("/")
+def without_drawings(root: Path, names: list[str], left_out: dict[str, list[str]] | None = None) -> list[str]:
+    """Names of image files in a folder or zip without grids and the like, which `left_out` takes by the reason."""
+    drawn = ours(root, names, only_drawings=True)
+    for name, reason in drawn.items():
+        if left_out is not None:
+            left_out.setdefault(reason, []).append(name)
+    return [name for name in names if name not in drawn]
 
 
 def _targets(places: list[str], form: str) -> list[str]:

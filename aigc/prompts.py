@@ -1,6 +1,5 @@
 """Prompts as they were asked for, to one for each image."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +9,11 @@ if TYPE_CHECKING:
     from aigc.models.family import Family
 
 
-def prompts_of(family: "Family", wanted: Any, n: int) -> list[str] | None:
+def prompts_of(family: "Family", wanted: Any, n: int) -> tuple[list[str] | None, list[str]]:
     """One prompt an image: `wanted`, a prompt, a list, or @<file> with one a line, gone through in turn.
 
-    Without one, and where it is empty, images are unconditional; None if the family was not trained on texts.
-    What is cut off or unknown is said in a line.
+    Without one, and where it is empty, images are unconditional; None if the family was not trained on texts. Also
+    returns what is cut off or unknown, in lines for people.
 
     Raises:
         UserError: the family was not trained on texts, or the file cannot be read or is empty.
@@ -22,7 +21,7 @@ def prompts_of(family: "Family", wanted: Any, n: int) -> list[str] | None:
     if family.hparams.get("condition", "none") != "text":
         if wanted is not None:
             raise UserError(f"text='{wanted}', but this {type(family).__name__} was not trained with condition=text")
-        return None
+        return None, []
     prompts = [str(prompt) for prompt in wanted] if isinstance(wanted, list) else [str(wanted or "")]
     if isinstance(wanted, str) and wanted.startswith("@"):
         path = Path(wanted[1:]).expanduser()
@@ -32,9 +31,7 @@ def prompts_of(family: "Family", wanted: Any, n: int) -> list[str] | None:
             raise UserError(f"text={wanted}: '{path}' cannot be read ({error}): give a text file") from error
     if not prompts:
         raise UserError(f"text={wanted} holds no prompts: give one a line")
-    for line in text_encoder(family).warnings(prompts):
-        print(f"aigc: {line}", file=sys.stderr)
-    return [prompts[k % len(prompts)] for k in range(n)]
+    return [prompts[k % len(prompts)] for k in range(n)], text_encoder(family).warnings(prompts)
 
 
 def text_encoder(family: "Family") -> Any:

@@ -225,7 +225,7 @@ def test_grids_are_no_input_but_edited_and_generated_pictures_are(run, photos, t
     capsys.readouterr()
     run_edit(run=run, images=tmp_path / "once", out=tmp_path / "twice")
     assert capsys.readouterr().out.strip() == (
-        f"3 pictures in {tmp_path / 'twice'}, 1 left out (comparisons that edit drew)")
+        f"3 pictures in {tmp_path / 'twice'}\nleft out  comparisons that edit drew: 1 (comparison.png)")
     assert np.array_equal(pixels(tmp_path / "twice" / "low.png"), pixels(photos / "inner" / "low.png"))
     run_edit(run=run, images=tmp_path / "once" / "comparison.png", out=tmp_path / "named")
     assert (tmp_path / "named" / "comparison.png").exists()

@@ -21,9 +21,11 @@ from aigc.evaluate import evaluate, spelled_out
 from aigc.evaluation.images import Found
 from aigc.evaluation.job import _translations
 from aigc.evaluation.panel import How, Panel
+from aigc.evaluation.record import reserve
 from aigc.evaluation.sources import DataSource, FolderSource
 from aigc.evaluation.target import Target
 from aigc.evaluation.translation import score_translations
+from aigc.grids import save_grid
 from aigc.metrics.cache import real_key
 from aigc.metrics.classifier import trained_classifier
 from aigc.models.gan import GAN
@@ -156,6 +158,50 @@ def test_no_record_replaces_another(folders, tmp_path):
     for name in ("at_0.5_evaluation.json", "at_0.5_evaluation_2.json"):
         evaluated(run=odd, against=folders[1], resamples=0, memorisation="false", neighbours=0)
         assert (tmp_path / name).is_file()
+
+
+def test_names_of_records_are_kept_apart(tmp_path):
+    path = tmp_path / "2026.json"
+    with reserve(path, numbered=True) as first, reserve(path, numbered=True) as second:    # in the same second
+        assert (first.name, second.name) == ("2026.json", "2026_2.json")
+        with pytest.raises(UserError, match="another process writes to"), reserve(first):
+            pass
+    assert not list(tmp_path.iterdir())
+    ours = '{"target": {}, "scores": {}, "protocol": {}}'
+    path.write_text(ours)
+    picture = save_grid(torch.zeros(1, 1, 8, 8), tmp_path / "2026_neighbours_inception.png")
+    with reserve(path, numbered=True) as third:
+        assert third.name == "2026_2.json"
+    with pytest.raises(UserError, match=r"2026\.json exists: .* or give overwrite=true"), reserve(path):
+        pass
+    with pytest.raises(KeyboardInterrupt), reserve(path, overwrite=True):
+        raise KeyboardInterrupt
+    assert path.read_text() == ours and picture.exists()
+    with reserve(path, overwrite=True) as again:
+        new = save_grid(torch.zeros(1, 1, 8, 8), tmp_path / "2026_neighbours_classifier.png")
+    assert again == path and new.exists() and not picture.exists()     # it was the old record's
+    (tmp_path / "mine.json").write_text('{"scores": [1, 2]}')
+    (tmp_path / "new_neighbours_mine.png").write_bytes(b"a picture of the user's")
+    for name, sentence in (("mine.json", "is no record of an evaluation"), ("new.json", "'new_neighbours_mine.png'")):
+        with pytest.raises(UserError, match=sentence), reserve(tmp_path / name, overwrite=True):
+            pass
+
+
+def test_grids_are_no_samples(folders, tmp_path, capsys):
+    plain = evaluated(run=folders[0], against=folders[1], resamples=0, memorisation="false", neighbours=0,
+                      out=tmp_path / "plain.json")
+    for folder in folders:
+        save_grid(torch.zeros(4, 1, 8, 8), folder / "grid.png")
+    capsys.readouterr()
+    found = evaluated(run=folders[0], against=folders[1], resamples=0, memorisation="false", neighbours=0,
+                      out=tmp_path / "x.json")
+    assert found["scores"] == plain["scores"] and found["target"]["images"] == 130
+    assert found["target"]["left_out"] == {"grids that aigc drew": ["grid.png"]}
+    assert capsys.readouterr().out.count("left out  grids that aigc drew: 1 (grid.png)") == 2
+    only = tmp_path / "only"
+    save_grid(torch.zeros(4, 1, 8, 8), only / "grid.png")
+    with pytest.raises(UserError, match=r"holds no images but what is left out \(grids that aigc drew\)"):
+        evaluated(run=only, against=folders[1])
 
 
 def test_large_pictures_come_a_few_at_once(folders, tmp_path, monkeypatch):
@@ -331,7 +377,7 @@ def test_short_words_are_spelled_out():
         (["run=nowhere"], "'nowhere' is neither a run folder nor a checkpoint"),
         (["run={colour}", "data=digits"], "is in colour, and what it is compared with is grey"),
         (["run={run}", "out=file/x.json"], "the record cannot be written to 'file/x.json'"),
-        (["run={run}", "out=file"], "out=file exists: choose another name"),
+        (["run={run}", "out=file"], "out=file exists and is no record of an evaluation: choose another name"),
         (["run={run}", "device=gpu"], "device=gpu is unknown: choose auto, cpu, cuda or cuda:<number>"),
         (["run={run}", "device=cuda:9"], "device=cuda:9, but torch sees"),
         (["run={run}", "checkpoint=bset"], "checkpoint=bset is unknown: did you mean 'best'?"),

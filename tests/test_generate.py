@@ -207,7 +207,7 @@ def test_pictures_of_two_calls_are_never_mixed(pets, tmp_path, capsys):
     made = []
     for _ in range(2):                                                 # each call a folder of its own, by default
         make(run=pets, n=1)
-        made.append(Path(capsys.readouterr().out.strip().removeprefix("1 images in ")))
+        made.append(Path(capsys.readouterr().out.strip().removeprefix("1 image in ")))
     assert made[0] != made[1] and made[0].parent == made[1].parent == pets / "generated"
     assert all((folder / "00000.png").exists() for folder in made)
     for folder in (pets, tmp_path, pets / "checkpoints"):

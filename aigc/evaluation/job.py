@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from aigc.config import to_plain
+from aigc.data.names import told
 from aigc.errors import UserError
 from aigc.evaluation.images import (
     Found,
@@ -87,6 +88,8 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
         else:
             notes = _images(cfg, target, data, against, panels, found, batch_size, device, out, keep)
     keep()
+    for source in (target.pictures, against):
+        notes += [f"left out  {line}" for line in told(source.left_out)] if source is not None else []
     return found, notes
 
 

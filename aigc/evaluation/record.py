@@ -1,33 +1,96 @@
 """The record of an evaluation: a file that says what was scored, how and what came out, and the same as a table."""
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from aigc.errors import RunError, UserError
 from aigc.evaluation.panel import Score
+from aigc.images.written import is_drawing, is_evaluation
 
 HEAD = ("score", "value", "95% interval", "floor")
 
 
-def check_writable(path: Path) -> None:
-    """Makes the folder of a record, so that one that does not take it is known before anything is measured.
+@contextmanager
+def reserve(path: Path, *, overwrite: bool = False, numbered: bool = False) -> Iterator[Path]:
+    """The place of a record, and of pictures beside it, held against other evaluations until the end.
+
+    Makes the folder, so that one that does not take a record is known before anything is measured.
+
+    Args:
+        path: of the record.
+        overwrite: replace an earlier record there, with its pictures, once there is a new one.
+        numbered: where the name is taken, take `<name>_2.json`, `<name>_3.json`, ... instead.
 
     Raises:
-        UserError: it does not, or the record would replace another.
+        UserError: the folder does not take it, or the name is taken.
     """
-    if path.exists():
-        raise UserError(f"out={path} exists: choose another name, or move it away")
-    probe = path.with_name(f".{path.name}.tmp")
+    names = (path.with_name(f"{path.stem}_{k}{path.suffix}") for k in range(2, 10_000)) if numbered else ()
+    for name in (path, *names):
+        if numbered and _taken(name):
+            continue
+        if (lock := _hold(name)) is None:
+            if not numbered:
+                raise UserError(f"another process writes to '{name}': choose another out=, or wait for it")
+            continue
+        try:
+            if (reason := _taken(name, overwrite)) and not numbered:
+                raise UserError(f"out={name} {reason}")
+            if not reason:
+                before = {picture: picture.stat().st_mtime_ns for picture in _pictures(name)}
+                yield name
+                for picture, when in before.items():       # of networks that the new record does not know
+                    if picture.stat().st_mtime_ns == when:
+                        picture.unlink()
+                return
+        finally:
+            _lock_of(name).unlink(missing_ok=True)
+            lock.close()
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _hold(path: Path) -> IO[bytes] | None:
+    """The open lock file of a record; None where another process holds it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        lock = _lock_of(path).open("wb")
     except OSError as error:
         raise UserError(f"the record cannot be written to '{path}' ({error.strerror}): choose another out=") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    except OSError:                                        # a file system without locks
+        pass
+    return lock
+
+
+def _pictures(path: Path) -> list[Path]:
+    """Pictures that belong to a record of this name."""
+    return sorted(path.parent.glob(f"{escape(path.stem)}_neighbours_*.png"))
+
+
+def _taken(path: Path, overwrite: bool = False) -> str:
+    """Why a record cannot have this name, for people; empty where it can."""
+    if path.exists() and not (path.is_file() and is_evaluation(path.read_bytes())):
+        return "exists and is no record of an evaluation: choose another name"
+    if path.exists() and not overwrite:
+        return "exists: choose another name, or give overwrite=true to replace it"
+    if not path.exists() and (pictures := _pictures(path)):
+        return f"would replace '{pictures[0].name}' beside it: choose another name, or move that away"
+    if strange := [picture for picture in _pictures(path) if not is_drawing(picture)]:
+        return f"would replace '{strange[0].name}' beside it, which is none of its own: choose another name"
+    return ""
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:

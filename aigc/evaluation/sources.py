@@ -16,7 +16,7 @@ from aigc.data.listing import list_images
 from aigc.data.pairs import PairData
 from aigc.errors import UserError
 from aigc.metrics.items import items
-from aigc.pictures import ahead
+from aigc.pictures import ahead, without_drawings
 
 Batch = dict[str, Any]
 TOGETHER = 1000             # pictures of a folder that are put in order of size, so that batches hold one size
@@ -85,14 +85,21 @@ class SideSource:
 class FolderSource:
     """All pictures of a folder or zip with its subfolders, at their own sizes, in a random order, always the same.
 
+    Grids that this program drew are no pictures.
+
     Attributes:
+        left_out: names of grids and the like, by the reason.
         failures: why a picture could not be read, by name; it costs no other.
     """
 
     split = "all"
 
     def __init__(self, path: Path, option: str, *, channels: int | None = None):
-        names = list_images(path, option)
+        self.left_out: dict[str, list[str]] = {}
+        names = without_drawings(path, list_images(path, option), self.left_out)
+        if not names:
+            raise UserError(f"{option}={path} holds no images but what is left out ({', '.join(self.left_out)}): give "
+                            "another folder")
         self.path, self.option = path, option
         self.name = path.name
         self.files = image_files(path, names)

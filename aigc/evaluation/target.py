@@ -1,6 +1,5 @@
 """What an evaluation is asked about: a checkpoint with its run and data, or a folder of images; and what with."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from aigc.data.folder import ImageFolder
 from aigc.data.pairs import PairData
 from aigc.errors import UserError
 from aigc.evaluation.sources import DataSource, FolderSource, Source
+from aigc.images.output import sha256_of
 from aigc.metrics.features import FeatureNetwork
 from aigc.metrics.networks import build_network, check_network
 from aigc.models.family import Family, Translator
@@ -35,17 +35,12 @@ class Target:
         if self.family is None:
             assert self.pictures is not None
             return {"kind": "images", "run": str(self.run), "sha256": self.pictures.fingerprint,
-                    "images": self.pictures.count, "broken": self.pictures.failures}
+                    "images": self.pictures.count, "broken": self.pictures.failures,
+                    "left_out": self.pictures.left_out}
         own = self.path.parent.name == "checkpoints"
         return {"kind": "checkpoint", "run": str(self.run), "checkpoint": self.path.stem if own else str(self.path),
-                "sha256": file_sha256(self.path), "images": self.family.progress.images,
+                "sha256": sha256_of(self.path), "images": self.family.progress.images,
                 "seconds": round(self.family.progress.seconds, 3), "family": type(self.family).__name__}
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_target(run: str, checkpoint: str, device: torch.device) -> Target:

@@ -10,6 +10,7 @@
 import json
 import os
 import re
+import stat
 import zipfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,6 +19,8 @@ from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
+
+from aigc.data.names import is_hidden, zip_name
 
 RECORD = "aigc.jsonl"                                      # in each folder that generate or edit wrote
 KEY = "aigc"                                               # of the text chunk in our PNGs: JSON
@@ -98,8 +101,11 @@ class _Folder:
 
     def start(self, name: str, size: int = -1) -> bytes:
         """The first bytes of a file, all by default; empty where it cannot be read."""
+        path = self.root / name
         try:
-            with open(self.root / name, "rb") as file:
+            if not stat.S_ISREG(os.stat(path).st_mode):    # a pipe would wait for ever
+                return b""
+            with open(path, "rb") as file:
                 return file.read(size)
         except OSError:
             return b""
@@ -134,8 +140,8 @@ class _Zip:
     def __init__(self, root: Path, stack: ExitStack):
         self.root = root
         self.archive = stack.enter_context(zipfile.ZipFile(root))
-        self.entries = {entry.filename: entry for entry in self.archive.infolist() if not entry.is_dir()}
-        folders = [name.split("/")[:-1] for name in self.entries if not name.startswith("__MACOSX/")]
+        self.entries = {zip_name(entry.filename): entry for entry in self.archive.infolist() if not entry.is_dir()}
+        folders = [name.split("/")[:-1] for name in self.entries if not is_hidden(name.split("/")[0])]
         shared = takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))
         self.top = "/".join(level[0] for level in shared)
 
@@ -143,7 +149,7 @@ class _Zip:
         if name not in self.entries:
             return b""
         try:
-            with self.archive.open(name) as file:
+            with self.archive.open(self.entries[name]) as file:
                 return file.read(size)
         except Exception:                                  # zipfile and its decoders raise what they like
             return b""
@@ -225,11 +231,21 @@ class _Search:
     def beside_evaluation(self, name: str) -> bool:
         """Whether a picture of neighbours lies beside the record of the evaluation that it is named after."""
         stem, found, _ = name.rpartition("_neighbours_")
-        try:
-            record = json.loads(self.place.start(f"{stem}.json") or b"{}") if found else {}
-        except ValueError:
-            return False
-        return isinstance(record, dict) and {"target", "scores", "protocol"} <= set(record)
+        return bool(found) and is_evaluation(self.place.start(f"{stem}.json"))
+
+
+def is_evaluation(content: bytes) -> bool:
+    """Whether a file's content is a record that evaluate wrote."""
+    try:
+        record = json.loads(content or b"{}")
+    except ValueError:
+        return False
+    return isinstance(record, dict) and {"target", "scores", "protocol"} <= set(record)
+
+
+def is_drawing(path: Path) -> bool:
+    """Whether a PNG is a grid that this program drew, as it says itself."""
+    return _Search(_Folder(path.parent), only_drawings=True).marked(path.name)
 
 
 def is_run(folder: Path) -> bool:

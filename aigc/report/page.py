@@ -32,8 +32,29 @@ COURSE = (  # of `facts`: key, title, digits after the point
     ("parameters", "parameters", 0), ("memory_mb", "memory MB", 0),
 )
 _PACKED: WeakKeyDictionary[Run, tuple[int, list[dict[str, Any]]]] = WeakKeyDictionary()
+MARKS = (('name="generator" content="aigc compare"',),    # how our own page is told; the second, of earlier versions
+         ("connect-src 'self'", '<link rel="icon" href="data:,">'))
 SCORES, SETTINGS, CURVES = 3, 6, 6     # how many of each the page shows before anything is chosen
 STAGES = 4          # thumbnails of each run that the page shows at first, so that there is something to go through
+
+
+def check_place(path: Path) -> None:
+    """Refuses to replace a file that is no page of this program's.
+
+    Raises:
+        UserError: says what is there.
+    """
+    if path.is_dir():
+        raise UserError(f"out='{path}' is a folder: give the name of a page, such as '{path / 'report.html'}'")
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            start = file.read(4096)
+    except (FileNotFoundError, NotADirectoryError):        # `write` says what is wrong
+        return
+    except OSError as error:
+        raise UserError(f"out='{path}' cannot be read ({error.strerror}): choose another name") from error
+    if start and not any(all(mark in start for mark in marks) for marks in MARKS):
+        raise UserError(f"out='{path}' exists and is no page that this program wrote: choose another name")
 
 
 def check_libraries() -> dict[str, Path]:
@@ -56,8 +77,9 @@ def write(comparison: Comparison, path: Path, **options: Any) -> Path:
     """Writes the page, to a temporary name first; makes the folder. `options` are those of `content`.
 
     Raises:
-        UserError: a library is missing, or the file cannot be written.
+        UserError: a library is missing, or the file cannot be written or is another's.
     """
+    check_place(path)
     whole = page(content(comparison, **options))
     temporary = path.with_name(f".{path.name}.tmp")
     try:

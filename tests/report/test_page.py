@@ -18,7 +18,7 @@ import pytest
 from aigc.errors import UserError
 from aigc.report import page as page_module
 from aigc.report.comparison import Comparison
-from aigc.report.page import check_libraries, content, script_json, write
+from aigc.report.page import check_libraries, check_place, content, script_json, write
 from aigc.report.runs import find_runs, read_run, read_runs
 from aigc.training import fit
 
@@ -327,6 +327,24 @@ def test_a_missing_library_and_an_unwritable_place_are_said(tmp_path, monkeypatc
     monkeypatch.setitem(page_module.LIBRARIES, "plotly.js", ("plotly_is_gone", "x.js"))
     with pytest.raises(UserError, match=r"'plotly_is_gone': pip install 'aigc\[compare\]'"):
         check_libraries()
+
+
+def test_a_page_replaces_its_own_earlier_one_and_no_other_file(tmp_path):
+    path = tmp_path / "report.html"
+    for mine in ("<html>the user's own report</html>", "connect-src 'self'"):
+        path.write_text(mine)
+        with pytest.raises(UserError, match=r"report\.html' exists and is no page that this program wrote: choose"):
+            check_place(path)
+    template = (Path(page_module.__file__).parent / "page.html").read_text()
+    for ours in (template, template.replace('<meta name="generator" content="aigc compare">\n', "")):    # of before
+        path.write_text(ours)
+        check_place(path)
+    with pytest.raises(UserError, match="is a folder: give the name of a page"):
+        check_place(tmp_path)
+    (tmp_path / "empty.html").touch()
+    for name in ("new.html", "empty.html"):
+        check_place(tmp_path / name)
+
 
 
 @pytest.mark.slow
