@@ -121,25 +121,25 @@ def newest(folder: Path) -> Path:
 
 def test_classes_are_asked_for_by_name_or_number(pets, tmp_path):
     make(run=pets, n=2, out=tmp_path / "name", label="dog", format="npy")
-    make(run=pets, n=2, out=tmp_path / "number", label=2, format="npy")
+    make(run=pets, n=2, out=tmp_path / "list", label="[dog,cat]", format="npy")
     make(run=pets, n=2, out=tmp_path / "cat", label="cat", format="npy")
-    name, number, cat = (np.load(tmp_path / d / "images.npy") for d in ("name", "number", "cat"))
-    assert np.array_equal(name, number) and not np.array_equal(name, cat)
+    name, listed, cat = (np.load(tmp_path / d / "images.npy") for d in ("name", "list", "cat"))
+    assert np.array_equal(listed, [name[0], cat[1]]) and not np.array_equal(name, cat)
     family = load_family(pets)
     assert labels_of(family, ["cat", "dog"], 3).tolist() == [1, 2, 1]
-    assert labels_of(family, 1, 1).tolist() == [0]                     # a name counts before a number
+    assert labels_of(family, 1, 1).tolist() == [0]                     # a name, not a number
     assert labels_of(family, "all", 4).tolist() == labels_of(family, None, 4).tolist() == [0, 1, 2, 0]
-    for wrong, sentence in (("dgo", "did you mean 'dog'?"), (3, "choose from 1, cat, dog"),
+    for wrong, sentence in (("dgo", "did you mean 'dog'?"), (2, "choose from 1, cat, dog"),
                             ("Cat", "did you mean 'cat'?"), ([], "names no class"), ([["cat"]], "is no class")):
         with pytest.raises(UserError, match=re.escape(sentence)):
             labels_of(family, wrong, 1)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # names that are numbers count as names
     ("wanted", "names", "number"),
     [
-        ("7", ["1", "7"], 1), (1, ["1", "7"], 0), (0, ["1", "7"], None),   # names that are numbers: only they count
-        (True, ["false", "true"], 1), (0, ["cat", "dog"], 0), ("0", None, 0), (2, None, None), (-1, None, None),
+        ("7", ["1", "7"], 1), (1, ["1", "7"], 0), (0, ["1", "7"], None), (1, ["2", "dog"], None),
+        (True, ["false", "true"], 1), (1, ["cat", "dog"], 1), ("0", None, 0), (2, None, None), (-1, None, None),
         ("all", ["all", "none"], 0), (1.5, None, None),
     ],
 )

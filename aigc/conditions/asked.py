@@ -42,7 +42,7 @@ def labels_of(family: "Family", wanted: Any, n: int) -> Any:
 def label_of(wanted: Any, classes: int, names: Sequence[str] | None) -> int:
     """The number of a class that is called `wanted`, or else has this number.
 
-    Where the names are numbers themselves, only they count: of the classes 1 and 7, label=1 is the first.
+    Where a name is a number itself, only names count: of the classes 1 and 7, label=1 is the first, and 0 is none.
 
     Raises:
         UserError: there is none.
@@ -50,8 +50,8 @@ def label_of(wanted: Any, classes: int, names: Sequence[str] | None) -> int:
     word = str(wanted).lower() if isinstance(wanted, bool) else str(wanted)
     if names is not None and word in names:
         return list(names).index(word)
-    numbered = names is None or not all(name.lstrip("-").isdecimal() for name in names)
-    if numbered and word.isdecimal() and int(word) < classes:
+    by_number = names is None or not any(name.isdecimal() for name in names)
+    if by_number and word.isdecimal() and int(word) < classes:
         return int(word)
     raise UserError(f"label={wanted} is no class of this model: {known(wanted, classes, names)}")
 
@@ -62,7 +62,7 @@ def known(wanted: Any, classes: int, names: Sequence[str] | None) -> str:
         return f"choose from 0 to {classes - 1}"
     said = choices(wanted, names)
     if said.startswith("choose") and len(names) > LISTED:
-        return f"choose from {', '.join(names[:LISTED])} and {len(names) - LISTED} more, or a number from 0"
+        return f"choose from {', '.join(names[:LISTED])} and {len(names) - LISTED:,} more"
     return said if said.startswith("did") else f"choose from {', '.join(names)}"
 
 

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,8 +47,10 @@ class Output:
         Raises:
             RunError: the folder does not take it.
         """
-        with self.file(name, **facts) as file:
-            file.write(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        with self._placing(name) as temporary:
+            self._line({"name": name, **facts, "size": len(content), "sha256": sha256})
+            temporary.write_bytes(content)
 
     @contextmanager
     def file(self, name: str, *, keep: bool = False, **facts: Any) -> Iterator[IO[bytes]]:
@@ -61,13 +64,9 @@ class Output:
         Raises:
             RunError: the folder does not take it.
         """
-        path = self.folder / name
-        temporary = path.with_name(f".{path.name}.tmp")
         interrupted: BaseException | None = None
-        try:
-            self._start()
+        with self._placing(name) as temporary:
             self._line({"name": name, **facts})            # so that it can be cleared, whatever comes now
-            path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "w+b") as file:
                 try:
                     yield file
@@ -79,6 +78,18 @@ class Output:
                 file.seek(0)
                 sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
             self._line({"name": name, **facts, "size": size, "sha256": sha256})
+        if interrupted is not None:
+            raise interrupted
+
+    @contextmanager
+    def _placing(self, name: str) -> Iterator[Path]:
+        """A temporary name, which becomes the file's own when all is written."""
+        path = self.folder / name
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            self._start()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
             os.replace(temporary, path)
             self._files += 1
         except OSError as error:
@@ -88,8 +99,6 @@ class Output:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        if interrupted is not None:
-            raise interrupted
 
     def _start(self) -> None:
         if self._started:
@@ -173,7 +182,8 @@ def _make(folder: Path, numbered: bool) -> tuple[Path, list[Path]]:
     missing = [parent for parent in folder.parents if not parent.exists()][::-1]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for name in (folder, *(folder.with_name(f"{folder.name}_{k}") for k in range(2, 10_000))):
+        others = (folder.with_name(f"{folder.name}_{k}") for k in range(2, 10_000))
+        for name in chain([folder], others):
             try:
                 name.mkdir()
                 return name, [*missing, name]

@@ -131,6 +131,16 @@ def test_what_cannot_be_a_folder_is_one_sentence(tmp_path, where):
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
 
 
+def test_the_current_folder_is_a_folder_as_others(tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"out='\.' holds other files \('mine.txt'\)"):
+        written(Path("."), "a.png")
+    (tmp_path / "mine.txt").unlink()
+    written(Path("."), "a.png")
+    assert content(tmp_path) == {"a.png", RECORD}
+
+
 def test_a_full_disk_leaves_whole_files_and_one_sentence(tmp_path, monkeypatch):
     replace = os.replace
 
