@@ -1,8 +1,10 @@
 """Images of a trained family, one after the other, and files of them."""
 
+import errno
 import io
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -119,12 +121,26 @@ def write_array(file: IO[bytes], images: Iterator[np.ndarray], n: int) -> None:
         for image in images:
             if not done:
                 header((n, *image.shape))                  # has room for the digits of any number of images
+                set_aside(file, n * image.nbytes)
             file.write(np.ascontiguousarray(image).tobytes())
             done += 1
     finally:
         if 0 < done < n:
+            file.truncate()
             header((done, *image.shape))
-            file.seek(0, io.SEEK_END)
+
+
+def set_aside(file: IO[bytes], size: int) -> None:
+    """Has the disk keep room for `size` more bytes, so that it is full now if it is, and not after hours.
+
+    Raises:
+        OSError: there is no such room.
+    """
+    try:
+        os.posix_fallocate(file.fileno(), file.tell(), size)
+    except OSError as error:                               # not every file system can do it
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
 
 
 def overview(images: torch.Tensor, words: Sequence[str], *, rows: bool) -> bytes:

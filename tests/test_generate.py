@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 from aigc.checkpoints import load_family
 from aigc.conditions.asked import label_of, labels_of
 from aigc.config import CONFIG_DIR, register_schemas
-from aigc.errors import UserError
+from aigc.errors import RunError, UserError
 from aigc.generate import generate, run_of
 from aigc.grids import GAP, LINE, TONE
 from aigc.images.written import RECORD, read_record
@@ -241,6 +242,25 @@ def test_an_interruption_keeps_what_is_made_and_it_can_be_cleared(pets, tmp_path
         assert np.array_equal(np.load(tmp_path / "x" / "images.npy"), np.load(tmp_path / "whole" / "images.npy"))
     make(run=pets, n=1, out=tmp_path / "x", overwrite="true")
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["00000.png", RECORD, "grid.png"]
+
+
+def test_a_disk_too_small_for_all_images_is_known_at_the_first(pets, tmp_path, monkeypatch):
+    asked, making = [], GAN.sample
+
+    def full(descriptor, offset, size):
+        asked.append((offset, size))
+        raise OSError(28, "No space left on device")
+
+    def counted(self, n, **options):
+        counted.calls += 1
+        return making(self, n, **options)
+
+    counted.calls = 0
+    monkeypatch.setattr(GAN, "sample", counted)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(RunError, match=r"images\.npy' could not be written \(No space left on device\), nothing was"):
+        make(run=pets, n=20, batch_size=2, out=tmp_path / "x", format="npy")
+    assert asked == [(128, 20 * 64)] and counted.calls == 1
 
 
 def test_a_checkpoint_needs_no_config_and_loads_with_weights_only(runs):
