@@ -81,7 +81,7 @@ def find_pictures(
         UserError: nothing is found, or a result would overwrite a picture that was given.
     """
     path = Path(images).expanduser()
-    if path.is_file() and path.suffix.lower() not in ENDINGS:
+    if path.is_file() and (path.suffix.lower() == ".zip" or (not is_image(path.name) and zipfile.is_zipfile(path))):
         return _in_zip(path, form, left_out)
     root, found = _in_folders(path, images)
     own = out.resolve()
@@ -122,8 +122,8 @@ def _in_zip(path: Path, form: str, left_out: dict[str, list[str]] | None) -> lis
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"images='{path}' is neither a picture nor a whole zip ({error}): give a picture, a folder, a "
-                        "zip or a glob") from error
+        raise UserError(f"images='{path}' is no whole zip ({error}): give a picture, a folder, a zip or a "
+                        "glob") from error
     entries = {zip_name(entry.filename): entry for entry in archive.infolist() if not entry.is_dir()}
     names = sorted(name for name in entries if is_image(name) and not any(
         is_hidden(part) for part in name.split("/") if part not in (".", "..")))

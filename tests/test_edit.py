@@ -203,6 +203,9 @@ def test_a_zip_keeps_places_never_leads_outside_and_broken_entries_are_named(run
     assert record is not None and list(record.facts["options"]) and record.files["up.png"]["number"] == 0
     run_edit(run=run, images=zipped(tmp_path / "y.zip", {"a.png": photos / "0.png"}), out=tmp_path / "y")
     assert capsys.readouterr().out.strip() == f"1 picture in {tmp_path / 'y'}"
+    (tmp_path / "photo").write_bytes((photos / "0.png").read_bytes())         # named itself, it needs no ending
+    run_edit(run=run, images=tmp_path / "photo", out=tmp_path / "z")
+    assert np.array_equal(pixels(tmp_path / "z" / "photo.png"), 255 - pixels(photos / "0.png"))
 
 
 def test_a_protected_a_cut_off_and_an_empty_zip_are_one_sentence(run, photos, tmp_path):
@@ -213,7 +216,7 @@ def test_a_protected_a_cut_off_and_an_empty_zip_are_one_sentence(run, photos, tm
     (tmp_path / "locked.zip").write_bytes(data)
     (tmp_path / "cut.zip").write_bytes(pack.read_bytes()[:-30])
     zipped(tmp_path / "empty.zip", {"notes.txt": b""})
-    for name, sentence in (("locked", "is protected by a password: unpack it"), ("cut", "nor a whole zip"),
+    for name, sentence in (("locked", "is protected by a password: unpack it"), ("cut", "is no whole zip"),
                            ("empty", "holds no pictures")):
         with pytest.raises(UserError, match=sentence):
             run_edit(run=run, images=tmp_path / f"{name}.zip", out=tmp_path / "made")

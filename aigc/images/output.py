@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from typing import IO, Any
 from aigc import __version__
 from aigc.errors import RunError, UserError
 from aigc.images.written import RECORD, Record, parse_record
+
+log = logging.getLogger(__name__)
 
 IGNORED = ("thumbs.db", "desktop.ini")                     # what systems leave in folders, besides hidden files
 NAMED = 3                                                  # of the files in the way
@@ -146,7 +149,10 @@ def claim(out: Path, *, overwrite: bool = False, numbered: bool = False) -> Iter
         status = "interrupted"
         raise
     finally:
-        if output is None or not output.close(status):
+        written = output is not None and output.close(status)
+        if written and status == "interrupted":
+            log.info("'%s' holds what was written until the interruption", out)
+        if not written:
             with contextlib.suppress(OSError):
                 for folder in reversed(made):
                     folder.rmdir()

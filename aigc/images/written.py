@@ -188,6 +188,8 @@ class _Search:
                     return None
                 run = record.facts.get("run")
                 return f"{VERBS.get(str(record.facts.get('verb')), 'images made')} with {run}"
+        if any(self.records[folder] is not None for folder in folders):
+            return None                                    # put there, or changed, by the user
         for depth, folder in enumerate(folders):
             if self.is_run(folder) and (found := self.in_run(self.place.shown(folder), parts[depth:], named=[])):
                 return found

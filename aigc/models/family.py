@@ -112,7 +112,7 @@ class Family(L.LightningModule):
         """Adds what a reader needs without the config: the family, its classes' names and how far it has come."""
         checkpoint["family"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["progress"] = self.progress.state_dict()
-        checkpoint["class_names"] = self.class_names
+        checkpoint["class_names"] = None if self.class_names is None else [str(name) for name in self.class_names]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continues counting images and seconds where the checkpoint stopped; older ones name no classes."""

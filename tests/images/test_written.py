@@ -88,6 +88,9 @@ def test_what_the_user_put_or_changed_there_is_the_users(tmp_path):
     for name in ("samples/cat.png", "photos/000000000.png", "own.png"):
         picture(run / name)
     assert not set(found(run)) & {"samples/cat.png", "photos/000000000.png", "own.png"}
+    picture(generated(run / "generated" / "2026", "0.png") / "mine.png")
+    assert {"generated/2026/0.png", "generated/2026/grid.png"} == {
+        name for name in found(run) if name.startswith("generated/2026")}
 
 
 def test_a_run_that_only_started_is_told_by_its_configuration_and_other_programs_are_not(tmp_path):
