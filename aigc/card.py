@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from aigc.cli import FREE_TEXT
 from aigc.report.markdown import commands, number, table, write_text
 from aigc.report.protocol import Score, describe, scores_of
 from aigc.report.runs import Run, read_run
+from aigc.words import shown
 
 NAME = "README.md"
 MARK = "<!-- written by aigc, and written again when the run changes; what you add below stays -->"
@@ -227,14 +227,4 @@ def licence(run: Run) -> str:
 
 def command(verb: str, overrides: Sequence[str]) -> str:
     """A command line that a shell reads as it was typed."""
-    return " ".join(["python -m", f"aigc.{verb}", *(shlex.quote(typed(override)) for override in overrides)])
-
-
-def typed(override: str) -> str:
-    """An override as it was typed: free text has been quoted for Hydra since (aigc/cli.py)."""
-    key, _, value = override.partition("=")
-    if key not in FREE_TEXT or not value.startswith("'"):
-        return override
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return f"{key}={OverridesParser.create().parse_override(override).value()}"
+    return " ".join(["python -m", f"aigc.{verb}", *(shlex.quote(shown(override)) for override in overrides)])

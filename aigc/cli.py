@@ -3,19 +3,20 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from aigc import words
 from aigc.config import CONFIG_DIR, SCHEMAS, check_closed, register_schemas
 from aigc.errors import RunError, UserError, choices
+from aigc.foreign import checked_loading
 
 Task = Callable[[Any], Any]
-FREE_TEXT = ("text", "data.text", "resume", "title", "runs")  # options whose value is taken as it was typed
 
 EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # launchers of other packages
 
@@ -23,13 +24,12 @@ EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ra
 def run(task: Task, config_name: str) -> None:
     """Runs `task(cfg)` with the command line composed over `conf/<config_name>.yaml`; exits unless all went well.
 
-    In a multirun, a job that fails is reported and the others go on, and commas in free text separate its jobs.
+    Paths and free text are taken as they were typed (aigc/words.py). In a multirun, a job that fails is reported and
+    the others run, and commas separate jobs.
     Exit codes: 1 a run failed after it had started, 2 a mistake in what was asked, 130/143 interrupted.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
     register_schemas()
-    if not {"-m", "--multirun"} & set(sys.argv):
-        sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     codes: list[int] = []
 
     def job(cfg: Any) -> Any:
@@ -37,51 +37,61 @@ def run(task: Task, config_name: str) -> None:
             check_closed(cfg, SCHEMAS[config_name])
             return task(cfg)
         except UserError as error:
-            codes.append(_say(error))
+            codes.append(say(error))
             return None
         except OmegaConfBaseException as error:  # a mandatory option is missing; Hydra would announce it by a line
-            codes.append(_say(UserError(explain(error, sys.argv[1:], config_name))))
+            codes.append(say(UserError(explain(error, sys.argv[1:], config_name))))
             return None
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(job)()
+        refuse_flags(sys.argv[1:])
+        multirun = bool({"-m", "--multirun"} & set(sys.argv))
+        sys.argv[1:] = words.read(sys.argv[1:], multirun=multirun, optional=optional_groups(config_name))
+        with checked_loading():
+            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(job)()
     except UserError as error:
-        codes.append(_say(error))
+        codes.append(say(error))
     except (HydraException, OmegaConfBaseException) as error:
-        codes.append(_say(UserError(explain(error, sys.argv[1:], config_name))))
+        codes.append(say(UserError(explain(error, sys.argv[1:], config_name))))
     except (FileExistsError, NotADirectoryError, PermissionError) as error:  # from making the run folder
         sentence = f"the folder '{error.filename}' cannot be made ({error.strerror}): choose another hydra.run.dir"
-        codes.append(_say(UserError(sentence)))
+        codes.append(say(UserError(sentence)))
     except KeyboardInterrupt:
-        codes.append(_say(UserError("interrupted")))
+        codes.append(say(UserError("interrupted")))
         codes.append(130)
     if codes:
         sys.exit(max(codes))
 
 
-def quoted(argument: str) -> str:
-    """`text=a, {b}` so that Hydra reads the value as it was typed; lists, quoted values and other options stay."""
-    key, equals, value = argument.partition("=")
-    listed = value.startswith("[") and value.endswith("]")
-    plain = not value or value == "null" or listed or re.fullmatch(r"""(['"]).*\1""", value, re.DOTALL)
-    if key not in FREE_TEXT or plain:
-        return argument
-    value = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return f"{key}{equals}'{value.replace('${', chr(92) + '${')}'"
+def optional_groups(config_name: str) -> list[str]:
+    """Groups of which `conf/<config_name>.yaml` chooses nothing."""
+    whole: Any = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{config_name}.yaml"))
+    pairs = [pair for entry in whole["defaults"] if isinstance(entry, dict) for pair in entry.items()]
+    return [group for group, name in pairs if name is None]
 
 
-def plain(value: str) -> str:
-    """A value without the quotes that Hydra would take away."""
-    found = re.fullmatch(r"""(['"])(.*)\1""", value, re.DOTALL)
-    return found[2].replace("\\" + found[1], found[1]) if found else value
+def refuse_flags(typed: Sequence[str]) -> None:
+    """Refuses Hydra's flags that do not go together, which it would answer with a traceback, or that run a pickle.
+
+    Raises:
+        UserError: says which.
+    """
+    flags = {word.split("=", 1)[0] for word in typed if word.startswith("-")}
+    if any(flag.startswith("--e") for flag in flags):   # argparse takes any beginning of it
+        raise UserError("--experimental-rerun would run whatever its file holds: give the options again instead")
+    groups = [("--cfg", "-c"), ("--multirun", "-m"), ("--run", "-r"), ("--info", "-i"), ("--shell-completion", "-sc")]
+    given = [long for long, short in groups if {long, short} & flags]
+    if len(given) > 1:
+        raise UserError(f"{given[0]} and {given[1]} do not go together: give one of them")
+    if "--resolve" in flags and not {"--cfg", "-c", "--help", "-h"} & flags:
+        raise UserError("--resolve shows values instead of interpolations: give it with --cfg job")
+    if "--shell-completion" in given or "-sc" in flags:
+        wanted = [word for word in typed if word.partition("=")[0] in ("install", "uninstall", "query")]
+        if len(wanted) != 1:
+            raise UserError("--shell-completion needs one of install=<shell>, uninstall=<shell>, query=<shell>")
 
 
-def override(key: str, value: str | None) -> str:
-    """`key=value` as Hydra reads it back, whatever is in the value."""
-    return f"{key}=" + ("null" if value is None else QuotedString(value, Quote.single).with_quotes())
-
-
-def _say(error: UserError) -> int:
+def say(error: UserError) -> int:
     """Prints the sentence; returns the exit code that belongs to it."""
     print(f"aigc: {error}", file=sys.stderr, flush=True)
     return 1 if isinstance(error, RunError) else 2

@@ -49,7 +49,7 @@ def evaluate(cfg: Any) -> None:
         cfg.networks = [cfg.networks]
     check_networks(cfg.networks)
     device = choose_device(cfg.device)
-    target = open_target(cfg.run, cfg.checkpoint, device)
+    target = open_target(cfg.run, cfg.checkpoint, device, batch_size=cfg.batch_size, seed=cfg.seed)
     out = Path(cfg.out).expanduser() if cfg.out else default_out(target)
     with reserve(out, overwrite=cfg.overwrite, numbered=not cfg.out) as path:
         found, notes = measure(cfg, target, device, path)

@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from aigc.errors import RunError, UserError, choices
+from aigc.foreign import read_config, settled
 
 RESUMABLE = ("budget", "trainer", "batch_size", "logger", "log_every", "resume")  # what a resumed run may change
 BEFORE_TRAINING = (".hydra", "summary.json", "wandb", "samples")  # what is there before the first step
@@ -129,8 +130,7 @@ def resumed_config(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> D
     path = folder / ".hydra" / "config.yaml"
     if not path.is_file():
         raise UserError(f"resume='{folder}' is no run folder: it has no .hydra/config.yaml")
-    saved = OmegaConf.load(path)
-    assert isinstance(saved, DictConfig)
+    saved = read_config(path)
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0]
         top = key.split(".")[0].split("@")[0]
@@ -139,4 +139,4 @@ def resumed_config(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> D
                 f"'{key}' cannot change when a run is resumed ({choices(top, RESUMABLE)}): start a new run for it"
             )
         OmegaConf.update(saved, key, OmegaConf.select(cfg, key), force_add=True)
-    return saved
+    return settled(saved, path)

@@ -1,6 +1,7 @@
 """Trains a generator: `python -m aigc.train model=gan data=mnist`, `... resume=<run folder>`, `... -m seed=1,2,3`."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from aigc import cli, launch
+from aigc import cli, launch, words
 from aigc.errors import RunError, UserError
 from aigc.run import discard_if_unstarted, read_summary, resumed_config
 
@@ -16,15 +17,15 @@ from aigc.run import discard_if_unstarted, read_summary, resumed_config
 def main() -> None:
     """The command line."""
     launch.end_with_parent()
-    words = {word.split("=", 1)[0]: word.split("=", 1)[1] for word in sys.argv[1:] if "=" in word}
-    if "resume" in words:  # in the same folder, without overwriting its record of the first command
-        folder = Path(cli.plain(words["resume"])).expanduser().resolve()
+    typed = {word.split("=", 1)[0]: word.split("=", 1)[1] for word in sys.argv[1:] if "=" in word}
+    if typed.get("resume", "null") != "null":  # in the same folder, beside its record of the first command
+        folder = Path(words.path_of(typed["resume"])).resolve()
         folder = folder if folder.is_dir() else Path(".")
-        sys.argv += [cli.override("hydra.run.dir", str(folder)), "hydra.output_subdir=null"]
+        sys.argv += [words.override("hydra.run.dir", str(folder)), "hydra.output_subdir=null"]
     elif (launch.rank() or 0) > 0:
-        fixed = words.get("trainer") == "slurm" or "hydra.run.dir" in words  # the same for all: see what is there
+        fixed = typed.get("trainer") == "slurm" or "hydra.run.dir" in typed  # the same for all: see what is there
         sys.argv += ["hydra.output_subdir=null"]
-        sys.argv += [] if fixed and launch.requeued() else [f"hydra.run.dir={launch.private_folder()}"]
+        sys.argv += [] if fixed and launch.requeued() else [words.override("hydra.run.dir", launch.private_folder())]
     cli.run(train, "train")
 
 
@@ -75,7 +76,8 @@ def train(cfg: Any) -> float | None:
 
 def report(folder: Path, summary: dict[str, Any]) -> None:
     """Prints how the run ended and where its results are."""
-    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    shown = words.at_home(folder)
+    word = shlex.quote(f"run={shown}")
     seconds, images = summary.get("seconds") or 0.0, summary.get("images") or 0
     print(f"\n{summary['status']}: {images:,} images in {seconds / 60:.1f} minutes of training")
     for name, value in ((summary.get("scores") or {}).get("last") or {}).items():
@@ -88,11 +90,11 @@ def report(folder: Path, summary: dict[str, Any]) -> None:
         print(f"card      {shown / 'README.md'}")
     print(f"scores    {shown / 'summary.json'} (curves: {shown / 'metrics.jsonl'})")
     if summary["status"] == "finished" and summary.get("translates"):
-        print(f"more      python -m aigc.edit task=translate run={shown} images=<file, folder or glob>")
+        print(f"more      python -m aigc.edit task=translate {word} images=<file, folder or glob>")
     elif summary["status"] == "finished":
-        print(f"more      python -m aigc.generate run={shown} n=64 out=images")
+        print(f"more      python -m aigc.generate {word} n=64 out=images")
     else:
-        print(f"go on     python -m aigc.train resume={shown}")
+        print(f"go on     python -m aigc.train {shlex.quote(f'resume={shown}')}")
 
 
 if __name__ == "__main__":

@@ -130,9 +130,12 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+PARTS = {"family": "x", "state_dict": {}, "hyper_parameters": {}, "progress": {}}  # what a checkpoint has at least
+
+
 def test_checkpoints_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "checkpoints" / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"family": "x", "state_dict": {}, "n": 1}, path)
+    AtomicCheckpointIO().save_checkpoint({**PARTS, "n": 1}, path)
 
     def half(obj, file):
         file.write(b"half of it")
@@ -140,7 +143,7 @@ def test_checkpoints_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(RunError, match=r"No space left on device.*last.ckpt of before is whole"):
-        AtomicCheckpointIO().save_checkpoint({"family": "x", "state_dict": {}, "n": 2}, path)
+        AtomicCheckpointIO().save_checkpoint({**PARTS, "n": 2}, path)
     assert read_checkpoint(path)["n"] == 1
     assert os.listdir(path.parent) == ["last.ckpt"]
 
@@ -157,7 +160,7 @@ def test_missing_and_foreign_checkpoints_are_refused(tmp_path):
     torch.save({"state_dict": {}}, junk)
     with pytest.raises(UserError, match="not a checkpoint of aigc"):
         load_family(junk)
-    torch.save({"state_dict": {}, "family": "os.system", "hyper_parameters": {}}, junk)
+    torch.save({"state_dict": {}, "family": "os.system", "hyper_parameters": {}, "progress": {}}, junk)
     with pytest.raises(UserError, match="may not stand there"):
         load_family(junk)
 

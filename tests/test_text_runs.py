@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from aigc.checkpoints import load_family, read_checkpoint
-from aigc.cli import quoted
 from aigc.conditions.asked import labels_of
 from aigc.errors import UserError
 from aigc.grids import GAP, LINE, TONE
 from aigc.images.written import RECORD
 from aigc.prompts import prompts_of
 from aigc.training import fit
+from aigc.words import quoted
 
 from .conftest import TINY, compose_train, environment
 from .test_resume import assert_same

@@ -13,6 +13,7 @@ from aigc.data.folder import ImageFolder
 from aigc.data.pairs import PairData
 from aigc.errors import UserError
 from aigc.evaluation.sources import DataSource, FolderSource, Source
+from aigc.foreign import read_config, settled
 from aigc.images.output import sha256_of
 from aigc.metrics.features import FeatureNetwork
 from aigc.metrics.networks import build_network, check_network
@@ -43,8 +44,10 @@ class Target:
                 "seconds": round(self.family.progress.seconds, 3), "family": type(self.family).__name__}
 
 
-def open_target(run: str, checkpoint: str, device: torch.device) -> Target:
+def open_target(run: str, checkpoint: str, device: torch.device, **changes: Any) -> Target:
     """What `run` names: a run folder or a checkpoint file, else a folder or zip of images.
+
+    `changes` are values of the run's configuration that are to be others.
 
     Raises:
         UserError: it is none of these.
@@ -61,8 +64,7 @@ def open_target(run: str, checkpoint: str, device: torch.device) -> Target:
     found = find_checkpoint(path, checkpoint)
     folder = found.parent.parent if found.parent.name == "checkpoints" else found.parent
     saved = folder / ".hydra" / "config.yaml"
-    config = OmegaConf.load(saved) if saved.is_file() else None
-    assert config is None or isinstance(config, DictConfig)
+    config = settled(read_config(saved), saved, **changes) if saved.is_file() else None
     return Target(found, folder, family=load_family(found, device=device), config=config)
 
 

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from aigc import launch
-from aigc.cli import FREE_TEXT, override, quoted
 from aigc.config import TrainConfig, check_closed, to_plain
 from aigc.errors import UserError
+from aigc.foreign import read_config
 from aigc.multirun.record import Record
 from aigc.run import read_summary, signature
+from aigc.words import as_typed, override
 
 NOT_FOR_JOBS = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.mode", "hydra.run",
                 "hydra.output_subdir")  # what concerns the multirun as a whole
@@ -77,7 +78,7 @@ class Job:
         if not finished and not self.checkpoint.is_file():  # nothing of it is kept
             return False
         saved = self.folder / ".hydra" / "config.yaml"
-        budget = to_plain(OmegaConf.load(saved)).get("budget") if saved.is_file() else self.budget
+        budget = to_plain(read_config(saved), resolve=False).get("budget") if saved.is_file() else self.budget
         if summary.get("signature", self.signature) != self.signature or budget != self.budget:
             raise UserError(
                 f"'{self.folder}' holds a run of another configuration, which has changed since: choose another "
@@ -137,13 +138,3 @@ def note_waiting(jobs: Sequence[Job], record: Record) -> None:
     """
     for job in [job for job in jobs if not job.finished]:
         record.note(job.number, status="waiting", **job.facts)
-
-
-def as_typed(word: str) -> str:
-    """An override as Hydra writes it, ready to be read by a command line that takes free text as it was typed."""
-    if word.partition("=")[0] not in FREE_TEXT:
-        return word
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_override(word)
-    return quoted(f"{parsed.key_or_group}={parsed.value()}") if isinstance(parsed.value(), str) else word

@@ -19,10 +19,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from aigc.cli import override
 from aigc.errors import RunError, UserError
 from aigc.multirun.lock import FolderLock
 from aigc.run import remove_empty
+from aigc.words import override
 
 NAME = "jobs.json"
 

@@ -11,12 +11,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from aigc import launch
-from aigc.cli import override, quoted
 from aigc.errors import UserError
-from aigc.multirun.jobs import Job, as_typed, note_waiting
+from aigc.multirun.jobs import Job, note_waiting
 from aigc.multirun.lock import FolderLock
 from aigc.multirun.record import Multirun, Record, find_folder, table
 from aigc.run import write_summary
+from aigc.words import as_typed, override, quoted
 
 from ..conftest import environment
 
