@@ -14,10 +14,10 @@ from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
 from aigc.checkpoints import load_family
-from aigc.cli import quoted
 from aigc.config import CONFIG_DIR, SCHEMAS, check_closed, register_schemas
 from aigc.evaluate import spelled_out
 from aigc.training import check_pair, fit
+from aigc.words import quoted
 
 from .conftest import COMMON, TINY
 from .documents import DOCS, PAGES, ROOT, anchors, blocks, commands, links, name
