@@ -171,6 +171,10 @@ def test_a_checkpoint_of_before_names_no_classes_and_is_asked_by_number(runs, tm
     torch.save(content, tmp_path / "old.ckpt")
     family = load_family(tmp_path / "old.ckpt")
     assert family.class_names is None and labels_of(family, "3", 1).tolist() == [3]
+    for strange in (["cat"], "cat", {}):
+        torch.save({**content, "class_names": strange}, tmp_path / "strange.ckpt")
+        with pytest.raises(UserError, match="does not name 10 classes, as many as its GAN knows"):
+            load_family(tmp_path / "strange.ckpt")
 
 
 def test_any_picture_says_how_to_make_it_again(pets, tmp_path):

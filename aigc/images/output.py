@@ -164,13 +164,14 @@ def by_time(folder: Path) -> Path:
 
 
 def clear(folder: Path, record: Record) -> None:
-    """Removes the files that a record lists, what an interruption left of them, and the folders that this empties."""
+    """Removes what a record lists and is as it was written, what an interruption left, and folders that get empty."""
     folders = set()
-    for name in record.files:
+    for name, facts in record.files.items():
         path = folder / name
         for file in (path, path.with_name(f".{path.name}.tmp")):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                file.unlink()
+            if file != path or _unchanged(path, facts):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    file.unlink()
         folders |= {parent for parent in path.parents if folder in parent.parents}
     for empty in sorted(folders, key=lambda path: len(path.parts), reverse=True):
         with contextlib.suppress(OSError):

@@ -55,17 +55,25 @@ class Record:
 
 
 def parse_record(text: str) -> Record | None:
-    """The record in a file's text, up to the first line that was cut off; None if it is none of ours."""
+    """The record in a file's text, up to the first line that was cut off; None if it is none of ours.
+
+    Names that lead out of the folder, or to hidden files, are none that this program wrote, and are passed over.
+    """
     lines = []
     for line in text.splitlines():
         try:
             lines.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             break
     if not all(isinstance(line, dict) for line in lines) or not lines or lines[0].get("program") != "aigc":
         return None
-    files = {str(line["name"]): line for line in lines[1:] if "name" in line}
+    files = {str(line["name"]): line for line in lines[1:] if "name" in line and _inside(str(line["name"]))}
     return Record(lines[0], files, any(line.get("status") == "complete" for line in lines[1:]))
+
+
+def _inside(name: str) -> bool:
+    """Whether a name leads to a file in the folder that is not hidden; `..` counts as hidden, and so does a root."""
+    return not any(part == "" or part.startswith(".") for part in name.split("/")) and "\0" not in name
 
 
 def read_record(folder: Path) -> Record | None:
@@ -240,7 +248,7 @@ def is_evaluation(content: bytes) -> bool:
     """Whether a file's content is a record that evaluate wrote."""
     try:
         record = json.loads(content or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(record, dict) and {"target", "scores", "protocol"} <= set(record)
 
@@ -258,7 +266,7 @@ def is_run(folder: Path) -> bool:
 def _is_run(place: _Folder | _Zip, folder: str) -> bool:
     try:
         summary = json.loads(place.start(_join(folder, "summary.json")) or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         summary = {}
     if isinstance(summary, dict) and {"study", "signature"} <= set(summary):
         return True

@@ -115,9 +115,19 @@ class Family(L.LightningModule):
         checkpoint["class_names"] = None if self.class_names is None else [str(name) for name in self.class_names]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continues counting images and seconds where the checkpoint stopped; older ones name no classes."""
+        """Continues counting images and seconds where the checkpoint stopped; older ones name no classes.
+
+        Raises:
+            UserError: the classes that it names are not as many as the model has.
+        """
         self.progress.load_state_dict(checkpoint["progress"])
-        self.class_names = checkpoint.get("class_names") or self.class_names
+        names, classes = checkpoint.get("class_names"), self.hparams.get("classes")
+        if names is None:
+            return
+        if not isinstance(names, list) or len(names) != classes:
+            raise UserError(f"the checkpoint does not name {classes} classes, as many as its {type(self).__name__} "
+                            "knows: give one that training wrote")
+        self.class_names = [str(name) for name in names]
 
     @staticmethod
     def seeds_or_fresh(n: int, seeds: Sequence[int] | None) -> list[int]:

@@ -63,6 +63,20 @@ def test_overwriting_clears_what_the_record_lists_and_nothing_else(tmp_path):
     assert content(out) == {"d.png", RECORD} and not (out / "in").exists()
 
 
+def test_a_strangers_record_clears_nothing_outside_its_folder(tmp_path):
+    out = written(tmp_path / "out", "a.png")
+    for name in ("mine.txt", "out/.hidden"):
+        (tmp_path / name).write_text("mine")
+    facts = {"size": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
+    with (out / RECORD).open("a") as file:
+        for name in ("../mine.txt", str(tmp_path / "mine.txt"), ".hidden", "x/../../mine.txt", "a\0b", ""):
+            file.write(json.dumps({"name": name, **facts}) + "\n")
+        file.write("[" * 99_999 + "\n")
+    assert set(read_record(out).files) == {"a.png"}
+    written(out, "b.png", overwrite=True)
+    assert content(tmp_path) == {"mine.txt", "out/.hidden", "out/b.png", f"out/{RECORD}"}
+
+
 def test_nothing_is_made_or_cleared_before_the_first_file(tmp_path):
     with pytest.raises(ValueError, match="a wrong option"), claim(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b" / RECORD).exists()                # held against others meanwhile
