@@ -94,7 +94,7 @@ class ImageData(L.LightningDataModule):
         """Says what the data hold, in a line, and in a second one what was left out, if anything was."""
         self.setup()
         counts = {name: len(split) for name, split in self.splits.items()}
-        parts = [f"{sum(counts.values()):,} images{self._classes()}, {self._sizes()}, "
+        parts = [f"{counted(sum(counts.values()), 'image')}{self._classes()}, {self._sizes()}, "
                  f"{'grey' if self.channels == 1 else 'colour'}"]
         parts[0] += f", {self.seen.values}" if self.seen and self.seen.values else ""
         texts = self.splits["train"].texts

@@ -132,7 +132,7 @@ def decode(
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("L" if channels == 1 else "RGB")
         if stretched and limits is not None:
-            image = image.point(list(eight_bits(np.arange(256), limits).getdata()) * channels)
+            image = image.point(np.asarray(eight_bits(np.arange(256)[None], limits))[0].tolist() * channels)
         middle = image.width // 2
         parts = [image.crop((x, 0, x + middle, image.height)) for x in (0, middle)] if halves else [image]
         inner = (max(1, width - 2 * round(margin * width)), max(1, height - 2 * round(margin * height)))

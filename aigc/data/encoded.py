@@ -22,7 +22,7 @@ from aigc.data.values import Extremes, Range, common, range_of
 from aigc.errors import UserError
 from aigc.metrics.cache import keep_cached, load_cached
 
-SCANNED = 2          # version of what is kept of looking at files
+SCANNED = 3          # version of what is kept of looking at files
 NAMED = 20           # broken files named in an error; the rest are counted
 MIXED_SIZE = 32      # pixels of images whose own sizes differ, unless a size is chosen
 CHUNK = 64           # files a thread takes at a time
@@ -55,6 +55,7 @@ class Scan:
     broken: dict[str, dict[int, str]]   # by part: number of a broken file, and why
     digests: dict[str, str]             # by part: hash of the content of the others
     sides: list[int]                    # of the images: the shortest and the longest, in pixels
+    mixed: bool                         # some files have more than 8 bits, and some have 8
     deep: list[list[Any]]               # kind, least and greatest value of files with more than 8 bits, by kind
     prints: dict[str, Tensor]           # by part: 64 bits of every file's hash, (n,) int64
 
@@ -179,7 +180,10 @@ def _limits(scan: Scan, wanted: Wanted, name: str) -> tuple[Range | None, str]:
                  for e in scan.extremes]
         raise UserError(f"the images in {name} hold {' and '.join(parts)}: say with data.range=[black,white] what "
                         "they mean, or convert one kind")
-    return range_of(scan.extremes[0]) if scan.deep else (None, "")
+    if not scan.deep:
+        return None, ""
+    limits, words = range_of(scan.extremes[0])
+    return limits, words + ", 0 to 255 in files of 8 bits" * scan.mixed
 
 
 def _look(data: bytes) -> tuple[tuple[int, int], bool, Extremes | None]:
@@ -188,8 +192,8 @@ def _look(data: bytes) -> tuple[tuple[int, int], bool, Extremes | None]:
 
 
 def _scan_headers(parts: Mapping[str, Files]) -> Scan:
-    sizes, grey, deep = set(), True, []
-    scan = Scan(None, False, {}, {}, [0, 0], [], {})
+    sizes, grey, deep, good_files = set(), True, [], 0
+    scan = Scan(None, False, {}, {}, [0, 0], False, [], {})
     for part, files in parts.items():
         found = _each(files, lambda i, data: _look(data), range(len(files)))
         scan.broken[part] = {i: why for i, why in enumerate(found) if isinstance(why, str)}
@@ -197,7 +201,9 @@ def _scan_headers(parts: Mapping[str, Files]) -> Scan:
         sizes |= {fact[0] for fact in good}
         grey &= all(fact[1] for fact in good)
         deep += [fact[2] for fact in good if fact[2] is not None]
+        good_files += len(good)
     sides = [side for size in sizes for side in size] or [0]
+    scan.mixed = 0 < len(deep) < good_files
     scan.sides = [min(sides), max(sides)]
     scan.deep = [[one.kind, one.low, one.high] for one in common(deep)]
     scan.native = sizes.pop() if len(sizes) == 1 else None

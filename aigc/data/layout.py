@@ -75,7 +75,8 @@ def lay_out(names: Sequence[str], root: str, *, labels: bool | str = "auto") -> 
     whole = [place for place, kinds in places.items() if "train" in kinds and len(kinds) > 1]
     if any(place[: len(other)] == other for place in whole for other in whole if other != place):
         raise _unclear(whole, root, "one inside the other")
-    if len(whole) == 1:
+    siblings = [place for place in places if whole and whole[0] and place and place[:-1] == whole[0][:-1]]
+    if len(whole) == 1 and len(siblings) < 2:
         return _beside(parts, places, whole[0], root)
     if whole:
         return _in_classes(parts, places, whole, root)
@@ -141,9 +142,9 @@ def _in_classes(parts: list[Folder], places: dict, whole: list[Folder], root: st
         split = split_of(part[depth + 1]) if mine and len(part) > depth + 2 else None
         if split is not None:
             layout.take(split, name, part[depth])
-        elif part[:-1] == above[: len(part) - 1] or (mine and len(part) == depth + 2 and part[: depth + 1] in whole):
+        elif part[:-1] == above[: len(part) - 1] or (mine and len(part) == depth + 2 and part[: depth + 1] in places):
             layout.leave(name, "loose pictures beside the folders of splits")
-        elif mine and part[: depth + 1] in whole:
+        elif mine and part[: depth + 1] in places:
             layout.leave(name, "pictures in other folders beside those of splits")
         else:
             raise UserError(f"{shown(root)} holds splits in {listed(['/'.join(p) for p in sorted(whole)])}, and other "

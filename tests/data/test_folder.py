@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -195,3 +197,151 @@ def test_an_encrypted_or_damaged_zip_member_is_named(tmp_path: Path) -> None:
     path.write_bytes(whole)
     with pytest.raises(UserError, match=r"1 of 4 images .*2\.png \(Bad CRC-32"):
         load(path)
+
+
+def test_a_picture_with_several_names_is_taken_once_and_never_trained_on_when_held_out(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for i in range(8):
+        write(root / "train" / f"{i}.png", i)
+    write(root / "test" / "a.png", 100)
+    os.link(root / "test" / "a.png", root / "train" / "a.png")
+    os.symlink("../train/0.png", root / "test" / "link.png")
+    os.symlink(".", root / "train" / "loop")
+    os.symlink("train", root / "more")
+    data = load(root, validation=1)
+    assert levels(data, "test") == [100, 0]
+    assert sorted(levels(data, "train") + levels(data, "validation")) == list(range(1, 8))
+    assert data.left_out == [
+        "links to folders that are looked at already or hold this one: 2 (more, train/loop)",
+        "more names of images that are taken already: 2 (train/0.png, train/a.png)"]
+
+
+def test_links_that_lead_out_are_followed_on_request(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path / "set" / f"{i}.png", i)
+        write(tmp_path / "store" / "deep" / f"{i}.png", 100 + i)
+    os.symlink(tmp_path / "store", tmp_path / "set" / "all")
+    os.symlink(tmp_path / "store" / "deep" / "0.png", tmp_path / "set" / "one.png")
+    os.symlink(tmp_path, tmp_path / "set" / "up")
+    data = load(tmp_path / "set")
+    assert sorted(v for s in data.splits for v in levels(data, s)) == [0, 1, 2, 3]
+    assert data.left_out == [
+        "links to folders that are looked at already or hold this one: 1 (up)",
+        "links that lead out of the folder, which data.follow_links=true follows: 2 (all, one.png)"]
+    data = load(tmp_path / "set", follow_links=True)
+    assert sorted(v for s in data.splits for v in levels(data, s)) == [0, 1, 2, 3, 100, 101, 102, 103]
+    assert "links to folders that are looked at already or hold this one: 1 (up)" in data.left_out
+
+
+@pytest.mark.parametrize(("make", "why"), [
+    (lambda path: os.symlink("nowhere", path), "a link that leads nowhere"),
+    (lambda path: os.symlink(path.name, path), "a link that leads nowhere"),
+    (os.mkfifo, "no ordinary file"),
+])
+def test_a_link_to_nowhere_or_a_pipe_is_named_and_skipped_on_request(tmp_path: Path, make, why: str) -> None:
+    root = classes(tmp_path / "pets")
+    make(root / "cat" / "bad.png")
+    with pytest.raises(UserError, match=rf"1 of 21 images in .*: cat/bad\.png \({why}\); repair or delete them"):
+        load(root)
+    data = load(root, skip_broken=True)
+    assert sorted(v for s in data.splits for v in levels(data, s)) == list(range(20))
+    assert data.found()[1] == f"left out  files that cannot be read: 1 (cat/bad.png ({why}))"
+
+
+def test_what_this_program_drew_is_not_trained_on(tmp_path: Path) -> None:
+    root = classes(tmp_path / "pets")
+    run = root / "runs" / "default" / "x"
+    write(run / "samples" / "000000064.png", 255)
+    (run / "summary.json").write_text(json.dumps({"study": "default", "signature": "0"}))
+    data = load(root)
+    assert data.class_names == ["cat", "dog"] and sum(map(data.count, data.splits)) == 20
+    assert "runs/default/x/samples/000000064.png" in data.left_out[0]
+
+
+def test_classes_come_in_natural_order_and_one_loose_picture_is_named(tmp_path: Path) -> None:
+    for k in (1, 10, 2):
+        for i in range(4):
+            write(tmp_path / "set" / str(k) / f"{i}.png", 20 * k + i)
+    data = load(tmp_path / "set")
+    assert data.class_names == ["1", "2", "10"]
+    assert all(data.labels(s).tolist() == [{1: 0, 2: 1, 10: 2}[v // 20] for v in levels(data, s)] for s in data.splits)
+    write(tmp_path / "set" / "stray.png", 5)
+    data = load(tmp_path / "set")
+    assert data.classes is None
+    assert data.found()[0].startswith("data      13 images without classes (1 image in no class folder: stray.png), ")
+
+
+def test_a_class_without_a_whole_image_is_no_class(tmp_path: Path) -> None:
+    root = classes(tmp_path / "pets")
+    (root / "emu").mkdir()
+    (root / "emu" / "torn.png").write_bytes(b"x")
+    (root / "fox").mkdir()
+    data = load(root, skip_broken=True)
+    assert data.class_names == ["cat", "dog"] and "classes without a whole image: 1 (emu)" in data.left_out
+
+
+def test_captions_beside_pictures_make_the_set_captioned(tmp_path: Path) -> None:
+    for i in range(10):
+        write(tmp_path / "set" / f"{i}.png", i)
+        (tmp_path / "set" / f"{i}.{'txt' if i % 2 else 'caption'}").write_text(f" number\n{i} ")
+    (tmp_path / "set" / "readme.txt").write_text("not a caption")
+    data = load(tmp_path / "set")
+    assert data.kind == "captioned"
+    assert all(data.texts(s) == [f"number {v}" for v in levels(data, s)] for s in data.splits)
+    assert load(tmp_path / "set", captions=False).texts("train") is None
+    assert load(packed(tmp_path / "set")).texts("test") == data.texts("test")
+    (tmp_path / "set" / "3.txt").unlink()
+    assert data.found()[0].count("without a caption") == 0
+    assert "; 1 without a caption, which count as empty ones: 3.png" in load(tmp_path / "set").found()[0]
+    (tmp_path / "set" / "5.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(UserError, match=r"5\.txt in .* is no UTF-8 text"):
+        load(tmp_path / "set")
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_captions_of_metadata_beside_the_pictures_or_their_zip(tmp_path: Path, pack: bool) -> None:
+    root = tmp_path / "set"
+    for i in range(10):
+        write(root / f"{i}.png", i)
+    place = root
+    if pack:
+        place = tmp_path / "zipped"
+        place.mkdir()
+        packed(root).rename(place / "images.zip")
+    rows = "".join(f'{"set/" if pack else ""}{i}.png,"no. {i}, grey"\n' for i in range(10))
+    (place / "metadata.csv").write_text(f"file_name,text\n{rows}")
+    data = load(place)
+    assert all(data.texts(s) == [f"no. {v}, grey" for v in levels(data, s)] for s in data.splits)
+    (place / "metadata.csv").write_text("name,text\na,b\n")
+    with pytest.raises(UserError, match=r"row 1 of metadata\.csv in .* has no file_name"):
+        load(place)
+
+
+def test_nothing_needs_to_be_held_out(tmp_path: Path) -> None:
+    data = load(classes(tmp_path / "pets", n=1), validation=0, test=0)
+    assert list(data.splits) == ["train"] and data.class_names == ["cat", "dog"] and levels(data, "train") == [0, 1]
+    assert data.found()[0].endswith("colour; 2 to train on")
+    with pytest.raises(UserError, match=r"pets has no split 'validation': data\.validation=0 holds none out"):
+        data.count("validation")
+
+
+def test_equal_files_stay_together_and_are_counted_across_given_splits(tmp_path: Path) -> None:
+    for i in range(20):
+        write(tmp_path / "set" / f"{i}.png", i // 2)
+    data = load(tmp_path / "set", validation=4, test=4)
+    parts = [set(levels(data, split)) for split in data.splits]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 10
+    for i in range(6):
+        write(tmp_path / "given" / "train" / f"{i}.png", i)
+        write(tmp_path / "given" / "test" / f"{i}.png", i + 4)
+    assert "; 2 for test are copies of training images" in load(tmp_path / "given", validation=0).found()[0]
+
+
+def test_plain_sets_keep_the_fingerprint_that_earlier_runs_recorded(tmp_path: Path) -> None:
+    """A run of an earlier version resumes only with the data that it began with."""
+    for name in ("cat", "dog"):
+        for i in range(6):
+            (tmp_path / "pets" / name).mkdir(parents=True, exist_ok=True)
+            level = 20 * i + (name == "dog")
+            (tmp_path / "pets" / name / f"{i}.ppm").write_bytes(b"P6 2 2 255\n" + bytes([level, 0, 9] * 4))
+    assert load(tmp_path / "pets").fingerprint == "db688797cb3218ad"
