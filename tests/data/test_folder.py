@@ -226,8 +226,8 @@ def test_links_that_lead_out_are_followed_on_request(tmp_path: Path) -> None:
     data = load(tmp_path / "set")
     assert sorted(v for s in data.splits for v in levels(data, s)) == [0, 1, 2, 3]
     assert data.left_out == [
-        "links to folders that are looked at already or hold this one: 1 (up)",
-        "links that lead out of the folder, which data.follow_links=true follows: 2 (all, one.png)"]
+        "links that lead out of the folder, which data.follow_links=true follows: 2 (all, one.png)",
+        "links to folders that are looked at already or hold this one: 1 (up)"]
     data = load(tmp_path / "set", follow_links=True)
     assert sorted(v for s in data.splits for v in levels(data, s)) == [0, 1, 2, 3, 100, 101, 102, 103]
     assert "links to folders that are looked at already or hold this one: 1 (up)" in data.left_out
