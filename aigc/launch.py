@@ -136,9 +136,14 @@ def count_devices(accelerator: str, devices: Any) -> int:
 
 
 def ending_signals() -> list[signal.Signals]:
-    """What ends a run after the current step; in a SLURM job also what asks to be requeued."""
+    """What ends a run after the current step; in a SLURM job also what asks to be requeued.
+
+    A signal that this process was started to ignore stays ignored: a shell script's `command &` is not to end by the
+    Ctrl-C that ends the script.
+    """
     requeue = [signal.Signals[REQUEUE_SIGNAL]] if "SLURM_JOB_ID" in os.environ else []
-    return [signal.SIGINT, signal.SIGTERM, *requeue]
+    return [number for number in (signal.SIGINT, signal.SIGTERM, *requeue)
+            if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def config_dirs(hydra: Any) -> list[str]:

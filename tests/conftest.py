@@ -1,8 +1,10 @@
-"""What every test stands on: one thread, a cache of its own, no account, and small configurations."""
+"""What every test stands on: one thread, caches of its own, no account, and small configurations."""
+
+from tests import isolation  # isort: skip  # first: what follows reads the environment
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from omegaconf import DictConfig, open_dict
 
 from aigc.config import CONFIG_DIR, register_schemas
 
+pytest_configure = isolation.pytest_configure
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 COMMON = ["data=digits", "trainer=cpu", "logger=none", "batch_size=16"]
 TINY = {  # seconds, not minutes, and every mechanism of the family in use
@@ -24,15 +27,11 @@ TINY = {  # seconds, not minutes, and every mechanism of the family in use
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _alone() -> None:
+    """What Lightning, or a careless test, left in this process."""
     torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("AIGC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    yield
+    for name in isolation.ALONE:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture

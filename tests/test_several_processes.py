@@ -41,9 +41,8 @@ def reports(folder):
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """The folder in which two processes have trained every case of tests/pair.py."""
-    folder, cache = tmp_path_factory.mktemp("pair"), tmp_path_factory.getbasetemp() / "cache"
-    env = environment(AIGC_ALLOW_TARGETS="tests", AIGC_CACHE=str(cache), WANDB_MODE="offline",
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(launch.free_port()))
+    folder = tmp_path_factory.mktemp("pair")
+    env = environment(AIGC_ALLOW_TARGETS="tests", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(launch.free_port()))
     logs = [folder / f"log{rank}.txt" for rank in (0, 1)]
     command = [sys.executable, "-m", "tests.pair", str(folder)]
     both = []
