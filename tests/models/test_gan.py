@@ -258,7 +258,8 @@ def test_checkpoint_loads_weights_only_and_samples_the_same(tmp_path):
 def test_weights_of_another_shape_are_refused_by_name(tmp_path):
     model = tiny()
     weights = model.state_dict() | {"generator.start.weight": torch.zeros(3, 3)}
-    content = {"state_dict": weights, "family": "aigc.models.gan.GAN", "hyper_parameters": dict(model.hparams)}
+    content = {"state_dict": weights, "family": "aigc.models.gan.GAN", "hyper_parameters": dict(model.hparams),
+               "progress": model.progress.state_dict()}
     torch.save(content, tmp_path / "gan.ckpt")
     with pytest.raises(UserError, match=r"does not fit GAN as installed: .*generator\.start\.weight"):
         load_family(tmp_path / "gan.ckpt")
