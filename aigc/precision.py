@@ -1,15 +1,51 @@
-"""Which precision to train in."""
+"""Which precision to train in.
 
+On a CPU no flag tells it: bf16 is 1.4 times as fast as float32 on a processor with AMX, and 0.75 times as fast on one
+that has AVX512-BF16 alone. So `auto` measures there: real training steps of a copy of the model, bf16 and float32 in
+turn, for under a second, once for each processor, torch version, number of threads and kind of model.
+"""
+
+import copy
+import hashlib
+import itertools
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
 import torch
+import torch.nn.functional as F
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
 
 from aigc.errors import UserError, choices
+from aigc.metrics.cache import keep_cached, load_cached
 
 OFFERED = {"32-true": "32-true", "32": "32-true", "bf16-mixed": "bf16-mixed", "bf16": "bf16-mixed",
            "16-mixed": "16-mixed", "16": "16-mixed"}       # as written, and what Lightning calls it
+VERSION = 1             # of the measurement: a change makes new cache entries
+SECONDS = 0.8           # of a measurement, after which no further round begins
+STEP = 0.12             # seconds that a step should take: of larger batches fewer images are taken
+ROUNDS = 6              # at most
+CALM = 0.7              # share of the time that this thread must have computed: else others were at work, and what
+                        # was found is used but not kept
+GAIN = 1.03             # bf16 must be so many times as fast: it rounds, so a draw goes to float32
+LARGE = 20_000_000      # parameters from which layers are measured instead of whole steps
+LAYERS, WORK = 4, 2e8   # ... so many kinds of them, and multiplications in each
+HOPELESS = 2.0          # times as long that bf16 takes on a few layers where it is emulated: steps are not tried then
+
+clock = time.thread_time        # what this thread computed: others that want the processor are not counted
+log = logging.getLogger(__name__)
 
 
 def choose_precision(wanted: str | int, device: str) -> str:
-    """`auto` becomes bf16-mixed where the processor really computes in it, else 16-mixed on a GPU and 32 on a CPU.
+    """The precision called `wanted`, as Lightning calls it; `auto` is what a GPU does well, and 32-true on a CPU.
 
     Args:
         wanted: `auto`, `32-true`, `bf16-mixed` or, on a GPU, `16-mixed`; also without the ending.
@@ -28,12 +64,215 @@ def choose_precision(wanted: str | int, device: str) -> str:
         return OFFERED[str(wanted)]
     if device == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    return "bf16-mixed" if cpu_gains_by_bf16() else "32-true"
+    return "32-true"
 
 
-def cpu_gains_by_bf16() -> bool:
-    """Whether this CPU multiplies bf16 natively (AVX512-BF16 or AMX): 1.6-1.9 times float32 on our convolutions."""
-    if hasattr(torch.cpu, "get_capabilities"):
-        able = torch.cpu.get_capabilities()
-        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def settle_precision(
+    wanted: str | int, device: str, model: L.LightningModule, data: Any, *, before: str | None = None,
+    first: bool = True,
+) -> tuple[str, dict[str, Any] | None]:
+    """The precision of a run: `choose_precision`, and with `auto` on a CPU what is faster there.
+
+    Args:
+        wanted: as in the configuration.
+        device: `cpu` or `cuda`.
+        model: a family with its first weights; it stays as it is, like all random numbers.
+        data: its data module, set up.
+        before: what a run that is resumed was trained in: `auto` keeps it, whatever is faster here.
+        first: whether this is rank 0; the others take over its choice (`OnePrecision`).
+
+    Returns:
+        Lightning's name of the precision, and what was measured, plain values; None: nothing was.
+    """
+    chosen = choose_precision(wanted, device)
+    if wanted != "auto" or not first:
+        return chosen, None
+    measured = measure_precision(model, data) if device == "cpu" else None
+    chosen = measured["faster"] if measured is not None else chosen
+    if before in OFFERED and before != chosen and (before != "16-mixed" or device == "cuda"):
+        log.info("precision: %s, in which this run began; a new run would choose %s here (trainer.precision=%s)",
+                 before, chosen, chosen)
+        return before, measured
+    if measured is not None:
+        log.info("precision: %s (%s takes %.3g ms in bf16 and %.3g ms in float32%s)", chosen, measured["what"],
+                 measured["bf16_ms"], measured["float32_ms"], ", measured earlier" if measured["from_cache"] else "")
+    return chosen, measured
+
+
+class OnePrecision(L.Callback):
+    """All ranks compute in the precision that rank 0 has chosen: nodes may differ in what is faster."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Takes it over, before anything is computed."""
+        chosen = trainer.strategy.broadcast(trainer.precision, src=0)
+        if chosen != trainer.precision:
+            trainer.strategy.precision_plugin = _plugin(chosen)
+
+
+def _plugin(name: str) -> Precision:
+    return MixedPrecision("bf16-mixed", "cpu") if name == "bf16-mixed" else Precision()
+
+
+# ---- the measurement ----
+
+
+def measure_precision(model: L.LightningModule, data: Any) -> dict[str, Any]:
+    """Milliseconds of bf16 and float32 for this model here, from the cache or measured now, and which is `faster`."""
+    layers = Counter(type(m).__name__ for m in model.modules() if _weight(m) is not None)
+    threads = torch.get_num_threads()
+    facts = {"processor": processor(), "torch": str(torch.__version__), "threads": threads,
+             "layers": dict(sorted(layers.items()))}
+    key = hashlib.sha256(repr((VERSION, facts, _signature(model), data.batch_size, data.size)).encode()).hexdigest()
+    kept = load_cached(f"precision-{key[:20]}")
+    if kept is not None:
+        return {**kept, "from_cache": True}
+    started = time.perf_counter()
+    with isolate_rng(include_cuda=False):
+        found = _measure(model, data)
+        if not found["calm"] and threads > 1:  # threads that wait for each other measure the others
+            torch.set_num_threads(1)
+            try:
+                found = {**_measure(model, data), "calm": False}
+            finally:
+                torch.set_num_threads(threads)
+    seconds = round(time.perf_counter() - started, 2)
+    faster = "bf16-mixed" if found["bf16_ms"] * GAIN < found["float32_ms"] else "32-true"
+    measured = {**found, "faster": faster, **facts, "seconds": seconds}
+    if measured["calm"]:
+        keep_cached(f"precision-{key[:20]}", measured)
+    return {**measured, "from_cache": False}
+
+
+def _measure(model: L.LightningModule, data: Any) -> dict[str, Any]:
+    """Both times, of what this model allows."""
+    found = _layers(model, WORK / 20)
+    if found["bf16_ms"] < HOPELESS * found["float32_ms"]:
+        small = sum(p.numel() for p in model.parameters()) <= LARGE
+        try:
+            found = _steps(model, data) if small else _layers(model, WORK)
+        except Exception as error:  # a family of one's own may not like to be copied: its training will say so
+            log.debug("no steps for choosing the precision (%s)", error)
+    return found
+
+
+def processor() -> str:
+    """This CPU's model and what of bf16 it has, as far as oneDNN may use it."""
+    name, info = "", Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
+        found = {key.strip(): value.strip() for key, value in lines.items()}
+        name = " ".join(found.get(key, "") for key in ("model name", "cpu family", "model", "stepping")).strip()
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    flags = [flag for flag in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "bf16", "sve") if able.get(flag)]
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
+    return f"{name or able.get('cpu_name', 'CPU')} ({', '.join(flags + [f'at most {most}'] * bool(most))})"
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    """A module's own kernel or matrix; of a parametrized one the original, because reading the other changes it."""
+    changed = getattr(module, "parametrizations", {})
+    weight = changed["weight"].original if "weight" in changed else getattr(module, "weight", None)
+    own = isinstance(weight, Tensor) and weight.ndim in (2, 4) and not isinstance(module, nn.Embedding)
+    return weight if own else None
+
+
+def _signature(model: nn.Module) -> list[Any]:
+    """What of a model decides how long its steps take: its class and the shapes of its kernels and matrices."""
+    shapes = Counter((type(m).__name__, tuple(w.shape), getattr(m, "stride", None)) for m in model.modules()
+                     if (w := _weight(m)) is not None)
+    return [type(model).__qualname__, sorted(map(repr, shapes.items()))]
+
+
+class _Rehearsal(L.Callback):
+    """Steps in float32 and bf16 in turn, of as many images as `STEP` seconds allow, until the time is up."""
+
+    def __init__(self, images: int):
+        self.most, self.n, self.growing, self.cold = images, min(2, images), True, True
+        self.started, self.taken, self.began = clock(), 0, time.perf_counter()
+        self.seconds: dict[str, list[float]] = {"32-true": [], "bf16-mixed": []}
+        self.names = itertools.cycle(self.seconds)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.name = "32-true" if self.growing else next(self.names)
+        trainer.strategy.precision_plugin = _plugin(self.name)
+        pl_module.progress.batches = 1 + self.taken // 2    # lazy penalties fall on both alike
+        for key, value in batch.items():
+            batch[key] = value[: self.n]
+        self.mark = clock()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        now = clock()
+        took = now - self.mark
+        if self.growing:
+            if self.cold:       # the first step of a shape prepares its kernels
+                self.growing, self.cold = now - self.started < SECONDS / 2, False
+                return
+            larger = min(self.most, 4 * self.n, max(self.n, int(self.n * STEP / took)))
+            self.growing, self.cold, self.n = larger > self.n and now - self.started < SECONDS / 2, True, larger
+            return
+        self.seconds[self.name].append(took)
+        self.taken += 1
+        if self.taken % 2 == 0:
+            trainer.should_stop = now - self.started > SECONDS or self.taken > 2 * ROUNDS
+            self.calm = (now - self.started) / (time.perf_counter() - self.began) > CALM
+
+
+def _steps(model: L.LightningModule, data: Any) -> dict[str, Any]:
+    """Times of whole training steps of a copy of the model, on the first images of its data."""
+    whole = data.prepare(data.train_dataloader().dataset[0], "cpu")
+    rehearsal = _Rehearsal(len(whole["index"]))
+
+    def endless() -> Iterator[Any]:
+        while True:
+            yield dict(whole)
+
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, max_epochs=-1, limit_val_batches=0, num_sanity_val_steps=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[rehearsal],
+        plugins=[LightningEnvironment()], use_distributed_sampler=False, barebones=False,
+    )
+    trainer.fit(copy.deepcopy(model), _Stream(endless()))
+    # the first step of a shape prepares its kernels
+    fastest = {name: 1e3 * min(times[1:] or times) for name, times in rehearsal.seconds.items()}
+    return {"bf16_ms": fastest["bf16-mixed"], "float32_ms": fastest["32-true"],
+            "what": f"a step of {rehearsal.n} images", "rounds": rehearsal.taken // 2, "calm": rehearsal.calm}
+
+
+class _Stream:
+    """Batches as Lightning wants them: something to iterate over."""
+
+    def __init__(self, batches: Iterator[Any]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches
+
+
+def _layers(model: nn.Module, work: float) -> dict[str, Any]:
+    """Times of the model's largest kinds of layers, forward and backward, on maps of moderate size."""
+    kinds = Counter((tuple(w.shape), getattr(m, "stride", (1, 1)), getattr(m, "groups", 1),
+                     isinstance(m, nn.ConvTranspose2d)) for m in model.modules() if (w := _weight(m)) is not None)
+    largest = sorted(kinds.items(), key=lambda kind: -kind[1] * torch.Size(kind[0][0]).numel())[:LAYERS]
+    total = {"32-true": 0.0, "bf16-mixed": 0.0}
+    computed, begun = clock(), time.perf_counter()
+    for (shape, stride, groups, transposed), count in largest:
+        weight = torch.randn(shape, requires_grad=True)
+        side = max(4, int((work / weight.numel() / 4) ** 0.5))
+        inputs = (shape[0] if transposed else shape[1] * groups) if len(shape) == 4 else shape[1]
+        x = torch.randn((4, inputs, side, side) if len(shape) == 4 else (4 * side * side, inputs), requires_grad=True)
+        times: dict[str, list[float]] = {name: [] for name in total}
+        for _ in range(4):
+            for name, found in times.items():
+                started = clock()
+                with torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16-mixed"):
+                    if len(shape) == 2:
+                        y = F.linear(x, weight)
+                    else:
+                        y = (F.conv_transpose2d if transposed else F.conv2d)(x, weight, stride=stride, groups=groups)
+                torch.autograd.grad(y.float().square().mean(), (x, weight))
+                found.append(clock() - started)
+        for name, found in times.items():
+            total[name] += 1e3 * count * min(found[1:])
+    return {"bf16_ms": total["bf16-mixed"], "float32_ms": total["32-true"],
+            "what": f"its {len(largest)} largest kinds of layers", "rounds": 4,
+            "calm": (clock() - computed) / (time.perf_counter() - begun) > CALM}

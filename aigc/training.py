@@ -23,7 +23,7 @@ from aigc.errors import RunError, UserError, choices
 from aigc.loggers import JsonLines, Wandb
 from aigc.metrics.cache import cache_folder
 from aigc.models.family import Family, Translator
-from aigc.precision import choose_precision
+from aigc.precision import OnePrecision, choose_precision, settle_precision
 from aigc.run import environment, peak_memory_mb, read_summary, signature, write_summary
 from aigc.targets import check_targets, instantiate, locate
 
@@ -114,7 +114,21 @@ def vocabulary_of(cfg: DictConfig, data: ImageData) -> list[str] | None:
     return build_vocabulary(data.texts("train") or [], kind=text.words, size=text.size)
 
 
-def build_trainer(cfg: DictConfig, folder: Path, model: Family, record: dict[str, Any]) -> L.Trainer:
+def device_type(accelerator: str) -> str:
+    """`cuda` or `cpu`: what `trainer.accelerator` means here.
+
+    Raises:
+        UserError: a GPU is wanted, and there is none.
+    """
+    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if accelerator in ("gpu", "cuda") and not cuda:
+        raise UserError("trainer.accelerator=gpu, but torch sees no GPU: use trainer=cpu or trainer=auto")
+    return "cuda" if cuda else "cpu"
+
+
+def build_trainer(
+    cfg: DictConfig, folder: Path, model: Family, record: dict[str, Any], *, precision: str | None = None
+) -> L.Trainer:
     """The trainer with callbacks in the config's order and both loggers.
 
     Args:
@@ -122,6 +136,7 @@ def build_trainer(cfg: DictConfig, folder: Path, model: Family, record: dict[str
         folder: the run folder.
         model: the family.
         record: what the run's summary says at its start.
+        precision: what `auto` was settled to (aigc/precision.py); None: as configured.
 
     Raises:
         UserError: there is no such device, or the family does not train in this precision or sharded.
@@ -134,12 +149,12 @@ def build_trainer(cfg: DictConfig, folder: Path, model: Family, record: dict[str
         for where, node in loggers_of(cfg).items()
     ]
     options = to_plain(cfg.trainer)
-    cuda = options["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    if options["accelerator"] in ("gpu", "cuda") and not cuda:
-        raise UserError("trainer.accelerator=gpu, but torch sees no GPU: use trainer=cpu or trainer=auto")
+    cuda = device_type(options["accelerator"]) == "cuda"
     options["accelerator"] = "gpu" if cuda else "cpu" if options["accelerator"] == "auto" else options["accelerator"]
-    options["precision"] = choose_precision(options["precision"], "cuda" if cuda else "cpu")
+    options["precision"] = precision or choose_precision(options["precision"], "cuda" if cuda else "cpu")
     processes = launch.count_devices(options["accelerator"], options["devices"]) * options["num_nodes"]
+    if processes > 1 and not cuda:
+        callbacks.append(OnePrecision())
     if options["strategy"] in ("auto", "ddp") and processes > 1:
         options["strategy"] = "ddp_find_unused_parameters_true" if model.find_unused_parameters else "ddp"
     if options["strategy"] == "fsdp":
@@ -202,7 +217,12 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
         seen, stand = content["progress"]["images"], content.get(type(data).__qualname__, {})
         del content
     record = identity(cfg, model, data, before, seen)
-    trainer = build_trainer(cfg, folder, model, record)
+    precision, measured = settle_precision(
+        cfg.trainer.precision, device_type(cfg.trainer.accelerator), model, data,
+        before=before.get("precision") if resumed else None, first=launch.rank() in (None, 0),
+    )
+    trainer = build_trainer(cfg, folder, model, record, precision=precision)
+    record |= {"precision_measured": measured} if measured is not None else {}
     images = cfg.batch_size * trainer.world_size
     if before.get("global_batch", images) != images:
         raise UserError(

@@ -17,7 +17,7 @@ from aigc.config import CONFIG_DIR, register_schemas
 
 pytest_configure = isolation.pytest_configure
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-COMMON = ["data=digits", "trainer=cpu", "logger=none", "batch_size=16"]
+COMMON = ["data=digits", "trainer=cpu", "trainer.precision=32", "logger=none", "batch_size=16"]
 TINY = {  # seconds, not minutes, and every mechanism of the family in use
     "gan": ["model=gan", "model.generator_widths=[16,8,8]", "model.discriminator_widths=[8,8]", "model.latent=8"],
     "vae": ["model=vae", "model.widths=[8]", "model.hidden=16", "model.latent=4", "model.mixture_images=256"],

@@ -71,12 +71,7 @@ def test_mixed_seeds_do_not_collide():
     assert 0 <= mix(2**70, -1) < 2**63
 
 
-def test_precision_auto_uses_bf16_only_where_the_processor_has_it(monkeypatch):
-    import aigc.precision
-
-    monkeypatch.setattr(aigc.precision, "cpu_gains_by_bf16", lambda: True)
-    assert choose_precision("auto", "cpu") == "bf16-mixed"
-    monkeypatch.setattr(aigc.precision, "cpu_gains_by_bf16", lambda: False)
+def test_precision_auto_is_what_the_gpu_does_well_and_float32_where_nothing_was_measured(monkeypatch):
     assert choose_precision("auto", "cpu") == "32-true"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert choose_precision("auto", "cuda") == "16-mixed"
