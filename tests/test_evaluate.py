@@ -27,7 +27,7 @@ from aigc.evaluation.target import Target
 from aigc.evaluation.translation import score_translations
 from aigc.grids import save_grid
 from aigc.metrics.cache import real_key
-from aigc.metrics.classifier import trained_classifier
+from aigc.metrics.classifier import classifier_of
 from aigc.models.gan import GAN
 from aigc.training import fit
 
@@ -119,7 +119,7 @@ def test_several_networks_look_at_every_sample_once(run, tmp_path, monkeypatch):
     made, original = [], GAN.sample
 
     def second(name, data, device, **options):
-        network = trained_classifier(data, device)
+        network = classifier_of(data, device)
         network.name = name
         return network
 
@@ -285,7 +285,7 @@ def test_translations_score_as_in_training(tmp_path):
     data, model = TwoSides(), Inverted(off=0.25)
     data.setup()
     expected, _ = scored(data, tmp_path, model, final=True, kd_subset_size=50)
-    found, network = Found(), trained_classifier(data)
+    found, network = Found(), classifier_of(data)
     with torch.no_grad():
         score_translations(model, data, [Panel(network, HOW)], found, split="test", limit=None, batch_size=6, seed=0,
                            lpips=None)
@@ -314,7 +314,7 @@ def test_a_translator_refuses_what_it_cannot_use():
 def test_real_images_are_looked_at_once_and_again_when_anything_changes(monkeypatch):
     data = Digits(batch_size=16)
     data.setup()
-    network = trained_classifier(data)
+    network = classifier_of(data)
     with torch.no_grad():
         first = Panel(network, HOW)
         first.learn(DataSource(data, "train"))

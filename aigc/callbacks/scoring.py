@@ -20,7 +20,7 @@ from aigc.metrics.features import FeatureNetwork
 from aigc.metrics.networks import build_network, check_network
 from aigc.models.family import Family
 from aigc.noise import mix
-from aigc.run import write_summary
+from aigc.run import read_summary, write_summary
 
 log = logging.getLogger(__name__)
 
@@ -230,6 +230,12 @@ class Scoring(L.Callback):
             trainer.strategy.barrier()
         assert network is not None
         self.network = network
+        before = read_summary(Path(trainer.default_root_dir)).get("protocol") or {}
+        known = before.get("network_sha256")
+        if self.best is not None and known not in (None, network.sha256):
+            log.warning("the scores so far were taken through other weights of %s (%s, now %s): what is best is "
+                        "decided anew", network.name, known[:8], network.sha256[:8])
+            self.best = None
         return network
 
 

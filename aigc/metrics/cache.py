@@ -4,8 +4,9 @@ import hashlib
 import os
 import pickle
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -61,13 +62,22 @@ def keep_cached(name: str, value: Any) -> None:
     Raises:
         UserError: the disk is full or the folder is not writable.
     """
+    keep_file(f"{name}.pt", lambda file: torch.save(value, file))
+
+
+def keep_file(name: str, write: Callable[[IO[bytes]], object]) -> Path:
+    """Keeps what `write` writes as the file `name`, which appears whole or not at all; returns its path.
+
+    Raises:
+        UserError: the disk is full or the folder is not writable.
+    """
     folder = cache_folder()
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)
-            torch.save(value, file)
-        os.replace(temporary, folder / f"{name}.pt")
+            write(file)
+        os.replace(temporary, folder / name)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         where = f"cannot write to the cache folder {folder} ({reason})"
@@ -75,3 +85,4 @@ def keep_cached(name: str, value: Any) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+    return folder / name

@@ -1,26 +1,31 @@
-"""The embedded feature network: a small classifier, trained once for each data set on its own labels and cached.
+"""The embedded feature network: a small classifier for each data set.
 
 - 256 features, averaged over the last layer's positions, so that any image size works.
 - Data without labels are told apart by rotation instead (Gidaris, Singh and Komodakis 2018, "Unsupervised
   representation learning by predicting image rotations"): the same network, four classes.
-- Training is deterministic on one machine and takes about a minute on two cores; the weights' sha256 goes into every
-  protocol, because another machine's rounding trains another network.
+- Shapes, digits and MNIST have a canonical one in the package (aigc/metrics/canonical.py). For other data it is
+  trained once on their own labels and kept in the cache, about a minute on two cores; another machine's rounding
+  trains another network, so the sha256 goes into every protocol, and the file can be handed on (`metrics.weights=`).
+- It trains and looks in float32, so that the same images have the same features on every processor, to rounding.
 """
 
 import logging
 import math
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc.data.datamodule import IMAGE_KEYS, ImageData
-from aigc.metrics.cache import keep_cached, load_cached
-from aigc.metrics.features import FeatureNetwork, state_sha256
-from aigc.precision import choose_precision
+from aigc.errors import UserError
+from aigc.metrics.cache import cache_folder
+from aigc.metrics.features import FeatureNetwork, exact
+from aigc.metrics.stored import Stored, canonical_of, keep, load_into, read, read_canonical, read_kept
 
-VERSION = 2                 # of architecture and training: a change makes new cache entries
+VERSION = 3                 # of architecture and training: a change makes new cache entries
 FEATURES = 256
 LONGEST = 64                # longer sides are shrunk to this
 IMAGES = 120_000            # seen in training at least as often as ...
@@ -91,33 +96,110 @@ class Classifier(FeatureNetwork):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(n, 256)` and logits `(n, classes or 4)` of uint8 images, float32."""
-        features = self.features(self.shrink(images) / 127.5 - 1)
-        return features, self.head(features)
+        with exact(images.device):
+            features = self.features(self.shrink(images) / 127.5 - 1)
+            return features, self.head(features)
+
+
+def classifier_of(
+    data: ImageData, device: torch.device | str = "cpu", *, weights: str | None = None
+) -> Classifier:
+    """The classifier that scores a data set, frozen, on `device`.
+
+    It comes from the file `weights`, where one is given; else it is the canonical one of the package, where these data
+    have one; else it was trained on this machine, or is now.
+
+    Raises:
+        UserError: the file is missing, damaged, or belongs to other data.
+    """
+    if weights is not None:
+        path = Path(weights).expanduser()
+        found, origin = read(path), "given"
+        _check_given(found, data, path)
+        if found.facts["fingerprint"] != data.fingerprint:
+            log.warning("metrics.weights=%s was trained on %s with other images or cuts than these: its scores "
+                        "compare only with those of the same file", path, found.facts["data"])
+    elif (name := canonical_of(data)) is not None:
+        found, origin, path = read_canonical(name), f"canonical {name}", Path(name)
+    else:
+        return trained_classifier(data, device)
+    return _restored(found, data, torch.device(device), origin, path)
 
 
 def trained_classifier(data: ImageData, device: torch.device | str = "cpu") -> Classifier:
     """The classifier of a data set, frozen, on `device`: from the cache, or trained now and kept there."""
     device = torch.device(device)
-    key = f"classifier-v{VERSION}-{data.fingerprint}-{data.classes or 'rotations'}"
-    kept = load_cached(key)
+    key = f"classifier-v{VERSION}-{data.name}-{data.fingerprint}-{data.classes or 'rotations'}"
+    path = cache_folder() / f"{key}.safetensors"
+    kept = read_kept(path)
+    if kept is None:
+        log.info("training the classifier that scores %s: once, about a minute on two cores", data.name)
+        started = time.perf_counter()
+        network, accuracy = train_classifier(data, device)
+        path = keep(key, network.state_dict(), described(data, accuracy))
+        kept = read(path)
+        log.info("it knows %.2f%% of the test images (%.0f s); others score by the same one with metrics.weights=%s",
+                 100 * accuracy, time.perf_counter() - started, path)
+    return _restored(kept, data, device, "trained here", path)
+
+
+def train_classifier(
+    data: ImageData, device: torch.device | str = "cpu", *, images: int = 0, halves: bool = False
+) -> tuple[Classifier, float]:
+    """A new classifier of a data set and its share of right test images; the global random state stays as it was.
+
+    Args:
+        data: set up.
+        device: where it trains, in float32 everywhere: it should depend on the processor as little as it can.
+        images: seen in training; 0: as many as the size of the data set asks for.
+        halves: round its kernels and matrices to half precision, before it is tested.
+    """
+    device = torch.device(device)
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with forked, torch.autocast(device.type, enabled=False):
         torch.manual_seed(SEED)
         network = Classifier(data.channels, data.size, classes=data.classes)
-        if kept is None:
-            log.info("training the classifier that scores %s: once, about a minute on two cores", data.name)
-            started = time.perf_counter()
-            network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            _train(network, data, device)
-            accuracy = _accuracy(network, data, device)
-            kept = {"weights": {k: v.cpu() for k, v in network.state_dict().items()}, "accuracy": accuracy}
-            keep_cached(key, kept)
-            log.info("it knows %.2f%% of the test images (%.0f s)", 100 * accuracy, time.perf_counter() - started)
-    network.load_state_dict(kept["weights"])
-    network.accuracy = kept["accuracy"]
-    network.sha256 = state_sha256(kept["weights"])
+        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _train(network, data, device, images)
+        if halves:
+            with torch.no_grad():
+                for value in network.parameters():
+                    value.copy_(value.half() if value.ndim > 1 else value)
+        return network, _accuracy(network, data, device)
+
+
+def described(data: ImageData, accuracy: float) -> dict[str, Any]:
+    """What the file of a data set's classifier says of it."""
+    return {"network": "classifier", "version": VERSION, "data": data.name, "channels": data.channels,
+            "size": list(data.size), "classes": data.classes, "class_names": data.class_names,
+            "fingerprint": data.fingerprint, "accuracy": accuracy}
+
+
+def _restored(found: Stored, data: ImageData, device: torch.device, origin: str, path: Path) -> Classifier:
+    with torch.random.fork_rng(devices=[]):     # first weights are drawn, and replaced
+        network = Classifier(data.channels, data.size, classes=data.classes)
+    load_into(network, found, path)
+    network.accuracy = found.facts["accuracy"]
+    network.sha256, network.origin = found.sha256, origin
     network.to(device, memory_format=torch.channels_last).freeze()  # type: ignore[call-overload]
     return network
+
+
+def _check_given(found: Stored, data: ImageData, path: Path) -> None:
+    """Refuses a file of weights that does not fit the data.
+
+    Raises:
+        UserError: says what differs.
+    """
+    facts = found.facts
+    if facts.get("network") != "classifier":
+        raise UserError(f"metrics.weights={path} holds the network {facts.get('network')}, no classifier: give a "
+                        "file that metrics.network=classifier kept")
+    for key, own in (("version", VERSION), ("channels", data.channels), ("size", list(data.size)),
+                     ("classes", data.classes), ("class_names", data.class_names)):
+        if facts[key] != own:
+            raise UserError(f"metrics.weights={path} was trained for {facts['data']} with {key.replace('_', ' ')} "
+                            f"{facts[key]}, and {data.name} has {own}: give the file of these data, or none")
 
 
 def _examples(network: Classifier, data: ImageData, split: str) -> tuple[Tensor, Tensor | None]:
@@ -155,12 +237,11 @@ def _moved(x: Tensor) -> Tensor:
 
 
 @torch.enable_grad()
-def _train(network: Classifier, data: ImageData, device: torch.device) -> None:
+def _train(network: Classifier, data: ImageData, device: torch.device, seen: int = 0) -> None:
     images, labels = _examples(network, data, "train")
     n = len(images)
     batch = min(BATCH, n)
-    steps = max(1, min(IMAGES, EPOCHS * n) // batch)
-    precision = choose_precision("auto", device.type)
+    steps = max(1, (seen or min(IMAGES, EPOCHS * n)) // batch)
     optimizer = torch.optim.AdamW(network.train().parameters(), RATE, betas=(0.9, 0.99), weight_decay=DECAY)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.15)
     order = torch.empty(0, dtype=torch.long)
@@ -174,11 +255,7 @@ def _train(network: Classifier, data: ImageData, device: torch.device) -> None:
             x = _rotated(x, target)
         else:
             target = labels[index].to(device)
-        x = _moved(x)
-        # no cache of cast weights: inside an outer autocast context, even a disabled one, they would outlive the step
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False):
-            features = network.features(x)
-        loss = F.cross_entropy(network.head(features), target)
+        loss = F.cross_entropy(network.head(network.features(_moved(x))), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

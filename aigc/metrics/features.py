@@ -4,7 +4,8 @@ Images are clamped, rounded to uint8 and given to the network, which resizes the
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +28,18 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Float32 that is float32: no autocast, and no TF32, whose 10 bits would move distances in the third digit."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class FeatureNetwork(nn.Module):
     """A frozen network that scores look through: `forward(images)` gives features and logits, both float32.
 
@@ -40,6 +53,7 @@ class FeatureNetwork(nn.Module):
     task: str                                       # what it was trained to do
     classes: int | None = None                      # its logits are the data's own classes, so many of them
     classifies: bool = True                         # its logits name things: an inception score means something
+    origin: str | None = None                       # of the weights: canonical <name>, trained here, given
     accuracy: float | None = None                   # on the data's test images at its task, where it is known
     names: dict[str, str] = {"fd": "fd_{}", "kd": "kd_{}", "is": "is_{}"}
 
@@ -52,6 +66,7 @@ class FeatureNetwork(nn.Module):
         return {
             "network": self.name,
             "network_sha256": self.sha256,
+            **({"network_weights": self.origin} if self.origin else {}),
             "network_task": self.task,
             "network_accuracy": self.accuracy,
             "resizer": self.resizer,

@@ -39,11 +39,6 @@ def check_network(name: str | None, *, weights: str | None, preprocessing: str |
     """
     if name is not None and name not in NETWORKS:
         raise UserError(f"metrics.network '{name}' is unknown: {choices(name, NETWORKS)}")
-    if name == "classifier" and weights is not None:
-        raise UserError(
-            "metrics.weights belongs to metrics.network=inception, squeezenet or dinov2: the classifier is trained on "
-            "the data"
-        )
     known = PREPROCESSINGS.get(name or "", ())
     if name is not None and preprocessing is not None and preprocessing not in known:
         hint = choices(preprocessing, known) if known else f"leave it out, metrics.network={name} has one way only"
@@ -57,16 +52,16 @@ def check_network(name: str | None, *, weights: str | None, preprocessing: str |
 def build_network(
     name: str, data: ImageData, device: torch.device, *, weights: str | None = None, preprocessing: str | None = None
 ) -> FeatureNetwork:
-    """The network called `name`, frozen, on `device`; `data` train the classifier unless it is cached.
+    """The network called `name`, frozen, on `device`; `data` say which classifier, and train it where none is at hand.
 
     Raises:
-        UserError: its weights are missing.
+        UserError: its weights are missing, or do not fit the data.
     """
     check_network(name, weights=weights, preprocessing=preprocessing)
     if name == "classifier":
-        from aigc.metrics.classifier import trained_classifier
+        from aigc.metrics.classifier import classifier_of
 
-        return trained_classifier(data, device)
+        return classifier_of(data, device, weights=weights)
     if name == "squeezenet":
         assert weights is not None and preprocessing is not None
         return squeezenet.SqueezeNet(weights, preprocessing=preprocessing).to(device)

@@ -27,7 +27,7 @@ BEARS_ON = {  # a fact of a protocol: the kinds of scores it bears on; what is n
     **dict.fromkeys(("similarity",), ("similarity",)),
 }
 ASIDE = (   # not how a score was measured: results, random draws, and names that stand beside a fingerprint or a hash
-    "metric", "network", "network_task", "network_accuracy", "data", "seed", "floor", "floor_final",
+    "metric", "network", "network_weights", "network_task", "network_accuracy", "data", "seed", "floor", "floor_final",
     "num_samples_final", "attribute_samples", "splits", "directions", "identity", "reference",
 )
 STATED = ("network_sha256", "num_samples", "num_reals", "resizer", "data_fingerprint", "split")  # by every protocol

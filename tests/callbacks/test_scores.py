@@ -191,19 +191,32 @@ def test_floor_needs_as_many_test_images(trainer):
 
 def test_real_side_is_looked_at_once(trainer, tmp_path, monkeypatch):
     monkeypatch.setenv("AIGC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("aigc.metrics.classifier.EPOCHS", 1)
     options = {**FEW, "num_reals": 300}
     fresh = Scores(**options)
     expected = fresh.score(trainer, Copies())
     assert fresh.protocol["num_reals"] == 300
     kinds = sorted(path.name.split("-")[0] for path in (tmp_path / "cache").iterdir())
-    assert kinds == ["classifier", "floor", "reals"]
+    assert kinds == ["floor", "reals"]                  # the classifier of digits is in the package
+    assert fresh.protocol["network_weights"] == "canonical digits"
     again = Scores(**options)
     monkeypatch.setattr(again, "_real_features", None)  # must not be asked for
     assert again.score(trainer, Copies()) == expected
     other = Scores(**{**options, "num_reals": 200})
     other.prepare(trainer, Copies())
     assert len(list((tmp_path / "cache").glob("reals-*"))) == 2
+
+
+def test_a_run_that_is_resumed_through_other_weights_decides_anew_what_is_best(trainer, tmp_path, caplog):
+    trainer.default_root_dir = str(tmp_path)
+    for recorded, best in (("0" * 64, None), (None, 0.5)):
+        scores = Scores(**FEW)
+        scores.load_state_dict({"scored_images": 100, "latest": {}, "best": 0.5, "history": []})
+        protocol = {"network_sha256": recorded or scores.build(trainer, Copies()).sha256}
+        (tmp_path / "summary.json").write_text(json.dumps({"protocol": protocol}))
+        caplog.clear()
+        scores.build(trainer, Copies())
+        assert scores.best == best
+        assert ("through other weights of classifier (00000000, now " in caplog.text) == (recorded is not None)
 
 
 def test_more_samples_at_the_end_stay_apart(trainer):
@@ -248,7 +261,6 @@ def test_infinite_samples_end_the_run_in_one_sentence(trainer):
 
 @pytest.mark.parametrize(("options", "sentence"), [
     ({"network": "inceptoin"}, "did you mean 'inception'"),
-    ({"network": "classifier", "weights": "a.pth"}, "belongs to metrics.network=inception, squeezenet or dinov2"),
     ({"mode": "least"}, "choose from max, min"),
     ({"num_samples": 1}, "num_samples must be a whole number of at least 2"),
     ({"every_images": 0.5}, "every_images must be a whole number"),
@@ -264,7 +276,7 @@ def test_recipes_are_complete(name, composed):
     recipe = composed(f"metrics={name}").metrics
     assert instantiate(recipe, "metrics").network_name == name
     options = set(inspect.signature(Scores).parameters)
-    options -= {"classifier": {"weights", "preprocessing"}, "dinov2": {"preprocessing"}}.get(name, set())
+    options -= {"classifier": {"preprocessing"}, "dinov2": {"preprocessing"}}.get(name, set())
     assert set(recipe) - {"_target_"} == options
     assert not composed("metrics=none").metrics
 

@@ -1,4 +1,4 @@
-"""The embedded feature network: trained once, cached, deterministic, for any images."""
+"""The embedded feature network where it is trained here: once, cached, deterministic, for any images."""
 
 import logging
 import struct
