@@ -279,7 +279,7 @@ class ImageData(L.LightningDataModule):
         family: Any = self.trainer.lightning_module if self.trainer else None
         batches = family.progress.batches if family else self.start_batch
         return {"batches": batches, "global_batch": self.global_batch, "seed": self.seed,
-                "images": self.count("train"), "fingerprint": self.fingerprint}
+                "images": self.count("train"), "fingerprint": self.fingerprint, "name": str(self.name)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues with batch `state["batches"]`.
@@ -289,12 +289,16 @@ class ImageData(L.LightningDataModule):
         """
         self.setup()
         now = self.state_dict()
+        called = state.get("name", now["name"])                  # a folder that was moved may be called otherwise
+        if called != now["name"]:
+            now["fingerprint"] = self._fingerprint(called)
         for key, word in {"global_batch": "global batch (batch_size x devices)", "seed": "seed",
                           "images": "number of training images", "fingerprint": "data"}.items():
             if state[key] != now[key]:
                 raise UserError(f"cannot resume: the checkpoint's {word} is {state[key]}, this run's is {now[key]}; "
                                 "resume with the same or start a new run")
         self.start_batch = state["batches"]
+        self.name, self.fingerprint = called, state["fingerprint"]
 
 
 def _start_worker(_: int) -> None:

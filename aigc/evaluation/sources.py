@@ -10,10 +10,11 @@ from torch import Tensor
 
 from aigc.data.batches import EvalBatches
 from aigc.data.datamodule import ImageData
-from aigc.data.decode import VERSION, decode, header
+from aigc.data.decode import VERSION, decode, extremes, header
 from aigc.data.folder import image_files
 from aigc.data.listing import list_images
 from aigc.data.pairs import PairData
+from aigc.data.values import Extremes, common, range_of
 from aigc.errors import UserError
 from aigc.metrics.items import items
 from aigc.pictures import ahead, without_drawings
@@ -96,7 +97,7 @@ class FolderSource:
 
     def __init__(self, path: Path, option: str, *, channels: int | None = None):
         self.left_out: dict[str, list[str]] = {}
-        names = without_drawings(path, list_images(path, option), self.left_out)
+        names = without_drawings(path, list_images(path, option, follow_links=True), self.left_out)
         if not names:
             raise UserError(f"{option}={path} holds no images but what is left out ({', '.join(self.left_out)}): give "
                             "another folder")
@@ -104,11 +105,14 @@ class FolderSource:
         self.name = path.name
         self.files = image_files(path, names)
         self.failures: dict[str, str] = {}
+        deep: list[Extremes] = []
         digest, sizes, grey = hashlib.sha256(f"decode {VERSION}".encode()), {}, True
         for k in range(len(names)):
             try:
                 data = self.files.read(k)
-                sizes[k], plain = header(data)
+                size, plain = header(data)
+                deep += [found] if (found := extremes(data)) else []
+                sizes[k] = size
             except Exception as error:                     # Pillow's decoders raise what they like
                 self._failed(k, error)
                 continue
@@ -120,6 +124,8 @@ class FolderSource:
         mixed = good[torch.randperm(len(good), generator=torch.Generator().manual_seed(0))]
         self.rows = [k for part in mixed.split(TOGETHER) for k in sorted(part.tolist(), key=lambda k: sizes[k])]
         self.sizes = sizes
+        kinds = common(deep)                               # one range for all files with more than 8 bits
+        self.limits = range_of(kinds[0])[0] if len(kinds) == 1 else None
         self.channels = channels or (1 if grey else 3)
         self.fingerprint = self.sequence = digest.hexdigest()[:16]
         self.count = len(self.rows)
@@ -134,7 +140,7 @@ class FolderSource:
         Raises:
             UserError: it is in colour, and grey ones are wanted.
         """
-        image = decode(self.files.read(k), size=self.sizes[k], channels=3)
+        image = decode(self.files.read(k), size=self.sizes[k], channels=3, limits=self.limits)
         if self.channels == 3:
             return image
         if int((image.amax(0).int() - image.amin(0).int()).max()) > GREY_APART:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -107,6 +108,36 @@ def test_resume_refuses_other_data_seed_or_global_batch_in_one_sentence() -> Non
                           ({"train": 41}, "number of training images")):
         with pytest.raises(UserError, match=f"cannot resume: the checkpoint's {word}"):
             shapes(**changed).load_state_dict(state)
+
+
+def test_resume_takes_the_same_data_under_another_name(tmp_path: Path) -> None:
+    for name in ("before", "after", "other"):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            level = i + 100 * (name == "other")
+            (tmp_path / name / f"{i}.pgm").write_bytes(b"P5 2 2 255\n" + bytes([level] * 4))
+    before, after, other = (ImageFolder(path=str(tmp_path / n), batch_size=2) for n in ("before", "after", "other"))
+    state = {**before.state_dict(), "batches": 3}
+    after.load_state_dict(state)
+    assert (after.start_batch, after.fingerprint) == (3, before.fingerprint)
+    with pytest.raises(UserError, match="the checkpoint's data is"):
+        other.load_state_dict(state)
+    del state["name"]                                            # as earlier versions saved it
+    before.load_state_dict(state)
+    with pytest.raises(UserError, match="the checkpoint's data is"):
+        ImageFolder(path=str(tmp_path / "after"), batch_size=2).load_state_dict(state)
+
+
+def test_every_data_set_says_what_was_found() -> None:
+    assert Digits(batch_size=4).found() == [
+        "data      1,797 images of 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9), 8 x 8 pixels, grey; 1,455 to train on, "
+        "162 for validation, 180 for test"]
+    line, = shapes(objects=1).found()
+    assert line.startswith("data      67 images of 35 classes (red circle, red square, ")
+    assert " and 25 more), 16 x 16 pixels, colour, " in line
+    assert 'captions such as "a ' in line
+    assert line.endswith("; 40 to train on, 9 for validation, 9 for test, 9 for heldout")
+    assert Digits(batch_size=4, validation=0, test=0).found()[0].endswith("; 1,797 to train on")
 
 
 def test_unknown_splits_and_bad_options_are_one_sentence() -> None:

@@ -13,6 +13,7 @@ from aigc.data.decode import decode
 from aigc.data.folder import ImageFolder
 from aigc.data.values import Extremes, range_of
 from aigc.errors import UserError
+from aigc.evaluation.sources import FolderSource
 
 
 def png16(values: np.ndarray) -> bytes:
@@ -132,3 +133,9 @@ def test_deep_images_stream_as_they_are_decoded(tmp_path: Path) -> None:
 def test_a_range_is_never_empty() -> None:
     assert range_of(Extremes("integer", -5, -5))[0] == (-5, -4)
     assert range_of(Extremes("integer", 0, 0))[0] == (0, 1)
+
+
+def test_pictures_that_are_evaluated_have_one_range_too(tmp_path: Path) -> None:
+    source = FolderSource(folder(tmp_path / "set", 0, 100, 4095), "run")
+    levels = [level for batch in source.batches(3, 2) for level in batch["image"][:, 0, 0, 0].tolist()]
+    assert sorted(levels) == [0, 6, 255]
