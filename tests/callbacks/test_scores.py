@@ -208,7 +208,7 @@ def test_real_side_is_looked_at_once(trainer, tmp_path, monkeypatch):
 
 def test_a_run_that_is_resumed_through_other_weights_decides_anew_what_is_best(trainer, tmp_path, caplog):
     trainer.default_root_dir = str(tmp_path)
-    for recorded, best in (("0" * 64, None), (None, 0.5)):
+    for recorded, best in ((None, 0.5), ("0" * 64, None)):
         scores = Scores(**FEW)
         scores.load_state_dict({"scored_images": 100, "latest": {}, "best": 0.5, "history": []})
         protocol = {"network_sha256": recorded or scores.build(trainer, Copies()).sha256}
