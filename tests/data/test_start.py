@@ -1,0 +1,59 @@
+"""How a run starts on its data: what it says, and what it does without images held out."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from aigc.errors import UserError
+from aigc.run import read_summary
+from aigc.training import fit
+from tests.conftest import TINY, compose_train
+
+SMALL = [*TINY["gan"], "budget.images=32", "callbacks.samples.n=4"]
+
+
+def pictures(root: Path) -> Path:
+    """Two classes, with a caption beside each picture, and a hidden file."""
+    for name in ("cat10", "cat9"):
+        (root / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (8, 8), (20 * i, 90, 5)).save(root / name / f"{i}.png")
+            (root / name / f"{i}.txt").write_text(f"a cat of kind {name[3:]}")
+    (root / "._x.png").write_bytes(b"")
+    return root
+
+
+def test_a_run_says_what_it_found_and_needs_nothing_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = [f"data.path={pictures(tmp_path / 'pets')}", "data.validation=0", "data.test=0"]
+    with caplog.at_level(logging.INFO, logger="aigc.training"):
+        fit(compose_train(*SMALL, "data=image_folder", *data, "metrics=none", "condition=label"), tmp_path / "run")
+    assert caplog.messages[:2] == [
+        'data      20 images of 2 classes (cat9, cat10), 8 x 8 pixels, colour, captions such as "a cat of kind 10"; '
+        "20 to train on",
+        "left out  hidden files: 1 (._x.png)"]
+    summary = read_summary(tmp_path / "run")
+    assert summary["status"] == "finished" and summary["data"]["images"] == {"train": 20}
+    assert (tmp_path / "run" / "samples" / "000000032.png").is_file()
+    assert "| training images | 20, 8 x 8, 3 channels, 2 classes |" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_what_needs_held_out_images_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics.validation_images=1000 needs images held out for validation, and "
+                                        r"data.validation=0: set metrics.validation_images=0"):
+        fit(compose_train(*SMALL, "data.validation=0", "metrics=losses"), tmp_path / "run")
+
+
+def test_scores_that_need_training_images_only_are_taken_without_held_out_ones(tmp_path: Path) -> None:
+    metrics = ["metrics.num_samples=20", "metrics.validation_images=0", "metrics.kd_subset_size=10"]
+    fit(compose_train(*SMALL, "data.validation=0", "data.test=0", *metrics), tmp_path / "run")
+    scores = read_summary(tmp_path / "run")["scores"]["last"]
+    assert scores["fd_classifier"] > 0 and "fd_classifier_over_floor" not in scores
+
+
+def test_labels_that_one_loose_picture_turns_off_are_explained(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "pets")
+    Image.new("RGB", (8, 8)).save(root / "loose.png")
+    with pytest.raises(UserError, match=r"pets has none \(1 image in no class folder: loose\.png\): use condition"):
+        fit(compose_train(*SMALL, "data=image_folder", f"data.path={root}", "condition=label"), tmp_path / "run")
