@@ -15,15 +15,12 @@ from omegaconf import DictConfig, open_dict
 
 from aigc.config import CONFIG_DIR, register_schemas
 
+from .families import words
+
 pytest_configure = isolation.pytest_configure
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 COMMON = ["data=digits", "trainer=cpu", "trainer.precision=32", "logger=none", "batch_size=16"]
-TINY = {  # seconds, not minutes, and every mechanism of the family in use
-    "gan": ["model=gan", "model.generator_widths=[16,8,8]", "model.discriminator_widths=[8,8]", "model.latent=8"],
-    "vae": ["model=vae", "model.widths=[8]", "model.hidden=16", "model.latent=4", "model.mixture_images=256"],
-    "diffusion": ["model=diffusion", "model.network.width=16", "model.network.vector=16", "model.sampler.steps=3",
-                  "model.sigma_images=64"],
-}
+TINY = {name: words(name) for name in ("gan", "vae", "diffusion")}   # for tests of what all share
 
 
 @pytest.fixture(autouse=True)

@@ -8,28 +8,27 @@ import os
 import sys
 from pathlib import Path
 
+from .families import READER, words
+
 SCORED = ["metrics=classifier", "metrics.num_samples=24", "metrics.every_images=128", "metrics.validation_images=33",
           "metrics.num_reals=64", "metrics.kd_subset_size=16", "metrics.batch_size=8", "callbacks.samples.n=4"]
 LOSSES = ["metrics=losses", "metrics.every_images=128", "metrics.validation_images=33", "metrics.batch_size=8",
           "callbacks.samples.n=4"]
 SMALL = ["data.train=64", "data.validation=40", "data.test=8", "data.size=16"]
-TEXT = ["data=shapes", *SMALL, "data.heldout=8", "condition=text", "model.text.width=16", "model.text.layers=1",
-        "model.text.heads=2", *LOSSES]
-UNPAIRED = ["data=shapes_unpaired", *SMALL, *LOSSES, "batch_size=16", "model.width=8", "model.blocks=1",
-            "model.discriminator_width=8"]
-DCGAN = ["model=dcgan", "model.generator_widths=[16,8,8]", "model.discriminator_widths=[8,8]", "model.latent=8"]
-FAMILIES = {  # name: (overrides, or the name of a shape in tests.conftest.TINY with more of them); one line a family
+TEXT = ["data=shapes", *SMALL, "data.heldout=8", "condition=text", *READER, *LOSSES]
+TRANSLATION = ["data=shapes_unpaired", *SMALL, *LOSSES, "batch_size=16"]
+FAMILIES = {  # name of a case: (family, its data, condition and scores); one line a family
     "gan": ("gan", "condition=label", *SCORED),
     "gan_text": ("gan", *TEXT),
-    "dcgan": (*DCGAN, *SCORED),
+    "dcgan": ("dcgan", *SCORED),
     "vae": ("vae", "condition=label", *SCORED),
     "flow": ("diffusion", "condition=label", *SCORED),
     "flow_text": ("diffusion", *TEXT),
-    "ddpm": ("diffusion", "model=ddpm", *SCORED),
-    "edm": ("diffusion", "model=edm", *SCORED),
-    "cyclegan": ("model=cyclegan", *UNPAIRED),
-    "cut": ("model=cut", *UNPAIRED, "model.nce_layers=[0,4,7]", "model.nce_features=8", "model.nce_patches=8"),
-    "pix2pix": ("model=pix2pix", *UNPAIRED, "data=shapes_paired", "model.halvings=2"),
+    "ddpm": ("ddpm", *SCORED),
+    "edm": ("edm", *SCORED),
+    "cyclegan": ("cyclegan", *TRANSLATION),
+    "cut": ("cut", *TRANSLATION),
+    "pix2pix": ("pix2pix", *TRANSLATION, "data=shapes_paired"),
 }
 PRECISIONS = ("32-true", "bf16-mixed")                     # what is offered on a CPU
 STEPS = 8                                                  # of 2 x 16 images
@@ -37,12 +36,9 @@ STEPS = 8                                                  # of 2 x 16 images
 
 def cases() -> dict[str, list[str]]:
     """Every family in every precision, and what else two processes do, by name."""
-    from .conftest import TINY
-
     made = {}
-    for name, words in FAMILIES.items():
-        words = [w for word in words for w in TINY.get(word, [word])]
-        chosen = {w.split("=")[0]: w for w in words}.values()  # the last word on an option counts
+    for name, (family, *more) in FAMILIES.items():
+        chosen = {w.split("=")[0]: w for w in (*words(family), *more)}.values()  # the last word on an option counts
         for precision in PRECISIONS:
             steady = "model.decay_from=1"                  # rates that do not depend on the budget
             made[f"{name}-{precision}"] = [*chosen, f"trainer.precision={precision}", steady]

@@ -19,10 +19,10 @@ from aigc.training import fit
 from aigc.words import quoted
 
 from .conftest import TINY, compose_train, environment
+from .families import READER
 from .test_resume import assert_same
 
 DATA = ["data=shapes", "data.size=16", "data.train=64", "data.validation=8", "data.test=8", "data.heldout=8"]
-READER = ["model.text.width=16", "model.text.layers=1", "model.text.heads=2"]
 QUICK = ["trainer=cpu", "logger=none", "batch_size=16", "metrics=none", "~callbacks.samples", "budget.minutes=null"]
 
 

@@ -14,14 +14,9 @@ from aigc.models.cut import CUT
 from aigc.models.cyclegan import CycleGAN
 from aigc.models.pix2pix import Pix2Pix
 from aigc.training import check_resumable
+from tests.families import SMALLEST
 
 FAMILIES = {"cyclegan": CycleGAN, "cut": CUT, "pix2pix": Pix2Pix}
-TINY = {
-    "cyclegan": {"width": 4, "blocks": 1, "discriminator_width": 4, "discriminator_layers": 1, "pool": 5},
-    "cut": {"width": 4, "blocks": 1, "discriminator_width": 4, "discriminator_layers": 1, "nce_layers": [0, 4, 10],
-            "nce_features": 8, "nce_patches": 16},
-    "pix2pix": {"width": 4, "halvings": 3, "discriminator_width": 4, "discriminator_layers": 1},
-}
 GENERATORS = {"cyclegan": ("a2b", "b2a"), "cut": ("generator", "heads"), "pix2pix": ("generator",)}
 JUDGES = {"cyclegan": ("judge_a", "judge_b"), "cut": ("discriminator",), "pix2pix": ("discriminator",)}
 USABLE = [name for name in LOSSES if name != "wasserstein"]
@@ -31,7 +26,7 @@ def recipe(name: str, **changes) -> dict:
     """conf/model/<name>.yaml at a tiny width."""
     options = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "model" / f"{name}.yaml").model)
     options.pop("_target_")
-    return {**options, **TINY[name], **changes}
+    return {**options, **SMALLEST[name], **changes}
 
 
 def tiny(name: str, channels=3, size=(16, 16), **changes):

@@ -1,0 +1,28 @@
+"""The one table of families and their smallest settings; a new family adds a row here, and every test of all has it.
+
+Small enough for seconds, and every mechanism of the family is at work.
+"""
+
+from typing import Any
+
+_GAN = {"generator_widths": [16, 8, 8], "discriminator_widths": [8, 8], "latent": 8}
+_DIFFUSION = {"network.width": 16, "network.vector": 16, "sampler.steps": 3, "sigma_images": 64}
+_SIDES = {"width": 4, "discriminator_width": 4, "discriminator_layers": 1}
+
+SMALLEST: dict[str, dict[str, Any]] = {  # model=<name>: options of conf/model/<name>.yaml, dotted
+    "gan": _GAN,
+    "dcgan": _GAN,
+    "vae": {"widths": [8], "hidden": 16, "latent": 4, "mixture_images": 256},
+    "diffusion": _DIFFUSION,
+    "ddpm": _DIFFUSION,
+    "edm": _DIFFUSION,
+    "cyclegan": {**_SIDES, "blocks": 1, "pool": 5},
+    "cut": {**_SIDES, "blocks": 1, "nce_layers": [0, 4, 10], "nce_features": 8, "nce_patches": 16},
+    "pix2pix": {**_SIDES, "halvings": 3},
+}
+READER = ["model.text.width=16", "model.text.layers=1", "model.text.heads=2"]   # of condition=text
+
+
+def words(name: str) -> list[str]:
+    """The overrides that choose a family at its smallest."""
+    return [f"model={name}", *(f"model.{key}={value}".replace(" ", "") for key, value in SMALLEST[name].items())]
