@@ -22,7 +22,7 @@ from aigc.data.values import Extremes, Range, common, range_of
 from aigc.errors import UserError
 from aigc.metrics.cache import keep_cached, load_cached
 
-SCANNED = 3          # version of what is kept of looking at files
+SCANNED = 4          # version of what is kept of looking at files
 NAMED = 20           # broken files named in an error; the rest are counted
 MIXED_SIZE = 32      # pixels of images whose own sizes differ, unless a size is chosen
 CHUNK = 64           # files a thread takes at a time
@@ -58,6 +58,7 @@ class Scan:
     mixed: bool                         # some files have more than 8 bits, and some have 8
     deep: list[list[Any]]               # kind, least and greatest value of files with more than 8 bits, by kind
     prints: dict[str, Tensor]           # by part: 64 bits of every file's hash, (n,) int64
+    shapes: dict[str, Tensor]           # by part: height and width of every file, (n, 2) int32; 0 of broken ones
 
     @property
     def extremes(self) -> list[Extremes]:
@@ -113,11 +114,13 @@ def open_parts(
     parts: Mapping[str, Files], wanted: Wanted, *, name: str, fits: Callable[[int, int, tuple[int, int]], bool],
     sizes: Mapping[str, tuple[int, int]] | None = None, mixed_size: int = MIXED_SIZE, halves: bool = False,
     margins: Mapping[str, float] | None = None,
+    check: Callable[[Mapping[str, Files], Mapping[str, Tensor]], None] | None = None,
 ) -> dict[str, Part]:
     """Opens every part as `wanted`: at its size, or with `sizes` at one for each part, with 1 channel if all are grey.
 
     Without a size, images keep their own if all agree, and else become squares of `mixed_size`. With `halves` every
     file is two images side by side, whose channels follow one another; `margins` are the parts' (see `decode`).
+    `check` is shown height and width of all files, `(n, 2)` by part, before they are decoded.
 
     Raises:
         UserError: broken files, all of them together, unless they are to be skipped; or no good ones; or values that
@@ -128,6 +131,8 @@ def open_parts(
     kept = load_cached(key)
     scan = Scan(**kept) if kept is not None else _scan_headers(parts)
     _refuse_empty(parts, scan, name)
+    if check is not None:
+        check(parts, scan.shapes)
     native = (scan.native[0], max(1, scan.native[1] // 2)) if scan.native and halves else scan.native
     sizes = sizes or dict.fromkeys(parts, wanted.size or native or (mixed_size, mixed_size))
     same = {"channels": wanted.channels or (1 if scan.grey else 3), "fit": wanted.fit}
@@ -193,11 +198,13 @@ def _look(data: bytes) -> tuple[tuple[int, int], bool, Extremes | None]:
 
 def _scan_headers(parts: Mapping[str, Files]) -> Scan:
     sizes, grey, deep, good_files = set(), True, [], 0
-    scan = Scan(None, False, {}, {}, [0, 0], False, [], {})
+    scan = Scan(None, False, {}, {}, [0, 0], False, [], {}, {})
     for part, files in parts.items():
         found = _each(files, lambda i, data: _look(data), range(len(files)))
         scan.broken[part] = {i: why for i, why in enumerate(found) if isinstance(why, str)}
         good = [fact for fact in found if not isinstance(fact, str)]
+        shapes = [(0, 0) if isinstance(fact, str) else fact[0] for fact in found]
+        scan.shapes[part] = torch.tensor(shapes, dtype=torch.int32)
         sizes |= {fact[0] for fact in good}
         grey &= all(fact[1] for fact in good)
         deep += [fact[2] for fact in good if fact[2] is not None]

@@ -106,6 +106,15 @@ def image_files(path: Path, names: list[str]) -> Files:
     return FolderFiles(path, names) if path.is_dir() else ZipFiles(path, names)
 
 
+def leave_out_own(listing: Listing, root: Path) -> None:
+    """Takes what this program wrote off the list of images in `root`."""
+    own: dict[str, list[str]] = {}
+    for name, reason in ours(root, listing.plain).items():
+        own.setdefault(reason, []).append(name)
+    for reason, names in own.items():
+        listing.leave_out(names, reason)
+
+
 class ImageFolder(ImageData):
     """A folder or zip of images, each taken once.
 
@@ -189,11 +198,7 @@ class ImageFolder(ImageData):
             listing = inside
         elif listing.zips:
             listing.left_out["zips beside pictures"] = listing.zips
-        own: dict[str, list[str]] = {}
-        for name, reason in ours(root, listing.plain).items():
-            own.setdefault(reason, []).append(name)
-        for reason, names in own.items():
-            listing.leave_out(names, reason)
+        leave_out_own(listing, root)
         refuse_empty(listing, "data.path")
         return listing, root
 

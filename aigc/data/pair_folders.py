@@ -1,8 +1,7 @@
 """Your own images of two kinds: folders trainA, trainB, testA, testB, or pairs side by side in one image each."""
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,54 +10,18 @@ from torch import Tensor
 from aigc.data.decode import Wanted, parse_size
 from aigc.data.download import Archive, fetch
 from aigc.data.encoded import Encoded, Files, Part, open_parts
-from aigc.data.folder import image_files
-from aigc.data.layout import shared_folders
-from aigc.data.listing import list_images
-from aigc.data.names import SPLIT_NAMES
+from aigc.data.folder import image_files, leave_out_own
+from aigc.data.listing import look, refuse_empty, refuse_unreadable
+from aigc.data.names import listed, shown, told
+from aigc.data.pair_layout import LAYOUTS, SIDES, WAYS, Listing, PairLayout, lay_out_sides, partner_name
 from aigc.data.pairs import PairData
 from aigc.data.split import Lazy, Split, hold_out
 from aigc.errors import UserError, choices
 
 DIRECTIONS = ("a2b", "b2a")
-SIDES = ("a", "b")
 MIXED_SIZE = 64  # pixels of images whose own sizes differ, unless a size is chosen
-_SIDE = re.compile(rf"(?:({'|'.join(SPLIT_NAMES)})[ _-]?)?([ab])", re.IGNORECASE)
-Listing = dict[str, dict[str, list[str]]]  # by split, then by side: file names
-
-
-class _Meaningful:
-    """Folder names that say which split or which side an image belongs to."""
-
-    def __contains__(self, name: object) -> bool:
-        return name in SPLIT_NAMES or _SIDE.fullmatch(str(name)) is not None
-
-
-def by_side(names: Sequence[str]) -> Listing:
-    """Files by split and side, from folders like trainA, train/A, A/train or A alone (which is all for training).
-
-    Files outside such folders are left out; so is everything where there are none.
-    """
-    top = shared_folders(names, _Meaningful())
-    found: Listing = {}
-    for name in names:
-        split, side = None, None
-        for folder in name.split("/")[top:-1][:2]:
-            match = _SIDE.fullmatch(folder)
-            if match and side is None:
-                split, side = SPLIT_NAMES[match[1].lower()] if match[1] else split, match[2].lower()
-            elif split is None and folder.lower() in SPLIT_NAMES:
-                split = SPLIT_NAMES[folder.lower()]
-            else:
-                break
-        if side is not None:
-            found.setdefault(split or "train", {}).setdefault(side, []).append(name)
-    return found
-
-
-def partner_name(name: str, side: str) -> str:
-    """What both images of a pair are called: the file's name without its ending and without its side (`12_A.jpg`)."""
-    stem = PurePosixPath(name).stem
-    return stem[:-2] if stem[-2:].lower() in (f"_{side}", f"-{side}") and len(stem) > 2 else stem
+EVEN = (1.9, 2.1)  # width over height of two square images side by side, about
+Named = Mapping[str, Mapping[str, list[tuple[str, str]]]]  # by split and side: what a pair is called, and the file
 
 
 class Half:
@@ -97,6 +60,8 @@ class UnpairedFolder(PairData):
     `12_B.jpg`), they are true pairs: no family learns from that, but tests compare with them.
     """
 
+    of_pairs = False               # whether two files, or the halves of one, belong together
+
     def __init__(
         self,
         *,
@@ -114,7 +79,9 @@ class UnpairedFolder(PairData):
         channels: int | str = "auto",               # 1, 3, or auto: 1 if all images are grey
         fit: str = "stretch",                       # other aspect ratios: stretch, crop or pad
         margins: Sequence[float] = (0.0, 0.0),      # white around images of sides A and B, as a share of their sides
+        layout: str = "auto",                       # of PairedFolder: what says which images are a pair
         skip_broken: bool = False,                  # leave unreadable images out instead of stopping
+        follow_links: bool = False,                 # also take what links lead to outside the folder
         workers: int | str = "auto",                # processes that decode what does not fit in memory
         memory_gb: float = 2.0,                     # decode up to this much (2^30 bytes) once
         licence: str | None = None,                 # what its owner allows, for the record; None: not known
@@ -126,8 +93,12 @@ class UnpairedFolder(PairData):
         self.licence = licence
         if direction not in DIRECTIONS:
             raise UserError(f"unknown data.direction '{direction}': {choices(direction, DIRECTIONS)}")
+        if layout not in LAYOUTS:
+            raise UserError(f"unknown data.layout '{layout}': {choices(layout, LAYOUTS)}")
+        self.layout = layout
+        self.follow_links = follow_links
         self.root = Path(root).expanduser()
-        self.name = self.root.stem or "images"
+        self.name = shown(self.root.stem) or "images"
         whole = parse_size(test_size, "test_size")
         crop = parse_size(crop_size, "crop_size") or parse_size(load_size, "load_size") or whole
         self.load_size = parse_size(load_size, "load_size") or crop
@@ -161,10 +132,22 @@ class UnpairedFolder(PairData):
 
     def load(self) -> dict[str, Split]:
         """Lists, checks and decodes the images of both sides, and cuts the splits that have no folders."""
-        return self._load_sides(by_side(list_images(self.root, "data.root")))
+        return self._load_sides(self._list())
 
-    def _load_sides(self, listing: Listing) -> dict[str, Split]:
-        """The splits of two folders."""
+    def _list(self) -> PairLayout:
+        """The files of both sides, without those that this program wrote."""
+        listing = look(self.root, "data.root", follow_links=self.follow_links)
+        refuse_unreadable(listing, "data.root", skip=self.wanted.skip_broken)
+        leave_out_own(listing, self.root)
+        refuse_empty(listing, "data.root")
+        layout = lay_out_sides(listing.names, shown(str(self.root)), layout=self.layout, paired=self.of_pairs)
+        self.left_out = told(listing.left_out) + told(layout.left_out)
+        self.side_names = layout.sides if self.direction == "a2b" else layout.sides[::-1]
+        return layout
+
+    def _load_sides(self, layout: PairLayout) -> dict[str, Split]:
+        """The splits of two folders, or of two files a pair."""
+        listing = layout.files
         _check_sides(listing, self.root)
         named = {split: {side: sorted((partner_name(name, side), name) for name in found)
                          for side, found in sides.items()} for split, sides in listing.items()}
@@ -175,6 +158,7 @@ class UnpairedFolder(PairData):
         files = {f"{split}{side.upper()}": image_files(self.root, names)
                  for split, sides in chosen.items() for side, names in sides.items()}
         parts = self._open(files)
+        self.look_at(parts)
         splits, larger = {}, None
         for split in chosen:
             keys = [f"{split}{side.upper()}" for side in SIDES]
@@ -195,7 +179,7 @@ class UnpairedFolder(PairData):
     def _cut(self, chosen: Listing) -> Listing:
         """Holds out of train what has no folder of its own: on all sides the same rows, where they are as many."""
         for split, share in (("test", self.test), ("validation", self.validation)):
-            if split not in chosen:
+            if split not in chosen and share:
                 train, chosen["train"], chosen[split] = chosen["train"], {}, {}
                 for side, names in train.items():
                     kept, held = hold_out(len(names), share, self.split_seed, what=f"data.{split}")
@@ -203,7 +187,7 @@ class UnpairedFolder(PairData):
                     chosen[split][side] = [names[i] for i in held.tolist()]
         return chosen
 
-    def check_pairs(self, named: Mapping[str, Mapping[str, list[tuple[str, str]]]], pairs: Mapping[str, bool]) -> None:
+    def check_pairs(self, named: Named, pairs: Mapping[str, bool]) -> None:
         """Refuses folders that do not fit this kind of data; unpaired ones may hold anything."""
 
     # ---- sizes ----
@@ -222,7 +206,26 @@ class UnpairedFolder(PairData):
                             "data.margins=[0,0]")
         margins = {} if halves else {part: self.margins[part[-1].lower()] for part in files}
         return open_parts(files, self.wanted, name=str(self.root), fits=self.fits, sizes=sizes, mixed_size=MIXED_SIZE,
-                          halves=halves, margins=margins)
+                          halves=halves, margins=margins, check=self._check_halves if halves else None)
+
+    def _check_halves(self, files: Mapping[str, Files], shapes: Mapping[str, Tensor]) -> None:
+        """Refuses files that do not look like two images side by side, unless the layout was told.
+
+        Raises:
+            UserError: names a few, and the layouts that there are.
+        """
+        if self.layout == "halves":
+            return
+        uneven = []
+        for part, found in shapes.items():
+            for i, (height, width) in enumerate(found.tolist()):
+                if height and not EVEN[0] <= width / height <= EVEN[1]:
+                    uneven.append(f"{files[part].name(i)} ({width} x {height})")
+        if uneven:
+            n = sum(map(len, files.values()))
+            raise UserError(f"{len(uneven):,} of the {n:,} images in {shown(str(self.root))} are not about twice as "
+                            f"wide as high ({listed(uneven)}), so their halves are hardly pairs: {WAYS}, or give "
+                            "data.layout=halves if every file does hold two images")
 
     def _whole(self, train: Split, files: Files, rows: Tensor, **options: Any) -> Split:
         """The training images, files `rows`, at the test size as the other splits; decoded when asked for."""
@@ -238,7 +241,8 @@ class UnpairedFolder(PairData):
 
 
 class PairedFolder(UnpairedFolder):
-    """A folder or zip of pairs: two images side by side in each file, or two folders that hold the same file names.
+    """A folder or zip of pairs: two folders that hold the same file names, files like `1_A.png` and `1_B.png`, or two
+    images side by side in each file (aigc/data/pair_layout.py).
 
     Folders `train`, `val` and `test` are the splits, a missing one is held out of train. Two folders are laid out as
     for `UnpairedFolder`: trainA and trainB, train/A and train/B, A/train and B/train, or A and B. The source is the
@@ -246,14 +250,14 @@ class PairedFolder(UnpairedFolder):
     """
 
     kind = "paired"
+    of_pairs = True
 
     def load(self) -> dict[str, Split]:
         """Lists, checks and decodes the pairs, and cuts the splits that have no folder of their own."""
-        names = list_images(self.root, "data.root")
-        listing = by_side(names)
-        return self._load_sides(listing) if listing else self._load_halves(names)
+        layout = self._list()
+        return self._load_halves(layout.files) if layout.kind == "halves" else self._load_sides(layout)
 
-    def check_pairs(self, named: Mapping[str, Mapping[str, list[tuple[str, str]]]], pairs: Mapping[str, bool]) -> None:
+    def check_pairs(self, named: Named, pairs: Mapping[str, bool]) -> None:
         """Refuses images without a partner.
 
         Raises:
@@ -273,18 +277,14 @@ class PairedFolder(UnpairedFolder):
                             f"other side: {', '.join(alone[:3])}{more}; add or delete them, or take "
                             "data=unpaired_folder")
 
-    def _load_halves(self, names: list[str]) -> dict[str, Split]:
+    def _load_halves(self, chosen: Listing) -> dict[str, Split]:
         """The splits of files that are two images side by side."""
-        top = shared_folders(names, SPLIT_NAMES)
-        chosen: Listing = {}
-        for name in names:
-            folder = name.split("/")[top].lower() if name.count("/") > top else ""
-            chosen.setdefault(SPLIT_NAMES.get(folder, "train"), {}).setdefault("", []).append(name)
         if "train" not in chosen:
             raise UserError(f"data.root={self.root} has images for {' and '.join(sorted(chosen))} but none for train: "
                             "add a folder called train")
         files = {split: image_files(self.root, found[""]) for split, found in self._cut(chosen).items()}
         parts = self._open(files, halves=True)
+        self.look_at(parts)
         splits, larger = {}, None
         for split, part in parts.items():
             whole = part.split(torch.arange(len(part.rows)), None, None)

@@ -8,6 +8,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from aigc.data.batches import AUGMENT, Endless, stream
 from aigc.data.datamodule import ImageData
+from aigc.data.names import counted
 from aigc.data.split import Batch, Split
 from aigc.noise import mix
 
@@ -135,6 +137,31 @@ class PairData(ImageData):
 
     kind = "unpaired"
     crop_size: Size | None = None       # (h, w) of training images; None: `size`
+    side_names: tuple[str, str] = ("a", "b")   # what a person calls the first and the second side
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's record says about its data, plain values."""
+        return {**super().facts(), "sides": list(self.side_names),
+                "pairs": {name: self.has_pairs(name) for name in self.splits}}
+
+    def found(self) -> list[str]:
+        """Says what is on which side and which images are pairs; in a second line what was left out, if anything."""
+        self.setup()
+        first, second = self.side_names
+        if self.kind == "paired":
+            roles = f"from {first} (source) to {second} (target)"
+        else:
+            roles = f"{first} (side a) and {second} (side b)"
+        parts = [f"{roles}, {self._sizes()}, {'grey' if self.channels == 1 else 'colour'}"]
+        order = [name for name in ("train", "validation", "test") if name in self.splits]
+        for name in order:
+            a, b = self.counts(name)
+            what = f"{counted(a, 'pair')}" if self.has_pairs(name) else f"{a:,} and {b:,} images, not in pairs"
+            parts.append(f"{what} {'to train on' if name == 'train' else f'for {name}'}")
+        if self.kind != "paired" and self.has_pairs("train"):
+            parts[1] += ", shown to the family apart"
+        lines = ["data      " + "; ".join(parts + self.notes)]
+        return lines + ["left out  " + "; ".join(self.left_out)] * bool(self.left_out)
 
     def unpair(self) -> None:
         """Gives pairs to a family that learns without: as `a` and `b`, in orders of their own; tests keep them."""

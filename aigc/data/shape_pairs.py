@@ -23,6 +23,7 @@ class ShapesUnpaired(PairData):
     licence = Shapes.licence
     styles: ClassVar[tuple[str, str]] = ("flat", "neon")
     streams: ClassVar[tuple[str, str]] = ("train", "other")   # the training scenes of both sides
+    side_names = ("painted", "neon")
 
     def __init__(
         self,
@@ -77,3 +78,4 @@ class ShapesPaired(ShapesUnpaired):
     kind = "paired"
     styles = ("outline", "flat")
     streams = ("train", "train")
+    side_names = ("drawn in colour pencil", "painted")

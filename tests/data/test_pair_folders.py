@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from aigc.data.pair_folders import PairedFolder, UnpairedFolder, by_side, partner_name
+from aigc.data.pair_folders import PairedFolder, UnpairedFolder
+from aigc.data.pair_layout import by_side, lay_out_sides, partner_name
 from aigc.errors import UserError
+from aigc.grids import save_grid
 
 
 def write(path: Path, level: int, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> None:
@@ -273,3 +275,104 @@ def test_pairs_of_which_none_is_whole_are_refused(tmp_path: Path) -> None:
     (root / "testB" / "1_B.png").write_bytes(b"x")
     with pytest.raises(UserError, match=r"no pair of test images in .* is whole: repair them"):
         unpaired(root, skip_broken=True)
+
+
+# ---- which files are pairs ----
+
+
+def test_ordinary_pictures_are_no_pairs_side_by_side(tmp_path: Path) -> None:
+    for folder in ("cat", "dog"):
+        for i in range(6):
+            write(tmp_path / "pets" / folder / f"{folder}{i}.png", i)
+    words = r"12 of the 12 .* not about twice as wide as high \(cat/cat0\.png \(12 x 10\), .* and 9 more\).*"
+    words += r"1_A\.png and 1_B\.png .* two folders A and B, .* data\.layout=halves"
+    with pytest.raises(UserError, match=words):
+        paired(tmp_path / "pets")
+    told = paired(tmp_path / "pets", layout="halves", crop_size=6)
+    assert sum(told.counts(split)[0] for split in told.splits) == 12
+    for i in range(20):
+        beside(tmp_path / "mixed" / f"{i}.png", i, 100 + i)
+    write(tmp_path / "mixed" / "stray.png", 1)
+    with pytest.raises(UserError, match=r"1 of the 21 images .* \(stray\.png \(12 x 10\)\)"):
+        paired(tmp_path / "mixed")
+
+
+@pytest.mark.parametrize(("first", "second"), [("_A", "_B"), ("-a", "-b"), (".A", ".B")])
+def test_files_in_one_folder_whose_names_end_in_a_and_b_are_pairs(tmp_path: Path, first: str, second: str) -> None:
+    for i in range(12):
+        write(tmp_path / "set" / f"{i}{first}.png", i)
+        write(tmp_path / "set" / f"{i}{second}.png", 100 + i)
+    data, back = paired(tmp_path / "set"), paired(tmp_path / "set", direction="b2a")
+    assert {split: data.counts(split) for split in data.splits} == {
+        "train": (10, 10), "validation": (1, 1), "test": (1, 1)}
+    for split in data.splits:
+        a, b = levels(data, split)
+        assert [value + 100 for value in a] == b and data.has_pairs(split)
+        assert levels(back, split) == (b, a)
+    assert data.found() == ["data      from ..._A (source) to ..._B (target), 12 x 10 pixels, colour; 10 pairs to "
+                            "train on; 1 pair for validation; 1 pair for test"]
+    assert back.found()[0].startswith("data      from ..._B (source) to ..._A (target)")
+    assert data.facts()["sides"] == ["..._A", "..._B"] and data.facts()["pairs"] == dict.fromkeys(data.splits, True)
+    write(tmp_path / "set" / f"lone{first}.png", 7)
+    with pytest.raises(UserError, match=r"1 image in .* without a partner, .*: lone.A\.png|: lone.a\.png"):
+        paired(tmp_path / "set")
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_equal_names_in_two_folders_of_any_names_are_pairs_in_order_of_folders(tmp_path: Path, splits: bool) -> None:
+    for i in range(12):
+        for folder, level in (("photo", 100 + i), ("label", i)):
+            split = ("test" if i < 3 else "train") + "/" if splits else ""
+            write(tmp_path / "set" / f"{split}{folder}" / f"{i:02}.png", level)
+    write(tmp_path / "set" / "loose.png", 200)
+    (tmp_path / "set" / "._x.png").write_bytes(b"x")
+    data = paired(tmp_path / "set")
+    assert data.counts("test") == ((3, 3) if splits else (1, 1))
+    for split in data.splits:
+        a, b = levels(data, split)
+        assert [value + 100 for value in a] == b and data.has_pairs(split)
+    one, left = data.found()
+    assert one.startswith("data      from label/ (source) to photo/ (target), 12 x 10 pixels")
+    assert left == ("left out  hidden files: 1 (._x.png); pictures outside the folders of both sides: 1 (loose.png)")
+
+
+def test_two_folders_of_any_names_are_two_sides_of_unpaired_data(tmp_path: Path) -> None:
+    for i in range(20):
+        write(tmp_path / "set" / "zebra" / f"z{i}.png", 100 + i)
+    for i in range(10):
+        write(tmp_path / "set" / "horse" / f"h{i}.png", i)
+    data = unpaired(tmp_path / "set")
+    assert data.counts("train") == (8, 16)
+    assert data.found()[0].startswith("data      horse/ (side a) and zebra/ (side b), 12 x 10 pixels, colour; 8 and "
+                                      "16 images, not in pairs to train on")
+
+
+def test_a_folder_like_train_in_which_two_folders_share_no_names_is_no_set_of_pairs() -> None:
+    names = [f"{folder}/{folder}{i}.png" for folder in ("cat", "dog") for i in range(5)]
+    assert lay_out_sides(names, "x").kind == "halves"
+    assert lay_out_sides(names, "x", layout="folders").files["train"]["b"] == names[5:]
+    with pytest.raises(UserError, match=r"data\.layout=folders, but x does not hold two folders of images"):
+        lay_out_sides(["1.png", "2.png"], "x", layout="folders")
+    with pytest.raises(UserError, match=r"2 images in x without a partner"):
+        lay_out_sides(["1.png", "2.png"], "x", layout="names")
+    with pytest.raises(UserError, match=r"unknown data\.layout 'sides'"):
+        PairedFolder(root="x", batch_size=1, layout="sides")
+
+
+def test_what_this_program_wrote_and_links_to_nowhere_are_no_pairs(tmp_path: Path) -> None:
+    root = horses(tmp_path / "horses")
+    (root / "trainA" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match=r"1 of 44 images .* cannot be read: .*gone\.png \(a link that leads"):
+        unpaired(root)
+    data = unpaired(root, skip_broken=True)
+    assert data.counts("train") == (18, 13) and "files that cannot be read: 1" in data.found()[1]
+
+
+def test_grids_that_were_drawn_here_are_neither_side(tmp_path: Path) -> None:
+    for i in range(12):
+        beside(tmp_path / "set" / f"{i}.png", i, 100 + i)
+    grid = torch.zeros(4, 3, 10, 20)
+    save_grid(grid, tmp_path / "set" / "grid.png")
+    data = paired(tmp_path / "set")
+    assert sum(data.counts(split)[0] for split in data.splits) == 12
+    assert data.found()[1] == "left out  grids that aigc drew: 1 (grid.png)"
