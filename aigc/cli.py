@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import hydra
@@ -103,31 +104,60 @@ def explain(error: Exception, argv: list[str], config_name: str) -> str:
     while len(chain) < 5 and (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
     text = "\n".join(str(link) for link in chain)
-    if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
+    if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text) or re.search(r"load '([\w/]+)/([^'/]+)'", text):
         group, name = found.groups()
         if name in EXTRAS:
             return f"'{group}={name}' comes with a package of its own: pip install 'aigc[{EXTRAS[name]}]'"
         return f"'{group}={name}' does not exist: {choices(name, _options(group, text))}"
-    if found := re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text):
-        key = found.group(1)
+    if found := re.search(r"Could not override '([^']*)'|Could not delete from config. '([^']+)'", text) or re.search(
+        r"Key '([^']+)' (?:is )?not in", text
+    ):
+        key = next(group for group in found.groups() if group is not None)
         if full := re.search(r"full_key: (\S+)", text):
             key = full.group(1)
-        key = next((a.lstrip("+~").split("=")[0] for a in argv if a.lstrip("+~").split("=")[0].endswith(key)), key)
-        return f"there is no option '{key}': {choices(key, known_keys(argv, config_name))}"
+        typed = [a.lstrip("+~").split("=")[0] for a in argv if not a.startswith("-")]
+        if not key:
+            return "there is no option before the '=': give <option>=<value>"
+        key = next((one for one in typed if one == key or one.endswith(f".{key}")), key)
+        if key in (known := known_keys(argv, config_name)):
+            return f"'{key}' is needed and cannot be taken out: leave the '~' away"
+        return f"there is no option '{key}': {choices(key, _beside(key, known))}"
+    if found := re.search(r"Error parsing override '([^']*)'\s+missing EQUAL", text):
+        return f"'{found[1]}' sets nothing: give <option>=<value>"
+    if "LexerNoViableAlt" in text or "override_grammar" in text:
+        word = next((a for a in argv if not a.startswith("-") and not words.readable(a)), argv[-1] if argv else "")
+        return f"'{word}' cannot be read as <option>=<value>: check the option's name, and put the value in quotes"
+    if found := re.search(r"interpolation '\$\{(\w+)\}_\$\{size\}'|Interpolation key '([\w.]+)' not found", text):
+        key = found[1] or found[2]
+        return f"'{key}' is needed by other options and is not there: leave '~' away, or check its name"
     if "MissingMandatoryValue" in text or "Missing mandatory value" in text:
         key = re.search(r"(?:value: |full_key: )(\S+)", text)
         return f"the option '{key.group(1) if key else '?'}' is needed: give it as <option>=<value>"
+    if (found := re.search(r"Error merging override (\S.*)", text)) and not re.search(r"Value '.*", text):
+        reason = re.search(r"(?:Incompatible value|field|Cannot|Object of|Invalid)[^\n]*", text[found.end():])
+        shown = f" ({reason[0].rstrip('. ')})" if reason else ""
+        return f"'{found[1]}' does not fit{shown}: give another value"
     first = str(error).strip().split("\n")
     place = re.search(r"full_key: (\S+)", text)
     problem = re.search(r"Value '.*", text)
     sentence = problem.group(0) if problem else " ".join(line.strip() for line in first[:2])
+    sentence = re.sub(r" full_key: \S+", "", sentence)
     return f"{place.group(1)}: {sentence}" if place and place.group(1) not in sentence else sentence
+
+
+def _beside(key: str, known: Sequence[str]) -> list[str]:
+    """The options that `key` may have meant: near ones anywhere, else those of its own group, not all there are."""
+    if get_close_matches(key, known, n=1, cutoff=0.6):
+        return list(known)
+    group = key.rpartition(".")[0]
+    inside = [one for one in known if one.rpartition(".")[0] == group]
+    return inside or [one for one in known if "." not in one]
 
 
 def _options(group: str, text: str) -> list[str]:
     listed = text.split("Available options", 1)
     if len(listed) == 2:
-        names = re.findall(r"^\t(\S+)", listed[1], flags=re.MULTILINE)
+        names = [name for name in re.findall(r"^\t([^\s:]+)$", listed[1], flags=re.MULTILINE)]
         if names:
             return names
     return [path.stem for path in (CONFIG_DIR / group).glob("*.yaml")]

@@ -52,6 +52,8 @@ def check_world(processes: int, nodes: int) -> None:
     Raises:
         UserError: as many were not started.
     """
+    if type(nodes) is not int or nodes < 1:
+        raise UserError(f"trainer.num_nodes={nodes} must be a whole number of at least 1")
     started, wanted = world_size(), processes * nodes
     if started is None and nodes > 1:
         raise UserError(f"trainer.num_nodes={nodes} needs a process on every node: start it with torchrun or srun")
@@ -122,17 +124,27 @@ def private_folder() -> str:
 
 
 def count_devices(accelerator: str, devices: Any) -> int:
-    """How many processes `trainer.devices` means on this node."""
+    """How many processes `trainer.devices` means on this node.
+
+    Raises:
+        UserError: it means none.
+    """
     import torch
 
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    if isinstance(devices, list | tuple):
+    if isinstance(devices, Sequence) and not isinstance(devices, str) and len(devices):  # OmegaConf's list, too
         return len(devices)
     if devices in ("auto", -1, "-1"):
         return torch.cuda.device_count() if cuda else 1
     if isinstance(devices, str) and "," in devices:
         return len([d for d in devices.split(",") if d.strip()])
-    return int(devices)
+    try:
+        number = int(devices)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1:
+        raise UserError(f"trainer.devices={devices} is no number of devices: give 1 or more, a list, or auto")
+    return number
 
 
 def ending_signals() -> list[signal.Signals]:

@@ -65,6 +65,16 @@ def test_a_pair_that_does_not_fit_is_refused_with_the_right_choices(monkeypatch)
         ("budjet.minutes=3", "there is no option 'budjet': did you mean 'budget'"),
         ("budget.minuts=3", "there is no option 'budget.minuts': did you mean 'budget.minutes'"),
         ("model.latnt=3", "there is no option 'model.latnt': "),
+        ("model=", "'model=' does not exist: choose from cut, cyclegan, dcgan"),
+        ("=x", "there is no option before the '=': give <option>=<value>"),
+        ("seed", "'seed' sets nothing: give <option>=<value>"),
+        ("~model", "'model' is needed by other options and is not there"),
+        ("~x", "there is no option 'x': choose from batch_size, budget, callbacks"),
+        ("budget=5", "'budget=5' does not fit (Invalid type assigned: int"),
+        ("seed=null", "'seed=null' does not fit (field 'seed' is not Optional): give another value"),
+        ("foo/bar=1", "there is no option 'foo/bar': choose from batch_size, budget, callbacks, condition, data"),
+        ("model..lr=1", "'model..lr=1' cannot be read as <option>=<value>"),
+        ("é=1", "'é=1' cannot be read as <option>=<value>"),
         ("seed=abc", "seed: Value 'abc' of type 'str' could not be converted to Integer"),
     ],
 )
@@ -100,3 +110,48 @@ def test_help_and_cfg_do_not_import_torch(module, tmp_path):
         assert done.returncode == 0, done.stderr
         assert "seed" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+REFUSED = {  # how a command line is mistyped, and what is said; each was a traceback or half of one
+    "--cfg job -m": "--cfg and --multirun do not go together: give one of them",
+    "--resolve": "--resolve shows values instead of interpolations: give it with --cfg job",
+    "--shell-completion": "--shell-completion needs one of install=<shell>",
+    "--experimental-rerun x": "--experimental-rerun would run whatever its file holds",
+    "model=null": "'model=null' does not exist: choose from cut, cyclegan",
+    "trainer=null": "'trainer=null' does not exist: choose from auto, cpu",
+    "metrics=5": "'metrics=5' does not exist: choose from classifier",
+    "trainer.devices=foo": "trainer.devices=foo is no number of devices",
+    "trainer.devices=[]": "trainer.devices=[] is no number of devices",
+    "trainer.num_nodes=x": "trainer.num_nodes=x must be a whole number of at least 1",
+    "resume=": "resume= is empty: give a path, or leave it out",
+    "--config-dir nowhere": "Additional config directory",
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_a_mistyped_command_line_is_one_sentence(line, tmp_path, monkeypatch, capsys):
+    from aigc import train
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["aigc.train", "data=digits", "logger=none", *line.split(" ")])
+    with pytest.raises(SystemExit) as end:
+        train.main()
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert end.value.code == 2 and said.startswith(f"aigc: {REFUSED[line]}"), said
+    assert not (tmp_path / "runs").exists(), "a refused start leaves nothing"
+
+
+def test_no_experiment_is_the_default_and_a_lightning_callback_may_be_added(tmp_path, monkeypatch):
+    from aigc import train, training
+
+    seen = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "fit", lambda cfg, folder, **_: seen.append(cfg) or {"status": "finished"})
+    monkeypatch.setattr(train, "report", lambda *_: None)
+    monitor = "lightning.pytorch.callbacks.LearningRateMonitor"
+    words = ["data=digits", "experiment=quick_check", "experiment=null", f"+callbacks.x._target_={monitor}"]
+    monkeypatch.setattr(sys, "argv", ["aigc.train", *words, "hydra.run.dir=my runs (1), d'été = [x] #日本"])
+    train.main()
+    assert seen[0].study == "default"
+    assert type(instantiate(seen[0].callbacks.x, "callbacks.x")).__name__ == "LearningRateMonitor"
+    assert (tmp_path / "my runs (1), d'été = [x] #日本" / ".hydra" / "config.yaml").is_file()
