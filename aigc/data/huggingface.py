@@ -5,6 +5,7 @@ Images are decoded by our own decoder, like every other source's.
 """
 
 import logging
+import os
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,6 +105,7 @@ class HuggingFace(ImageData):
         self.path = path
         self.name = Path(path).stem
         self.subset = subset
+        self.only: str | None = None                # the held-out split that is all there is, and so is cut into three
         self.columns = {"image": image, "label": label, "text": text, "group": group}
         self.validation = validation
         self.test = test
@@ -116,7 +118,10 @@ class HuggingFace(ImageData):
     def load(self) -> dict[str, Split]:
         """Finds the columns, checks and decodes the images, and cuts the splits that the source lacks."""
         left_out: dict[str, list[str]] = {}
-        tables = _by_split(self._load_tables(), self.path, left_out)
+        found = self._load_tables()
+        held = [SPLIT_NAMES.get(name.lower()) for name in found]
+        self.only = held[0] if len(found) == 1 and held[0] != "train" else None
+        tables = _by_split(found, self.path, left_out)
         features = tables["train"].features
         self.licence = self.licence or tables["train"].info.license or None
         image = self._find("image", features, _image_columns(features))
@@ -126,6 +131,7 @@ class HuggingFace(ImageData):
         if image is None:
             raise UserError(f"{self.path} has no column of images that could be found (it has {', '.join(features)}): "
                             "name it with data.image")
+        self._not_taken(tables, image, left_out)
         tables = {split: self._without_ours(table, image, left_out) for split, table in tables.items()}
         values = None if label is None else self._values(tables, label)
         texts = None if text is None else {split: _captions(table, text) for split, table in tables.items()}
@@ -154,23 +160,44 @@ class HuggingFace(ImageData):
         self.look_at(parts)
         return splits
 
+    def _names(self, table: Any, column: str) -> dict[str, list[int]]:
+        """Names of the files of a local folder that a table's rows are, relative to it, and the rows of each."""
+        local, names = Path(self.path).expanduser(), dict[str, list[int]]()
+        files = RowFiles(table, column, "")
+        for i in range(len(table)) if local.is_dir() else ():
+            path = files.path(i)
+            for root in {os.path.abspath(local), os.path.realpath(local)} if path else ():
+                if path and path.startswith(root + os.sep) and os.path.isfile(path):
+                    names.setdefault(path[len(root) + 1 :], []).append(i)
+                    break
+        return names
+
+    def _not_taken(self, tables: Mapping[str, Any], column: str, left_out: dict[str, list[str]]) -> None:
+        """Names the pictures of a local folder that the library passed over.
+
+        Raises:
+            UserError: it took what is called test or validation alone, and not what lies beside that.
+        """
+        taken = {name for table in tables.values() for name in self._names(table, column)}
+        if not taken:
+            return
+        listing = look(Path(self.path).expanduser(), "data.path")
+        missing = [name for name in listing.names if name not in taken]
+        if missing and self.only is not None:
+            raise UserError(f"of {self.path} the datasets library takes only the folder for {self.only}, and leaves "
+                            f"out {listed(missing)}: take data=image_folder, or name the folder that you mean as "
+                            "data.path")
+        left_out |= {"pictures that the datasets library passes over": missing} if missing else {}
+
     def _without_ours(self, table: Any, column: str, left_out: dict[str, list[str]]) -> Any:
         """The rows of a local folder without those of files that this program wrote."""
-        local = Path(self.path).expanduser()
-        if not local.is_dir():
-            return table
-        root, files = local.resolve(), RowFiles(table, column, "")
-        names = {}
-        for i in range(len(table)):
-            path = files.path(i)
-            if path and Path(path).is_file() and Path(path).is_relative_to(root):
-                names[str(Path(path).relative_to(root))] = i
-        own = ours(root, list(names))
+        names = self._names(table, column)
+        own = ours(Path(self.path).expanduser(), list(names)) if names else {}
         for name, reason in own.items():
             left_out.setdefault(reason, []).append(name)
         if len(own) == len(table):
             raise UserError(f"data.path={self.path} holds nothing but what is left out: {'; '.join(told(left_out))}")
-        gone = {names[name] for name in own}
+        gone = {i for name in own for i in names[name]}
         return table.select([i for i in range(len(table)) if i not in gone]).flatten_indices() if gone else table
 
     def _load_tables(self) -> Mapping[str, Any]:
@@ -249,7 +276,11 @@ class HuggingFace(ImageData):
         known = getattr(feature, "names", None)
         good = {split: [values[split][i] for i in part.rows.tolist()] for split, part in parts.items()}
         words = any(isinstance(value, str) for value in good["train"])
-        occurring = sorted(set(good["train"]), key=(lambda v: natural(str(v))) if words else None)
+        if known and list(known) == sorted(known):         # an order of no meaning: folders, as the library has them
+            order: Any = lambda value: natural(known[value])  # noqa: E731
+        else:
+            order = (lambda value: natural(value)) if words else None
+        occurring = sorted(set(good["train"]), key=order)
         number = {value: k for k, value in enumerate(occurring)}
         names = [known[v] if known else str(int(v)) if isinstance(v, float) else str(v) for v in occurring]
         self.classes, self.class_names = len(names), [shown(name) for name in names]

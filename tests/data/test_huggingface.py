@@ -217,6 +217,19 @@ def test_a_zip_beside_its_metadata(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_what_the_library_passes_over_is_named_or_refused(tmp_path: Path) -> None:
+    for folder in ("train/10", "train/2", "test/10", "test/2", "preview"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        for i in range(4):
+            (tmp_path / "set" / folder / f"{i}.png").write_bytes(png(i))
+    data = load(tmp_path / "set")
+    assert data.class_names == ["2", "10"]                       # the library's own order is that of letters
+    assert data.left_out[0].startswith("pictures that the datasets library passes over: 4 (preview/0.png, ")
+    (tmp_path / "set" / "train").rename(tmp_path / "set" / "good")
+    with pytest.raises(UserError, match=r"takes only the folder for test, and leaves out good/10/0\.png, "):
+        load(tmp_path / "set")
+
+
 def test_an_image_folder_leaves_out_what_this_program_drew(tmp_path: Path) -> None:
     for i in range(12):
         (tmp_path / f"{i}.png").write_bytes(png(i))
