@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from aigc import precision, training
-from aigc.config import instantiate
 from aigc.metrics.cache import cache_folder
 from aigc.models.family import Family
 from aigc.precision import OnePrecision, measure_precision, settle_precision
 from aigc.run import read_summary
+from aigc.targets import instantiate
 
 from .conftest import TINY, compose_train
 
