@@ -217,8 +217,8 @@ class _Rehearsal(L.Callback):
             self.calm = (now - self.started) / (time.perf_counter() - self.began) > CALM
 
 
-def _steps(model: L.LightningModule, data: Any) -> dict[str, Any]:
-    """Times of whole training steps of a copy of the model, on the first images of its data."""
+def steps(model: L.LightningModule, data: Any) -> _Rehearsal:
+    """Whole training steps of a copy of the model, on the first images of its data, with their times."""
     whole = data.prepare(data.train_dataloader().dataset[0], "cpu")
     rehearsal = _Rehearsal(len(whole["index"]))
 
@@ -229,9 +229,15 @@ def _steps(model: L.LightningModule, data: Any) -> dict[str, Any]:
     trainer = L.Trainer(
         accelerator="cpu", devices=1, max_epochs=-1, limit_val_batches=0, num_sanity_val_steps=0, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[rehearsal],
-        plugins=[LightningEnvironment()], use_distributed_sampler=False, barebones=False,
+        plugins=[LightningEnvironment()], use_distributed_sampler=False,
     )
     trainer.fit(copy.deepcopy(model), _Stream(endless()))
+    return rehearsal
+
+
+def _steps(model: L.LightningModule, data: Any) -> dict[str, Any]:
+    """Times of whole training steps."""
+    rehearsal = steps(model, data)
     # the first step of a shape prepares its kernels
     fastest = {name: 1e3 * min(times[1:] or times) for name, times in rehearsal.seconds.items()}
     return {"bf16_ms": fastest["bf16-mixed"], "float32_ms": fastest["32-true"],

@@ -39,6 +39,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from aigc import precision
 from aigc.config import CONFIG_DIR, register_schemas
 from aigc.data.datamodule import ImageData
 from aigc.data.folder import ImageFolder
@@ -50,14 +51,14 @@ from aigc.metrics.suite import Suite
 from aigc.models.family import Family
 from aigc.models.vae import VAE
 from aigc.noise import SeededNoise, mix
-from aigc.precision import choose_precision
+from aigc.precision import settle_precision
 from aigc.run import environment
 from aigc.targets import instantiate
 from aigc.training import build_trainer, check_pair, keep_freed_memory, prepare_data, quiet
 
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- tables: written by measure.py -->", "<!-- end of tables -->"
-PRECISION = choose_precision("auto", DEVICE)
+PRECISION = "bf16-mixed"        # of the steps that are compared with bare loops
 FAMILIES = ("gan", "vae", "diffusion")
 TRANSLATORS = ("cyclegan", "cut")
 LOOPS = {**MAKING, **TRANSLATING}
@@ -107,6 +108,8 @@ def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictC
     """A configuration as `python -m aigc.train` composes it, its data, and the family with its first weights."""
     source = ["data=mnist", f"data.root={args.root}"] if args.root else ["data=digits", "data.size=28"]
     source = [*source, "condition=label"]
+    if family == "pix2pix":
+        source = ["data=shapes_paired", "data.train=512"]
     if family in TRANSLATORS:
         source = ["data=shapes_unpaired", "data.train=512", "model.decay_from=1"]  # the bare loops' rates are constant
     common = ["metrics=none", "logger=none", f"seed={SEED}", "budget.minutes=null",
@@ -198,18 +201,24 @@ def measure_step(args: argparse.Namespace) -> list[Row]:
 
 
 def measure_precision(args: argparse.Namespace) -> list[Row]:
-    """The bare loops in float32 and in what `auto` chooses here."""
+    """Whole training steps in bf16 and float32 in turn, and whether `auto`, measured before them, took the faster."""
     rows = []
-    for family in FAMILIES + TRANSLATORS:
-        block = 3 if family not in FAMILIES else 8 if args.quick else 16
+    for family in (*FAMILIES, *TRANSLATORS, "pix2pix"):
         _, data, model = build(args, family)
-        loops = {"float32": loop(copy.deepcopy(model), data, low=False), "auto": loop(model, data)}
-        steps = {name: lambda bare=bare, n=block: [next(bare) for _ in range(n)] for name, bare in loops.items()}
-        seconds = interleave(steps, 2 if args.quick else 8)
+        with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, AIGC_CACHE=folder):
+            started = time.perf_counter()
+            auto, _ = settle_precision("auto", DEVICE, model, data)
+            took = time.perf_counter() - started
+        # the whole batch, whatever a step takes, and as many rounds as are wanted
+        with mock.patch.multiple(precision, STEP=1e9, SECONDS=1e9, ROUNDS=2 if args.quick else 6, clock=clock):
+            rehearsal = precision.steps(model, data)
+        seconds = {name: values[1:] for name, values in rehearsal.seconds.items()}
+        better = min(seconds, key=lambda name: statistics.median(seconds[name]))
         rows.append({
-            "family": family, "float32, ms a step": 1e3 * median(seconds["float32"], block),
-            f"auto ({PRECISION}), ms": 1e3 * median(seconds["auto"], block),
-            "float32 / auto": ratio(seconds, "float32", "auto"),
+            "family": f"{family}, batch {data.batch_size}",
+            "float32, ms a step": 1e3 * median(seconds["32-true"]), "bf16, ms": 1e3 * median(seconds["bf16-mixed"]),
+            "float32 / bf16": ratio(seconds, "32-true", "bf16-mixed"), "auto": auto, "chosen in, s": took,
+            "the better / auto": median(seconds[better]) / median(seconds[auto]),
         })
         show(rows[-1:])
     return rows
