@@ -204,16 +204,16 @@ def usage(run: Run) -> str:
     shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
     lines = [f"run={shlex.quote(str(shown))}    # this folder"]
     if run.summary.get("translates"):
-        lines.append("python -m aigc.edit task=translate run=$run images=photos out=translated")
+        lines.append('python -m aigc.edit task=translate run="$run" images=photos out=translated')
     else:
         names = (run.summary.get("data") or {}).get("class_names") or ["0"]
         label = f" label={shlex.quote(str(names[0]))}"
         condition = {"label": label, "text": ' text="..."'}.get(condition_of(run), "")
-        lines.append(f"python -m aigc.generate run=$run n=64 out=images seed=0{condition}")
+        lines.append(f'python -m aigc.generate run="$run" n=64 out=images seed=0{condition}')
     budget = {name: value for name, value in (run.summary.get("budget") or {}).items() if value}
     spent = run.status == "finished"
     more = "".join(f" budget.{name}={2 * value}" for name, value in budget.items() if spent)
-    lines += ["python -m aigc.evaluate run=$run", f"python -m aigc.train resume=$run{more}"]
+    lines += ['python -m aigc.evaluate run="$run"', f'python -m aigc.train resume="$run"{more}']
     return commands(lines)
 
 

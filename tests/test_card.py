@@ -74,9 +74,9 @@ def test_its_commands_are_the_programs_own(run, monkeypatch):
     block = (run / "README.md").read_text().split("## Use")[1].split("```")[1]
     assert block.splitlines()[1:] == [
         f"run={run.name}    # this folder",
-        "python -m aigc.generate run=$run n=64 out=images seed=0 label=0",
-        "python -m aigc.evaluate run=$run",
-        "python -m aigc.train resume=$run budget.images=1280",
+        'python -m aigc.generate run="$run" n=64 out=images seed=0 label=0',
+        'python -m aigc.evaluate run="$run"',
+        'python -m aigc.train resume="$run" budget.images=1280',
     ]
     for line in block.splitlines()[2:]:
         verb, *words = line.removeprefix("python -m aigc.").split()
@@ -113,7 +113,7 @@ def test_a_translation_stands_beside_doing_nothing(tmp_path):
     write_summary(tmp_path, status="finished", translates=True, scores={"last": last})
     text = card.write(tmp_path).read_text()
     assert "| `a2b/fd_x` | 53,761 | 35,180 |" in text and "| `a2b/cycle_l1` | 0.5 |  |" in text
-    assert "aigc.edit task=translate run=$run images=photos" in text and "pipeline_tag: image-to-image" in text
+    assert 'aigc.edit task=translate run="$run" images=photos' in text and "pipeline_tag: image-to-image" in text
 
 
 def test_a_resumed_run_says_so(tmp_path):
