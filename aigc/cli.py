@@ -1,5 +1,6 @@
 """The frame around every entry point: Hydra's command line, and errors as one sentence with exit code 2."""
 
+import errno
 import os
 import re
 import sys
@@ -20,6 +21,9 @@ from aigc.foreign import checked_loading
 Task = Callable[[Any], Any]
 
 EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # launchers of other packages
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR,
+        errno.ENAMETOOLONG, errno.EIO)  # what a disk refuses with, wherever that happens
 
 
 def run(task: Task, config_name: str) -> None:
@@ -54,9 +58,11 @@ def run(task: Task, config_name: str) -> None:
         codes.append(say(error))
     except (HydraException, OmegaConfBaseException) as error:
         codes.append(say(UserError(explain(error, sys.argv[1:], config_name))))
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:  # from making the run folder
-        sentence = f"the folder '{error.filename}' cannot be made ({error.strerror}): choose another hydra.run.dir"
-        codes.append(say(UserError(sentence)))
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = f"'{error.filename}'" if error.filename else "the disk"
+        codes.append(say(UserError(f"{where} cannot be written to ({error.strerror}): make room or choose another")))
     except KeyboardInterrupt:
         codes.append(say(UserError("interrupted")))
         codes.append(130)

@@ -14,7 +14,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from aigc.cli import say
+from aigc.config import to_plain
 from aigc.errors import UserError
+from aigc.runs.claim import Claim, claim_again, claim_inherited, claim_new, claim_own
+from aigc.runs.lock import VARIABLE as LOCK_VARIABLE
 from aigc.words import override
 
 RANK_VARIABLES = (
@@ -23,6 +32,7 @@ RANK_VARIABLES = (
 )
 PARENT_VARIABLE = "AIGC_PARENT"  # the process without which a job or a rank is not to go on
 REQUEUE_SIGNAL = "SIGUSR1"  # what `sbatch --signal=SIGUSR1@120` sends before the time is up
+TIMED = "${now:"  # in a folder's name as configured: each start means one of its own
 GRACE_SECONDS = 60  # between the failure of one process and the end of those that do not notice
 
 
@@ -78,8 +88,8 @@ def cluster() -> Any | None:
 
 
 def requeued() -> bool:
-    """Whether this is a SLURM job that has run before and was put back into the queue."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+    """Whether this is a SLURM job that was put back into the queue, or what torchrun starts after a failure."""
+    return any(int(os.environ.get(name, 0)) > 0 for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
 
 
 def requeue() -> None:
@@ -98,6 +108,68 @@ def requeue() -> None:
     if reason is not None:
         raise UserError(f"SLURM did not requeue job {job} ({reason}): submit it again with resume=<run folder>")
     print(f"requeued: SLURM job {job} goes on where its checkpoint stands", flush=True)
+
+
+class RunFolder(Callback):
+    """Settles, before Hydra makes it, which folder a run gets, and refuses one that is not for it (conf/train.yaml).
+
+    Hydra would only warn of an error here, so this prints the sentence and ends the process.
+    """
+
+    claim: Claim | None = None  # of this process: None where another one holds it, or has not settled it yet
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Changes `hydra.run.dir`, and `hydra.output_subdir` where the record is another start's."""
+        try:
+            settle_folder(config)
+        except OmegaConfBaseException:  # Hydra is about to say it
+            return
+        except OSError as error:
+            raise SystemExit(say(UserError(f"'{error.filename}' cannot be used ({error.strerror})"))) from error
+        except UserError as error:
+            raise SystemExit(say(error)) from error
+
+
+def settle_folder(config: DictConfig) -> None:
+    """Claims the folder of the run that is composed in `config`, and writes it down there; all ranks share one claim.
+
+    Raises:
+        UserError: it is in use, or another run's, or cannot be made.
+    """
+    first, again = rank() in (None, 0), requeued()
+    HydraConfig.instance().set_config(config)  # which Hydra does next, for what the folder's name refers to
+    named = TIMED not in str(to_plain(config.hydra.run, resolve=False)["dir"])
+    record = config.hydra.output_subdir
+    if config.get("resume") is not None:
+        folder, record = Path(config.resume).expanduser().resolve(), None
+        if not (folder / ".hydra" / "config.yaml").is_file():
+            raise UserError(f"resume='{folder}' is no run folder: it has no .hydra/config.yaml")
+        typed = any(str(word).startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra)
+        if typed and Path(str(config.hydra.run.dir)).expanduser().resolve() != folder:
+            raise UserError(f"a run is resumed where it is, in '{folder}': leave hydra.run.dir out")
+        if first:
+            RunFolder.claim = claim_inherited(folder) or claim_own(folder)
+    else:
+        folder = Path(str(config.hydra.run.dir)).expanduser().resolve()
+        if not first:  # sees what is there where that may be continued, and writes nothing
+            folder, record = folder if named and again else Path(private_folder()), None
+        elif (claim := claim_inherited(folder)) is None:
+            claim = claim_again(folder) if named and again else claim_new(folder, suffix=not named)
+            folder = claim.folder
+        if first:
+            RunFolder.claim = claim
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.run.dir, config.hydra.output_subdir = str(folder), record
+
+
+def leave_folder(*, refused: bool = False) -> None:
+    """Ends the claim of this process; nothing that it made stays if it was refused, or ended before it had begun."""
+    claim, RunFolder.claim = RunFolder.claim, None
+    if claim is None:
+        return
+    if refused or not (claim.folder / "summary.json").is_file():
+        claim.discard()
+    claim.release()
 
 
 @contextlib.contextmanager
@@ -191,10 +263,14 @@ def launch(processes: int, words: Sequence[str], folder: Path) -> int:
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
     environment[PARENT_VARIABLE] = str(os.getpid())
+    lock = RunFolder.claim.lock.descriptor if RunFolder.claim is not None else None
+    if lock is not None:
+        environment[LOCK_VARIABLE] = str(lock)
     where = [override("hydra.run.dir", str(folder)), "hydra.output_subdir=null"]
     command = [sys.executable, "-m", "aigc.train", *words, *where]
     children = [
-        subprocess.Popen(command, env=environment | {"RANK": str(k), "LOCAL_RANK": str(k)}, start_new_session=True)
+        subprocess.Popen(command, env=environment | {"RANK": str(k), "LOCAL_RANK": str(k)}, start_new_session=True,
+                         pass_fds=() if lock is None else (lock,))
         for k in range(processes)
     ]
 

@@ -1,11 +1,11 @@
-"""The run folder: what it says about itself, and the rules by which it is continued or discarded."""
+"""The run folder: what it says about itself, and the rules by which it is continued."""
 
 import hashlib
 import json
 import os
 import platform
+import re
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,13 +14,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from aigc.errors import RunError, UserError, choices
 from aigc.foreign import read_config, settled
 
 RESUMABLE = ("budget", "trainer", "batch_size", "logger", "log_every", "resume")  # what a resumed run may change
-BEFORE_TRAINING = (".hydra", "summary.json", "wandb", "samples")  # what is there before the first step
+MOVED = ("data.path", "data.root")  # likewise: the same data in another place
 UNSIGNED = ("study", "resume", "logger", "callbacks", "log_every", "budget")  # what does not make another experiment
 
 
@@ -44,9 +45,19 @@ def write_summary(folder: Path, **entries: Any) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The content of `<folder>/summary.json`; empty where there is none."""
+    """The content of `<folder>/summary.json`; empty where there is none.
+
+    Raises:
+        UserError: it cannot be read as one.
+    """
     path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        summary = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be read ({error}): repair it, or remove it") from error
+    if not isinstance(summary, dict):
+        raise UserError(f"'{path}' is not the summary of a run: choose another folder")
+    return summary
 
 
 def signature(config: dict[str, Any]) -> str:
@@ -98,26 +109,33 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def discard_if_unstarted(folder: Path) -> None:
-    """Removes a run folder in which nothing was trained, and the parents that it leaves empty."""
-    if not folder.is_dir():
-        return
-    if any(entry.name not in BEFORE_TRAINING for entry in folder.iterdir()):
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    remove_empty(folder.parent)
+def over_saved(words: Sequence[str]) -> list[str]:
+    """A command line that resumes a run, so that single values may be ones that only the saved configuration has.
+
+    `trainer.max_time=...` becomes `++trainer.max_time=...`, and `~logger.wandb` becomes `++logger.wandb=null`; see
+    `resumed_config`. Other command lines stay as they are.
+    """
+    if not any(re.match(r"resume=(?!null$)", word) for word in words):
+        return list(words)
+    changed = []
+    for word in words:
+        sign, key, value = re.fullmatch(r"(~|\+{0,2})([^=]*)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
+        if "." in key and may_change(key):
+            word = f"++{key}=null" if sign == "~" else f"++{key}{value}"
+        changed.append(word)
+    return changed
 
 
-def remove_empty(folder: Path) -> None:
-    """Removes a folder and its parents below the current one, as far as they are empty."""
-    folder = folder.resolve()
-    while folder.is_relative_to(Path.cwd()) and folder != Path.cwd() and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent
+def may_change(key: str) -> bool:
+    """Whether an option, or one of a group, may change when a run is resumed."""
+    return key in MOVED or ("@" not in key and key.split(".")[0] in RESUMABLE)
 
 
 def resumed_config(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> DictConfig:
     """The saved configuration of `folder` with the few overrides that a resumed run allows.
+
+    A group (`trainer=cpu`, `logger=none`) replaces the saved one; `trainer.max_time=...` changes one value of it, and
+    null or `~` takes it out.
 
     Args:
         cfg: the configuration composed from this command line.
@@ -131,12 +149,23 @@ def resumed_config(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> D
     if not path.is_file():
         raise UserError(f"resume='{folder}' is no run folder: it has no .hydra/config.yaml")
     saved = read_config(path)
-    for override in overrides:
-        key = override.lstrip("+~").split("=", 1)[0]
-        top = key.split(".")[0].split("@")[0]
-        if top not in RESUMABLE:
-            raise UserError(
-                f"'{key}' cannot change when a run is resumed ({choices(top, RESUMABLE)}): start a new run for it"
-            )
-        OmegaConf.update(saved, key, OmegaConf.select(cfg, key), force_add=True)
+    typed = [OverridesParser.create().parse_override(word) for word in overrides]
+    for one in sorted(typed, key=lambda one: "." in one.key_or_group):  # groups first, then values in them
+        key, value = one.key_or_group, one.value()
+        if not may_change(key) or one.package is not None:
+            known = choices(key if "." in key and key.startswith("data.") else key.split(".")[0], RESUMABLE + MOVED)
+            raise UserError(f"'{key}' cannot change when a run is resumed ({known}): start a new run for it")
+        group, _, name = key.rpartition(".")
+        if isinstance(value, dict) and not group:
+            OmegaConf.update(saved, key, value, force_add=True)
+        elif not group:
+            OmegaConf.update(saved, key, cfg[key], merge=False, force_add=True)
+        elif not isinstance(inside := OmegaConf.select(saved, group), DictConfig):
+            raise UserError(f"'{key}' cannot change: the run has no '{group}'; give {group.split('.')[0]}=default too")
+        elif key in MOVED and name not in inside:
+            raise UserError(f"'{key}' is no option of this run's data: {choices(name, inside)}")
+        elif group.split(".")[0] != "budget" and (one.is_delete() or value is None):
+            inside.pop(name, None)
+        else:
+            OmegaConf.update(saved, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
     return settled(saved, path)

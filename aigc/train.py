@@ -11,22 +11,17 @@ from hydra.types import RunMode
 
 from aigc import cli, launch, words
 from aigc.errors import RunError, UserError
-from aigc.run import discard_if_unstarted, read_summary, resumed_config
+from aigc.run import over_saved, read_summary, resumed_config
 
 
 def main() -> None:
     """The command line."""
     launch.end_with_parent()
-    typed = {word.split("=", 1)[0]: word.split("=", 1)[1] for word in sys.argv[1:] if "=" in word}
-    if typed.get("resume", "null") != "null":  # in the same folder, beside its record of the first command
-        folder = Path(words.path_of(typed["resume"])).resolve()
-        folder = folder if folder.is_dir() else Path(".")
-        sys.argv += [words.override("hydra.run.dir", str(folder)), "hydra.output_subdir=null"]
-    elif (launch.rank() or 0) > 0:
-        fixed = typed.get("trainer") == "slurm" or "hydra.run.dir" in typed  # the same for all: see what is there
-        sys.argv += ["hydra.output_subdir=null"]
-        sys.argv += [] if fixed and launch.requeued() else [words.override("hydra.run.dir", launch.private_folder())]
-    cli.run(train, "train")
+    sys.argv[1:] = over_saved(sys.argv[1:])
+    try:
+        cli.run(train, "train")
+    finally:
+        launch.leave_folder()
 
 
 def train(cfg: Any) -> float | None:
@@ -40,6 +35,8 @@ def train(cfg: Any) -> float | None:
     folder = Path(hydra_config.runtime.output_dir).resolve()
     resumed, first = cfg.resume is not None, launch.rank() in (None, 0)  # Lightning's end takes the rank away
     try:
+        if first and launch.RunFolder.claim is None:
+            raise UserError("a run needs hydra.callbacks.run_folder, which conf/train.yaml has: leave it in")
         if hydra_config.runtime.choices.get("trainer") == "slurm" and "SLURM_JOB_ID" not in os.environ:
             raise UserError("trainer=slurm is for jobs of SLURM: start it with sbatch or srun, or use trainer=ddp")
         if resumed:
@@ -60,8 +57,7 @@ def train(cfg: Any) -> float | None:
         else:
             summary = training.fit(cfg, folder, resumed=resumed)
     except UserError as error:
-        if not resumed and not isinstance(error, RunError) and first:
-            discard_if_unstarted(folder)
+        launch.leave_folder(refused=not isinstance(error, RunError))
         raise
     if not launching and first:
         report(folder, summary)

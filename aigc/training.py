@@ -186,7 +186,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
     Args:
         cfg: a complete training configuration.
         folder: the run folder.
-        resumed: whether to go on from `checkpoints/last.ckpt` there.
+        resumed: whether to continue from `checkpoints/last.ckpt` there, or start over where there is none yet.
 
     Raises:
         UserError: a mistake in what was asked; nothing has been trained.
@@ -199,8 +199,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
     checkpoint = folder / "checkpoints" / "last.ckpt"
     again = resumed or launch.requeued()
     before = read_summary(folder) if again else {}
-    if resumed and not checkpoint.is_file():
-        raise UserError(f"the run '{folder}' has no checkpoints/last.ckpt yet: start it again instead of resuming it")
+    resumed &= checkpoint.is_file()  # a run that had not saved anything yet starts over
     data = prepare_data(cfg, family)
     if launch.rank() in (None, 0):
         for line in data.found():
@@ -210,13 +209,21 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
              "vocabulary": vocabulary_of(cfg, data)}
     model: Family = instantiate(cfg.model, "model", **facts)
     model.class_names = data.class_names if cfg.condition == "label" else None
+    if cfg.batch_size < model.least_batch:
+        raise UserError(
+            f"batch_size={cfg.batch_size} is too small: the batch norm of this {type(model).__name__} needs at least "
+            f"{model.least_batch} images of this size on each device"
+        )
     seen, stand = 0 if again else None, {}
     if resumed:
         content = read_checkpoint(checkpoint)
         check_resumable(content, model, checkpoint)
         seen, stand = content["progress"]["images"], content.get(type(data).__qualname__, {})
         del content
-    record = identity(cfg, model, data, before, seen)
+    if data.own_files and "data" in before:
+        data.name = before["data"]["name"]  # also where the files lie elsewhere now
+    record = {"recipe": recipe_of(folder, before) or type(model).__name__.lower(),
+              **identity(cfg, model, data, before, seen)}
     precision, measured = settle_precision(
         cfg.trainer.precision, device_type(cfg.trainer.accelerator), model, data,
         before=before.get("precision") if resumed else None, first=launch.rank() in (None, 0),
@@ -231,6 +238,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
         )
     if stand:  # Lightning asks the data again, but only after the record has been cut back
         data.trainer = trainer
+        check_same_data(data, before)
         data.load_state_dict(stand)
     if trainer.is_global_zero:
         record |= begin(cfg, model, trainer, seen)
@@ -292,6 +300,21 @@ def check_resumable(content: dict[str, Any], model: Family, path: Path) -> None:
         raise UserError(f"'{path}' holds a {held}, the configuration asks for a {name}: resume its own run")
 
 
+def check_same_data(data: ImageData, before: dict[str, Any]) -> None:
+    """Refuses to resume a run with data of another shape; the data themselves compare seed, number and fingerprint.
+
+    Raises:
+        UserError: names what differs.
+    """
+    was, now = before.get("data", {}), data.facts()
+    for key in ("kind", "channels", "size", "classes"):
+        if key in was and was[key] != now[key]:
+            raise UserError(
+                f"cannot resume: {key} of the run's data was {was[key]}, of these it is {now[key]}; resume with the "
+                "same or start a new run"
+            )
+
+
 def identity(
     cfg: DictConfig, model: Family, data: ImageData, before: dict[str, Any], seen: int | None
 ) -> dict[str, Any]:
@@ -305,17 +328,13 @@ def identity(
         seen: images seen by the checkpoint that it goes on from; None for a new one.
     """
     typed = HydraConfig.get() if HydraConfig.initialized() else None
-    recipe = before.get("recipe") or type(model).__name__.lower()
     resumes = list(before.get("resumes", []))
-    if not seen and typed is not None:
-        recipe = typed.runtime.choices.get("model") or recipe
-    elif seen:
+    if seen:
         resumes.append({"images": seen, "overrides": list(typed.overrides.task) if typed is not None else []})
     return {
         "study": cfg.study,
         "seed": cfg.seed,
-        "signature": signature(to_plain(cfg)),
-        "recipe": recipe,
+        "signature": before.get("signature") or signature(to_plain(cfg)),  # a resumed run stays the experiment it is
         "family": type(model).__name__,
         "condition": cfg.condition,
         "translates": isinstance(model, Translator),
@@ -328,12 +347,27 @@ def identity(
     }
 
 
+def recipe_of(folder: Path, before: dict[str, Any]) -> str | None:
+    """What `model=` named when the run was started first, where that is known.
+
+    Args:
+        folder: the run folder.
+        before: the summary so far of a run that goes on.
+    """
+    if before.get("recipe"):
+        return before["recipe"]
+    saved = folder / ".hydra" / "hydra.yaml"
+    if saved.is_file():
+        return OmegaConf.select(OmegaConf.load(saved), "hydra.runtime.choices.model")
+    return HydraConfig.get().runtime.choices.get("model") if HydraConfig.initialized() else None
+
+
 def begin(cfg: DictConfig, model: Family, trainer: L.Trainer, seen: int | None) -> dict[str, Any]:
     """Tells the loggers that a run starts, or goes on after `seen` images; what its summary adds to `identity`."""
-    wandb_id = None
+    found = {}
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
-            wandb_id = logger.begin(to_plain(cfg))
+            found["wandb_id"] = logger.begin(to_plain(cfg))
         if isinstance(logger, JsonLines):
             logger.rewind_to = seen
     return {
@@ -342,7 +376,7 @@ def begin(cfg: DictConfig, model: Family, trainer: L.Trainer, seen: int | None) 
         "precision": trainer.precision,
         "devices": trainer.world_size,
         "global_batch": cfg.batch_size * trainer.world_size,  # images a step
-        "wandb_id": wandb_id,
+        **found,
         **environment(),
     }
 

@@ -12,7 +12,7 @@ import torch
 
 from aigc.checkpoints import AtomicCheckpointIO, find_checkpoint, load_family, read_checkpoint
 from aigc.errors import RunError, UserError, choices
-from aigc.run import discard_if_unstarted, read_summary
+from aigc.run import read_summary
 from aigc.training import fit
 
 from .conftest import COMMON, TINY, compose_train, environment, python_train
@@ -130,6 +130,19 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("words", [["model=pix2pix"], ["-m", "seed=1,2"]])
+def test_a_start_that_is_refused_touches_nothing_in_the_users_folder(words, tmp_path):
+    mine = tmp_path / "mine" / "samples" / "a.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    before = {str(path): path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    option = "hydra.sweep.dir" if "-m" in words else "hydra.run.dir"
+    done = run(*words, "data=digits", f"{option}=mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"is not empty (samples): choose a new or an empty folder as {option}" in done.stderr
+    assert {str(path): path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 PARTS = {"family": "x", "state_dict": {}, "hyper_parameters": {}, "progress": {}}  # what a checkpoint has at least
 
 
@@ -163,17 +176,6 @@ def test_missing_and_foreign_checkpoints_are_refused(tmp_path):
     torch.save({"state_dict": {}, "family": "os.system", "hyper_parameters": {}, "progress": {}}, junk)
     with pytest.raises(UserError, match="may not stand there"):
         load_family(junk)
-
-
-def test_only_unstarted_folders_are_discarded(tmp_path, monkeypatch):
-    fresh, used = tmp_path / "runs" / "fresh", tmp_path / "used"
-    (fresh / ".hydra").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    discard_if_unstarted(fresh)
-    assert not (tmp_path / "runs").exists() and tmp_path.exists()
-    (used / "checkpoints").mkdir(parents=True)
-    discard_if_unstarted(used)
-    assert used.exists()
 
 
 def test_choices_names_the_nearest_or_all():

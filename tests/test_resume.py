@@ -2,17 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from aigc.checkpoints import read_checkpoint
 from aigc.errors import UserError
-from aigc.run import read_summary, resumed_config
+from aigc.run import over_saved, read_summary, resumed_config
+from aigc.runs.lock import FolderLock
 from aigc.training import fit
 
 from .conftest import COMMON, TINY, compose_train, environment, python_train
@@ -98,8 +102,6 @@ def test_resume_from_the_command_line_continues_in_the_same_folder(tmp_path):
     fit(cfg, folder)
     assert images_in(folder / "checkpoints" / "last.ckpt") == 640
     (folder / ".hydra").mkdir()
-    from omegaconf import OmegaConf
-
     OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
     before = (folder / ".hydra" / "config.yaml").read_bytes()
     done = subprocess.run(
@@ -123,8 +125,6 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
 
 
 def test_resume_refuses_what_would_make_another_experiment(tmp_path):
-    from omegaconf import OmegaConf
-
     cfg = compose_train(*TINY["vae"], *FAST, "budget.images=320")
     (tmp_path / ".hydra").mkdir()
     OmegaConf.save(cfg, tmp_path / ".hydra" / "config.yaml")
@@ -173,3 +173,108 @@ def test_a_resume_that_lacks_weights_of_its_scores_is_refused_and_changes_nothin
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     after = read_summary(tmp_path)
     assert {**after, "updated": None} == {**summary, "updated": None}
+
+
+def saved(folder: Path, cfg) -> Path:
+    """A run folder that says it was made by this configuration."""
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("typed", "key", "value"),
+    [
+        (["logger=none"], "logger", {}),                   # a group replaces the saved one, ...
+        (["trainer=gpu"], "trainer.accelerator", "gpu"),
+        (["trainer=gpu"], "trainer.precision", "auto"),
+        (["trainer.devices=2"], "trainer.max_time", "1:00"),  # ... a value changes one of it
+        (["trainer.max_time=2:00"], "trainer.max_time", "2:00"),  # also one that was added with +
+        (["~trainer.max_time"], "trainer.max_time", None),
+        (["~logger.wandb"], "logger", {}),
+        (["logger.wandb.project=mine"], "logger.wandb.tags", ["first"]),
+        (["logger.wandb.project=mine"], "logger.wandb.project", "mine"),
+        (["logger=default"], "logger.wandb.tags", []),
+        (["logger=default", "logger.wandb.project=mine"], "logger.wandb.project", "mine"),
+        (["budget.images=7"], "budget.minutes", 4.0),
+        (["budget={images: 7}"], "budget.images", 7),
+        (["budget.minutes=null"], "budget.minutes", None),
+    ],
+)
+def test_what_may_change_is_replaced_as_a_group_and_changed_as_a_value(typed, key, value, tmp_path):
+    own = ["logger=default", "logger.wandb.tags=[first]", "trainer.precision=32", "+trainer.max_time='1:00'"]
+    run = saved(tmp_path / "run", compose_train(*TINY["vae"], *own, "study=s"))
+    words = over_saved([f"resume={run}", *typed])
+    cfg = compose_train(*words, common=False)
+    config = resumed_config(cfg, run, words)
+    found = OmegaConf.select(config, key)
+    assert (OmegaConf.to_container(found) if OmegaConf.is_config(found) else found) == value
+    assert config.model.latent == 4 and config.study == "s"
+    if "wandb" in config.logger:
+        assert config.logger.wandb.group == "s"
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("model.latent=9", "'model.latent' cannot change when a run is resumed"),
+        ("++data.size=9", "'data.size' cannot change when a run is resumed"),
+        ("data.path=x", "'data.path' is no option of this run's data"),
+        ("logger.wandb.project=x", "the run has no 'logger.wandb'; give logger=default too"),
+    ],
+)
+def test_what_a_resumed_run_does_not_have_or_may_not_change_is_named(typed, sentence, tmp_path):
+    run = saved(tmp_path / "run", compose_train(*TINY["vae"]))
+    words = over_saved([f"resume={run}", typed])
+    with pytest.raises(UserError, match=sentence):
+        resumed_config(compose_train(*words, *(["model=vae"] if "model" in typed else []), common=False), run, words)
+
+
+def test_only_a_command_that_resumes_is_read_over_the_saved_configuration():
+    assert over_saved(["trainer.devices=2", "~logger.wandb"]) == ["trainer.devices=2", "~logger.wandb"]
+    assert over_saved(["resume=null", "trainer.devices=2"]) == ["resume=null", "trainer.devices=2"]
+
+
+def test_a_run_whose_data_moved_is_resumed_and_other_data_are_refused(tmp_path):
+    from PIL import Image
+
+    old, new, other = (tmp_path / name for name in ("old", "new", "other"))
+    old.mkdir()
+    for k in range(20):
+        Image.effect_noise((8, 8), 20 + k).save(old / f"{k:02}.png")
+    own = [word for word in TINY["vae"]] + FAST + ["data=image_folder", "batch_size=4", "budget.minutes=null"]
+    cfg = compose_train(*own, f"data.path={old}", "budget.images=8")
+    first = fit(cfg, saved(tmp_path / "run", cfg))
+    shutil.copytree(old, other)
+    Image.new("L", (8, 8), 3).save(other / "07.png")
+    old.rename(new)
+
+    def moved(path):
+        words = over_saved([f"resume={tmp_path / 'run'}", f"data.path={path}", "budget.images=16"])
+        again = resumed_config(compose_train(*words, common=False), tmp_path / "run", words)
+        return fit(again, tmp_path / "run", resumed=True)
+
+    with pytest.raises(UserError, match="cannot resume: the checkpoint's data is"):
+        moved(other)
+    assert read_summary(tmp_path / "run")["images"] == 8
+    second = moved(new)
+    assert second["images"] == 16 and second["data"] == first["data"] and second["signature"] == first["signature"]
+
+
+def test_a_run_that_had_saved_nothing_starts_over_when_it_is_resumed(tmp_path):
+    cfg = compose_train(*TINY["vae"], *FAST, "budget.images=160", "log_every=5")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "images": 80}\n')
+    (tmp_path / "summary.json").write_text('{"status": "running", "recipe": "mine"}')
+    summary = fit(cfg, tmp_path, resumed=True)
+    assert summary["status"] == "finished" and summary["recipe"] == "mine"
+    assert [line["images"] for line in curve(tmp_path)] == [80, 160]
+
+
+def test_a_run_in_use_is_not_resumed(tmp_path):
+    run = saved(tmp_path / "run", compose_train(*TINY["vae"]))
+    lock = FolderLock(run)
+    assert lock.take()
+    done = subprocess.run(python_train(f"resume={run}"), env=environment(), capture_output=True, text=True)
+    lock.release(remove=True)
+    assert done.returncode == 2 and f"is in use: process {os.getpid()} on {socket.gethostname()}" in done.stderr
+    assert [path.name for path in run.iterdir()] == [".hydra"]

@@ -34,6 +34,7 @@ class ImageData(L.LightningDataModule):
     """
 
     kind: str = "images"  # captioned where batches have `text`; unpaired and paired: aigc/data/pairs.py
+    own_files = False  # True: `name` says where the images lie, and is no part of what they are
     licence: str | None = None  # what its authors allow, in a few words; None: not known here
 
     def __init__(
@@ -153,10 +154,10 @@ class ImageData(L.LightningDataModule):
         _, self.channels, *size = splits["train"].images.shape
         self.size = (size[0], size[1])
         self.splits = splits
-        self.fingerprint = self._fingerprint(str(self.name))
+        self.fingerprint = self._fingerprint(None if self.own_files else self.name)
 
-    def _fingerprint(self, called: str) -> str:
-        """Identifies the data, if they are called so."""
+    def _fingerprint(self, called: str | None) -> str:
+        """Identifies the data, if they are called so; None: by what they are alone."""
         digest = hashlib.sha256(repr((called, self.classes, self.class_names)).encode())
         for name, split in sorted(self.splits.items()):
             digest.update(name.encode())
@@ -289,9 +290,9 @@ class ImageData(L.LightningDataModule):
         """
         self.setup()
         now = self.state_dict()
-        called = state.get("name", now["name"])                  # a folder that was moved may be called otherwise
-        if called != now["name"]:
-            now["fingerprint"] = self._fingerprint(called)
+        called = state.get("name", self.name)  # of when own files counted with their folder's name
+        if state["fingerprint"] != self.fingerprint and state["fingerprint"] == self._fingerprint(called):
+            now["fingerprint"] = state["fingerprint"]
         for key, word in {"global_batch": "global batch (batch_size x devices)", "seed": "seed",
                           "images": "number of training images", "fingerprint": "data"}.items():
             if state[key] != now[key]:

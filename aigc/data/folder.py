@@ -124,6 +124,8 @@ class ImageFolder(ImageData):
     Captions beside the images make the set `captioned`. What this program wrote is not taken.
     """
 
+    own_files = True
+
     def __init__(
         self,
         *,

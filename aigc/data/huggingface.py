@@ -75,6 +75,8 @@ class HuggingFace(ImageData):
     out, as are files that this program wrote.
     """
 
+    own_files = True
+
     def __init__(
         self,
         *,

@@ -60,6 +60,7 @@ class UnpairedFolder(PairData):
     `12_B.jpg`), they are true pairs: no family learns from that, but tests compare with them.
     """
 
+    own_files = True
     of_pairs = False               # whether two files, or the halves of one, belong together
 
     def __init__(

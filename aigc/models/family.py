@@ -30,6 +30,7 @@ class Family(L.LightningModule):
     conditions: ClassVar[tuple[str, ...]] = ("none", "label")  # what its images can be conditioned on
     find_unused_parameters: ClassVar[bool] = False         # DDP: a step leaves parameters out (adversarial families)
     sharded: ClassVar[tuple[str, ...]] = ()                # networks that trainer=fsdp may cut (aigc/sharded.py)
+    least_batch: int = 1                                   # images that a step of one device needs
     hparams: Any                                           # Lightning's, readable as attributes
 
     def __init__(self) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from aigc.errors import RunError, UserError
-from aigc.multirun.lock import FolderLock
-from aigc.run import remove_empty
+from aigc.runs.claim import Claim, claim_new, make, names, remove_made
+from aigc.runs.lock import FolderLock, turn
 from aigc.words import override
 
 NAME = "jobs.json"
@@ -35,8 +35,18 @@ class Record:
         self.path = self.folder / NAME
 
     def read(self) -> dict[str, Any]:
-        """The content; empty where there is none."""
-        return json.loads(self.path.read_text()) if self.path.is_file() else {}
+        """The content; empty where there is none.
+
+        Raises:
+            UserError: it is somebody else's file of that name.
+        """
+        try:
+            content = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"'{self.path}' cannot be read ({error}): choose another hydra.sweep.dir") from error
+        if not isinstance(content, dict):
+            raise UserError(f"'{self.path}' is not of a multirun: choose another hydra.sweep.dir")
+        return content
 
     @contextlib.contextmanager
     def change(self) -> Iterator[dict[str, Any]]:
@@ -74,6 +84,11 @@ def own_dirs(hydra: Any) -> list[str]:
             if source.provider.endswith("command-line")]
 
 
+def is_typed(config: DictConfig) -> bool:
+    """Whether the command line names the folder."""
+    return any(word.startswith("hydra.sweep.dir=") for word in config.hydra.overrides.hydra)
+
+
 def find_folder(config: DictConfig, command: dict[str, Any]) -> Path:
     """Where the multirun of `command` lives: hydra.sweep.dir if it was typed, else its own folder from an earlier
     start beside the one that hydra.sweep.dir would make, else that.
@@ -82,17 +97,22 @@ def find_folder(config: DictConfig, command: dict[str, Any]) -> Path:
         UserError: the folder that was typed holds another multirun.
     """
     wanted = Path(str(config.hydra.sweep.dir))
-    if any(word.startswith("hydra.sweep.dir=") for word in config.hydra.overrides.hydra):
+    if is_typed(config):
         held = Record(wanted).read().get("command")
         if held is not None and held != command:
             typed = " ".join(held["overrides"])
             raise UserError(f"'{wanted}' holds another multirun ({typed}): choose another hydra.sweep.dir")
         return wanted
+    return find_same(wanted.parent, command) or wanted
+
+
+def find_same(parent: Path, command: dict[str, Any]) -> Path | None:
+    """The newest folder of an earlier start of `command` in `parent`."""
     same = []
-    for path in wanted.parent.glob(f"*/{NAME}"):
-        with contextlib.suppress(ValueError):  # somebody else's file of that name
+    for path in parent.glob(f"*/{NAME}"):
+        with contextlib.suppress(UserError):  # somebody else's file of that name
             same += [path.parent] if Record(path.parent).read().get("command") == command else []
-    return max(same, key=lambda folder: folder.name, default=wanted)
+    return max(same, key=lambda folder: folder.name, default=None)
 
 
 class Multirun:
@@ -112,27 +132,68 @@ class Multirun:
         self.command = {"overrides": typed, "params": params}
         if dirs := own_dirs(config.hydra):
             self.command["config_dirs"] = dirs
-        self.config = config
-        self.folder = find_folder(config, self.command)
-        self.record = Record(self.folder)
-        self.lock = FolderLock(self.folder)
+        self.config, self.named = config, is_typed(config)
+        self.move(find_folder(config, self.command))
+        self.claim: Claim | None = None
         self.expected = 0           # jobs, where more are to come than are noted
         self.said: dict[int, tuple[Any, ...]] = {}
         self.over = threading.Event()
         self.thread = threading.Thread(target=self.watch, daemon=True)
-        fixed = {"hydra.sweep.dir": str(self.folder), "hydra.output_subdir": None}
+
+    def move(self, folder: Path) -> None:
+        """Makes `folder` the one of this multirun."""
+        self.folder, self.record = folder, Record(folder)
+        fixed = {"hydra.sweep.dir": str(folder), "hydra.output_subdir": None}
+        told = [word for word in self.config.hydra.overrides.hydra if word.partition("=")[0] not in fixed]
+        OmegaConf.update(self.config, "hydra.overrides.hydra",
+                         [*told, *(override(key, value) for key, value in fixed.items())])
         for key, value in fixed.items():
-            OmegaConf.update(config, key, value)
-            config.hydra.overrides.hydra.append(override(key, value))
+            OmegaConf.update(self.config, key, value)
 
     def __enter__(self) -> "Multirun":
-        if not self.lock.take():
-            host, process = self.lock.holder()
+        above: tuple[Path, ...] = ()
+        if self.named:
+            there = self.record.path.is_file()
+            claim = self.enter_own() if there else claim_new(self.folder, option="hydra.sweep.dir")
+            jobs = self.begin(claim)
+        else:
+            with contextlib.suppress(FileExistsError):
+                above = make(self.folder.parent)
+            try:
+                with turn(self.folder.parent):  # two starts of one command meet, two commands do not
+                    same = find_same(self.folder.parent, self.command)
+                    self.move(same or self.folder)
+                    claim = self.enter_own() if same else claim_new(self.folder, suffix=True, option="hydra.sweep.dir")
+                    self.move(claim.folder)
+                    jobs = self.begin(claim)
+            except BaseException:
+                remove_made(above)
+                raise
+        claim.made = (*above, *claim.made)
+        self.said = {job["number"]: state(job) for job in jobs}
+        done = sum(job["status"] == "finished" for job in jobs)
+        print(f"multirun  {self.folder}" + (f" goes on, {done} jobs are finished" if self.again else ""), flush=True)
+        self.thread.start()
+        return self
+
+    def enter_own(self) -> Claim:
+        """The claim on the folder of an earlier start.
+
+        Raises:
+            UserError: that is going on.
+        """
+        lock = FolderLock(self.folder)
+        if not lock.take():
+            host, process = lock.holder()
             raise UserError(
                 f"this multirun is going on already, as process {process} on {host}, in '{self.folder}': wait for "
                 "it, or end it and start again"
             )
-        self.again = self.record.path.is_file()
+        return Claim(self.folder, lock)
+
+    def begin(self, claim: Claim) -> list[dict[str, Any]]:
+        """Writes down whose the folder is; the jobs of earlier starts."""
+        self.claim, self.again = claim, self.record.path.is_file()
         with self.record.change() as content:
             content.setdefault("command", self.command)
             content.setdefault("started", datetime.now(UTC).isoformat(timespec="seconds"))
@@ -141,11 +202,7 @@ class Multirun:
                 if job["status"] == "running":  # when an earlier start was killed
                     job["status"] = "waiting"
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
-        self.said = {job["number"]: state(job) for job in jobs}
-        done = sum(job["status"] == "finished" for job in jobs)
-        print(f"multirun  {self.folder}" + (f" goes on, {done} jobs are finished" if self.again else ""), flush=True)
-        self.thread.start()
-        return self
+        return jobs
 
     def watch(self) -> None:
         """Says what jobs do, until it is over; jobs of other launchers run in processes that nobody sees."""
@@ -164,13 +221,14 @@ class Multirun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        assert self.claim is not None
         self.show()
-        begun = self.again or any(path.is_dir() for path in self.folder.iterdir())
+        new = set(names(self.folder)) - (self.claim.before or set())
+        begun = self.again or any((self.folder / name).is_dir() for name in new)
         if not begun and all(job["status"] == "waiting" for job in self.record.jobs()):  # refused before the first one
-            for name in (NAME, ".jobs.lock", ".lock", "multirun.yaml", "study.db"):
+            for name in new & {NAME, ".jobs.lock", "multirun.yaml", "study.db"}:
                 (self.folder / name).unlink(missing_ok=True)
-            remove_empty(self.folder)
-        self.lock.release()
+        self.claim.release()
 
     def show(self) -> None:
         """Says what is left to say and prints the table of all jobs, once."""

@@ -17,9 +17,11 @@ from aigc import launch
 from aigc.errors import UserError
 from aigc.multirun.devices import Devices
 from aigc.multirun.jobs import Job
-from aigc.multirun.lock import FolderLock
 from aigc.multirun.record import Record
 from aigc.run import read_summary, write_summary
+from aigc.runs.claim import check_free
+from aigc.runs.lock import VARIABLE as LOCK_VARIABLE
+from aigc.runs.lock import FolderLock
 
 OUTPUT = "output.log"        # what a job prints, in its folder
 STOP = "stop"                # a file of this name in a job's folder ends it with a checkpoint; it says why
@@ -167,6 +169,8 @@ def begin(job: Job, record: Record, told: dict[str, str]) -> Running | dict[str,
         return entry
     lock = FolderLock(job.folder)
     try:
+        if not is_begun(job, record):
+            check_free(job.folder, "hydra.sweep.dir")
         lock.take_over(ORPHAN_SECONDS)
     except UserError as error:
         return failed(job, record, str(error))
@@ -175,9 +179,12 @@ def begin(job: Job, record: Record, told: dict[str, str]) -> Running | dict[str,
         return entry
     (job.folder / STOP).unlink(missing_ok=True)
     command = job.command()
+    record.note(job.number, status="running", reason=None, devices=told.get("CUDA_VISIBLE_DEVICES"),
+                resumed=any(word.startswith("resume=") for word in command), **job.facts)
     environment = {k: v for k, v in os.environ.items() if k not in launch.RANK_VARIABLES}
-    environment |= {launch.PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1", **told}
     assert lock.descriptor is not None
+    environment |= {launch.PARENT_VARIABLE: str(os.getpid()), LOCK_VARIABLE: str(lock.descriptor),
+                    "PYTHONUNBUFFERED": "1", **told}
     with open(job.folder / OUTPUT, "ab") as output:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -185,9 +192,14 @@ def begin(job: Job, record: Record, told: dict[str, str]) -> Running | dict[str,
             pass_fds=(lock.descriptor,),
         )
     lock.note(process.pid)
-    record.note(job.number, status="running", reason=None, devices=told.get("CUDA_VISIBLE_DEVICES"),
-                resumed=any(word.startswith("resume=") for word in command), **job.facts)
     return Running(job, process, lock, time.monotonic())
+
+
+def is_begun(job: Job, record: Record) -> bool:
+    """Whether an earlier start has had this job in its folder, so that what is there is the job's."""
+    if not job.folder.is_dir():
+        return True
+    return any(entry["number"] == job.number and "resumed" in entry for entry in record.jobs())
 
 
 def conclude(one: Running, record: Record) -> dict[str, Any]:

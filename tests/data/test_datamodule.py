@@ -122,7 +122,8 @@ def test_resume_takes_the_same_data_under_another_name(tmp_path: Path) -> None:
     assert (after.start_batch, after.fingerprint) == (3, before.fingerprint)
     with pytest.raises(UserError, match="the checkpoint's data is"):
         other.load_state_dict(state)
-    del state["name"]                                            # as earlier versions saved it
+    del state["name"]                                            # as earlier versions saved it,
+    state["fingerprint"] = before._fingerprint("before")         # whose fingerprints held the folder's name
     before.load_state_dict(state)
     with pytest.raises(UserError, match="the checkpoint's data is"):
         ImageFolder(path=str(tmp_path / "after"), batch_size=2).load_state_dict(state)

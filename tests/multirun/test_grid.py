@@ -15,9 +15,9 @@ from aigc.config import CONFIG_DIR, register_schemas
 from aigc.errors import RunError, UserError
 from aigc.multirun import running
 from aigc.multirun.jobs import Job
-from aigc.multirun.lock import FolderLock
 from aigc.multirun.record import Multirun, Record
 from aigc.run import write_summary
+from aigc.runs.lock import FolderLock
 from hydra_plugins.aigc_multirun import Grid, Processes
 
 

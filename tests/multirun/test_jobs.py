@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from aigc import launch
 from aigc.errors import UserError
 from aigc.multirun.jobs import Job, note_waiting
-from aigc.multirun.lock import FolderLock
 from aigc.multirun.record import Multirun, Record, find_folder, table
 from aigc.run import write_summary
+from aigc.runs.lock import FolderLock
 from aigc.words import as_typed, override, quoted
 
 from ..conftest import environment

@@ -11,9 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from aigc.checkpoints import read_checkpoint
-from aigc.multirun.lock import FolderLock
 from aigc.multirun.record import Record
 from aigc.run import read_summary
+from aigc.runs.lock import FolderLock
 from aigc.training import fit
 
 from ..conftest import TINY, compose_train, environment, python_train

@@ -1,0 +1,1 @@
+"""The run folder: whose it is, and who works in it."""
