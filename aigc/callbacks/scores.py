@@ -18,6 +18,7 @@ from aigc.callbacks.scoring import Scoring, collect, place
 from aigc.errors import UserError, check_count
 from aigc.metrics.attributes import SPLITS, found_and_asked, reads_back, shares
 from aigc.metrics.cache import keep_cached, load_cached, real_key
+from aigc.metrics.enough import no_floor, no_inception_score, smaller_subsets, too_few
 from aigc.metrics.features import to_uint8
 from aigc.metrics.items import counted, items, samples
 from aigc.models.family import Family
@@ -189,6 +190,25 @@ class Scores(Scoring):
             **suite.protocol(self.num_samples),
         }
         self.suite = suite
+        self._say(data, pl_module, count)
+
+    def _say(self, data: Any, pl_module: Family, reals: int) -> None:
+        """Notes what there are too few images for, and why a score is not taken."""
+        network, n = self.network, self.num_samples
+        assert network is not None
+        notes = (too_few({"samples": n, "reference images": reals}, network.num_features),
+                 smaller_subsets(self.kd_subset_size, min(self.kd_subset_size, n, reals)))
+        self.notes = [note for note in notes if note]
+        names = network.score_names()
+        held = None if self.split == "test" or "test" not in data.splits else data.count("test")
+        labels = None
+        if pl_module.hparams.get("condition", "none") != "label":
+            labels = "the images are made without labels"
+        elif network.classes is None or network.classes != data.classes:
+            labels = "the feature network does not know the data's classes"
+        reasons = {f"{names['fd']}_over_floor": no_floor(n, held), "label_accuracy": labels,
+                   names["is"]: no_inception_score(n, classifies=network.classifies)}
+        self.missing = {name: reason for name, reason in reasons.items() if reason}
 
     def _load_reals(self, trainer: L.Trainer, pl_module: Family, suite: Any, count: int) -> None:
         assert self.network is not None

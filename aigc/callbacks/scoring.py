@@ -80,6 +80,8 @@ class Scoring(L.Callback):
         self.is_best = False
         self.scored_images = 0
         self.sampling: dict[str, float] = {}
+        self.notes: list[str] = []              # what to think of the scores; said once, kept in the record
+        self.missing: dict[str, str] = {}       # why a score could not be taken, by its name
 
     # ---- what a subclass defines ----
 
@@ -109,6 +111,11 @@ class Scoring(L.Callback):
             raise UserError(f"metrics.validation_images={self.validation_images} needs images held out for "
                             "validation, and data.validation=0: set metrics.validation_images=0, or hold some out")
         self.prepare(trainer, pl_module)
+        if trainer.is_global_zero:
+            for note in self.notes:
+                log.warning("%s", note)
+            for name, reason in self.missing.items():
+                log.info("no %s: %s", name, reason)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: Family, outputs: Any, batch: Any, batch_idx: int
@@ -123,6 +130,10 @@ class Scoring(L.Callback):
         done = self.scored_images == pl_module.progress.images and not self.more_at_end
         if not done and not pl_module.progress.interrupted:
             self.score(trainer, pl_module, final=True)
+        elif not done:
+            self.missing["final scores"] = (
+                f"the run was interrupted after {pl_module.progress.images:,} images, and these are of "
+                f"{self.scored_images:,}")
 
     def state_dict(self) -> dict[str, Any]:
         """What has been scored so far."""
@@ -175,6 +186,8 @@ class Scoring(L.Callback):
         return {
             "scores": {"last": self.latest, "best": self.best, "monitor": self.monitor},
             "protocol": self.protocol,
+            "scores_notes": self.notes,
+            "scores_missing": self.missing,
             **({"sampling": self.sampling} if self.sampling else {}),
         }
 

@@ -18,6 +18,7 @@ from aigc.callbacks.scoring import Scoring, collect, gather, place
 from aigc.data.pairs import PairData
 from aigc.errors import UserError, check_count
 from aigc.metrics.cache import keep_cached, load_cached, real_key
+from aigc.metrics.enough import smaller_subsets, too_few
 from aigc.metrics.features import to_uint8
 from aigc.metrics.items import items
 from aigc.metrics.similarity import LPIPS, SSIM_WINDOW, check_lpips, likeness, lpips_at_hand
@@ -108,7 +109,8 @@ class TranslationScores(Scoring):
         with evaluating(pl_module):
             network = self.build(trainer, pl_module)
             if any(data.has_pairs(split) for split in ("validation", "test")):
-                found = lpips_at_hand(self.lpips_choice, self.lpips_weights, channels=data.channels, size=data.size)
+                found = lpips_at_hand(self.lpips_choice, self.lpips_weights, channels=data.channels, size=data.size,
+                                       missing=self.missing)
                 self.lpips = found.to(pl_module.device) if found is not None else None
             self.reals = {split: self._look(trainer, pl_module, split) for split in ("validation", "test")}
         if self.monitor is None:
@@ -137,6 +139,24 @@ class TranslationScores(Scoring):
             **{name: value for name, value in suite.protocol(2).items() if name.startswith(("fd_", "kd_kernel"))},
             "kd_subsets": self.kd_subsets,
         }
+        self._say(data)
+
+    def _say(self, data: PairData) -> None:
+        """Notes what there are too few images for, and why a score is not taken."""
+        assert self.network is not None
+        for name, real in self.reals.items():
+            counts = {f"images of {name}": min(*real.counts, self._rows(data, name))}
+            notes = (too_few(counts, self.network.num_features),
+                     smaller_subsets(self.kd_subset_size, self._subset(real, data, name)))
+            self.notes += [note for note in notes if note and note not in self.notes]
+        apart = {split: f"the images of {split} are not in pairs" for split, real in self.reals.items()
+                 if not real.pairs}
+        for split, reason in apart.items():
+            prefix = "test/" if split == "test" else ""
+            names = ("psnr", "ssim", "lpips", f"similarity_{self.network.name}")
+            self.missing |= {prefix + name: reason for name in names}
+        if len(apart) < len(self.reals) and min(data.size) < SSIM_WINDOW:
+            self.missing["ssim"] = f"images of {data.size[0]} x {data.size[1]} pixels are too small for its window"
 
     def _rows(self, data: PairData, split: str) -> int:
         return min(self.num_images or data.count(split), data.count(split))

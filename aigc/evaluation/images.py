@@ -35,6 +35,13 @@ class Found:
     scores: dict[str, Score] = field(default_factory=dict)
     protocol: dict[str, dict[str, Any]] = field(default_factory=dict)
     sampling: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)             # what to think of the scores
+    missing: dict[str, str] = field(default_factory=dict)      # why a score could not be taken, by its name
+
+    def note(self, note: str | None) -> None:
+        """Keeps a sentence, once."""
+        if note and note not in self.notes:
+            self.notes.append(note)
 
     def add(self, scores: dict[str, Score], protocol: dict[str, Any]) -> None:
         """Adds scores that were measured in one way."""

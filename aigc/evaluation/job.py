@@ -1,5 +1,6 @@
 """An evaluation from its options to its record: every image is looked at once, by all networks."""
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,11 +28,13 @@ from aigc.evaluation.target import Target, open_data, open_networks, open_refere
 from aigc.evaluation.translation import score_translations
 from aigc.metrics import bootstrap
 from aigc.metrics.clip_score import CLIPScore
+from aigc.metrics.enough import no_floor, no_inception_score, smaller_subsets, too_few
 from aigc.metrics.similarity import check_lpips, lpips_at_hand
 from aigc.models.family import Translator
 from aigc.run import environment
 from aigc.training import keep_freed_memory
 
+log = logging.getLogger(__name__)
 NUM_SAMPLES = 2000         # of a family, as conf/metrics/classifier.yaml makes in training
 
 
@@ -78,6 +81,8 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
             "interval": {"method": "bootstrap standard error, normal", "level": bootstrap.LEVEL,
                          "resamples": cfg.resamples} if cfg.resamples else None,
             "sampling": found.sampling,
+            "scores_notes": found.notes,
+            "scores_missing": found.missing,
             "seconds": round(time.perf_counter() - started, 3),
             **environment(),
         })
@@ -112,6 +117,9 @@ def _images(
     for panel in panels:
         panel.learn(reference)
         panel.measure_floor(held, n)
+        _remark(panel, n, found)
+    if reason := no_floor(n, held.count if held is not None else None):
+        found.missing["floor"] = reason
     stream = iter(making) if making is not None else pictures_of(target.pictures, n, batch_size)  # type: ignore[arg-type]
     shown = score_images(stream, n, panels, found, clip=clip,
                          facts={"balanced": cfg.balanced} if making is not None else {})
@@ -130,6 +138,15 @@ def _images(
     elif held.count < n:
         notes.append(f"no floor  {held.name} has {held.count:,} {held.split} images: num_samples={held.count} has one")
     return notes
+
+
+def _remark(panel: Panel, n: int, found: Found) -> None:
+    """Says what there are too few of n images for, and which scores of theirs are not taken."""
+    network = panel.network
+    found.note(too_few({"images": n, "reference images": panel.num_reals}, network.num_features))
+    found.note(smaller_subsets(panel.how.kd_subset_size, panel.suite.subset_size(n)))
+    if reason := no_inception_score(n, classifies=network.classifies):
+        found.missing[network.score_names()["is"]] = reason
 
 
 def open_clip(cfg: Any, target: Target, device: torch.device) -> CLIPScore | None:
@@ -158,8 +175,15 @@ def _translations(
     check_lpips(cfg.lpips)
     assert isinstance(target.family, Translator)
     lpips = None
+    rows = min(cfg.num_samples or data.count(cfg.test), *data.counts(cfg.test))
+    for panel in panels:
+        found.note(too_few({f"images of {cfg.test}": rows}, panel.network.num_features))
     if data.has_pairs(cfg.test):
-        lpips = lpips_at_hand(cfg.lpips, cfg.lpips_weights, channels=data.channels, size=data.size)
+        lpips = lpips_at_hand(cfg.lpips, cfg.lpips_weights, channels=data.channels, size=data.size,
+                              missing=found.missing)
+    else:
+        names = ("psnr", "ssim", "lpips", *(panel.called("similarity") for panel in panels))
+        found.missing |= dict.fromkeys(names, f"the images of {cfg.test} are not in pairs")
     score_translations(
         target.family, data, panels, found, split=cfg.test, limit=cfg.num_samples, batch_size=batch_size,
         seed=cfg.seed, lpips=lpips.to(device) if lpips is not None else None,

@@ -81,7 +81,8 @@ class LPIPS(nn.Module):
 
 
 def lpips_at_hand(
-    choice: str | None, weights: str | None, *, channels: int, size: tuple[int, int]
+    choice: str | None, weights: str | None, *, channels: int, size: tuple[int, int],
+    missing: dict[str, str] | None = None,
 ) -> LPIPS | None:
     """The LPIPS network where its backbone's weights are at hand: nothing is downloaded.
 
@@ -90,6 +91,7 @@ def lpips_at_hand(
         weights: a file of the backbone's weights; None: what torch.hub has kept.
         channels: of the images; LPIPS sees grey or RGB.
         size: of the images, `(h, w)`.
+        missing: takes the reason as its entry `lpips` where there is none.
 
     Raises:
         UserError: the network that was asked for is not at hand.
@@ -111,7 +113,10 @@ def lpips_at_hand(
     elif min(size) < LPIPS_LEAST:
         reason = f"images of {size[0]} x {size[1]} pixels are too small for it"
     if reason:
-        log.info("LPIPS is left out: %s", reason)
+        if missing is None:
+            log.info("no lpips: %s", reason)
+        else:
+            missing["lpips"] = reason
         return None
     name, path = next(iter(found.items()))
     return LPIPS(name, path)

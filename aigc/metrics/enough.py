@@ -1,0 +1,40 @@
+"""Whether there are enough images for a score, in sentences: what a record says beside scores, and instead of them."""
+
+from collections.abc import Mapping
+
+from aigc.metrics.inception_score import LEAST, SPLITS
+
+
+def too_few(counts: Mapping[str, int], features: int) -> str | None:
+    """What to think of a Fréchet distance between so many images, by what they are; None: they are enough.
+
+    n images span n - 1 dimensions at most, so that no more of them than features leave the covariance singular.
+    """
+    few = [f"{n:,} {what}" for what, n in counts.items() if n <= features]
+    if not few:
+        return None
+    return (f"singular covariance: {' and '.join(few)} for {features:,} features; Fréchet distances are comparable "
+            "only at equal numbers")
+
+
+def smaller_subsets(asked: int, taken: int) -> str | None:
+    """What to think of a kernel distance over subsets that there were too few images for; None: they are as asked."""
+    if taken >= asked:
+        return None
+    return f"kernel distance over subsets of {taken:,} images, not {asked:,}: a side has no more"
+
+
+def no_inception_score(n: int, *, classifies: bool) -> str | None:
+    """Why n images have no inception score; None: they have one."""
+    if not classifies:
+        return "the network names no classes"
+    if n < SPLITS * LEAST:
+        return f"it needs {SPLITS * LEAST:,} images, and there are {n:,}"
+    return None
+
+
+def no_floor(n: int, held: int | None) -> str | None:
+    """Why n images have no floor where `held` are held out (None: no split is); None: they have one."""
+    if held is None:
+        return "no test images are held out of the reference"
+    return f"it needs as many test images as samples: {n:,}, and there are {held:,}" if held < n else None
