@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS, *sorted((ROOT / "experiments").glob("*/README.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-VERBS = r"(?:python|torchrun.*?|srun.*?) -m aigc\.(\w+)"
+VERBS = r"(?:python|torchrun.*?|srun.*?) -m aigc\.([\w.]+)"
 
 
 def name(page: Path) -> str:

@@ -101,8 +101,8 @@ def mine(tmp_path_factory):
 @pytest.mark.parametrize(("page", "verb", "words"), COMMANDS,
                          ids=[f"{name(page)}: {verb} {' '.join(words)}"[:150] for page, verb, words in COMMANDS])
 def test_a_command_is_understood(page, verb, words, mine):
-    assert (ROOT / "aigc" / f"{verb}.py").is_file()
-    if "--help" in words:
+    assert (ROOT / "aigc" / f"{verb.replace('.', '/')}.py").is_file()
+    if "--help" in words or verb not in SCHEMAS:
         return
     if any(word.startswith("experiment=best") for word in words):      # what a search wrote
         words = [word for word in words if not word.startswith("experiment=best")]
