@@ -16,6 +16,7 @@ from PIL import Image
 from aigc.checkpoints import load_family
 from aigc.config import CONFIG_DIR, SCHEMAS, check_closed, register_schemas
 from aigc.evaluate import spelled_out
+from aigc.run import over_saved
 from aigc.training import check_pair, fit
 from aigc.words import quoted
 
@@ -68,6 +69,7 @@ def understood(verb: str, words: list[str], folder: Path):
         if word == "model=some":
             word = "model=cyclegan" if "unpaired" in " ".join(words) else "model=gan"
         chosen.append(quoted(spelled_out(word) if verb == "evaluate" else word))
+    chosen = over_saved(chosen)
     single = []
     for one in OverridesParser.create().parse_overrides(chosen):
         if one.is_interval_sweep():
