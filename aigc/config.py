@@ -30,7 +30,7 @@ class TrainConfig:
 
     study: str = "default"
     seed: int = 1
-    condition: str = "none"
+    condition: str = "auto"
     batch_size: int = 64
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     log_every: int = 20

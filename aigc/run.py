@@ -22,6 +22,7 @@ from aigc.foreign import read_config, settled
 
 RESUMABLE = ("budget", "trainer", "batch_size", "logger", "log_every", "resume")  # what a resumed run may change
 MOVED = ("data.path", "data.root")  # likewise: the same data in another place
+AUTOMATIC = ("text", "none")      # what condition=auto may come to (aigc/training.py)
 UNSIGNED = ("study", "resume", "logger", "callbacks", "log_every", "budget")  # what does not make another experiment
 
 

@@ -1,7 +1,6 @@
 """Trains a generator: `python -m aigc.train model=gan data=mnist`, `... resume=<run folder>`, `... -m seed=1,2,3`."""
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from aigc import cli, launch, words
+from aigc import cli, launch
 from aigc.errors import RunError, UserError
 from aigc.run import over_saved, read_summary, resumed_config
 
@@ -60,7 +59,9 @@ def train(cfg: Any) -> float | None:
         launch.leave_folder(refused=not isinstance(error, RunError))
         raise
     if not launching and first:
-        report(folder, summary)
+        from aigc.report.closing import closing
+
+        print("\n".join(closing(folder, summary)))
     if summary.get("reason") == launch.REQUEUE_SIGNAL and summary["status"] == "stopped":
         if not launching and first:
             launch.requeue()
@@ -68,29 +69,6 @@ def train(cfg: Any) -> float | None:
     if summary.get("status") == "stopped":
         sys.exit(143 if summary.get("reason") == "SIGTERM" else 130)
     return (summary.get("scores") or {}).get("best")
-
-
-def report(folder: Path, summary: dict[str, Any]) -> None:
-    """Prints how the run ended and where its results are."""
-    shown = words.at_home(folder)
-    word = shlex.quote(f"run={shown}")
-    seconds, images = summary.get("seconds") or 0.0, summary.get("images") or 0
-    print(f"\n{summary['status']}: {images:,} images in {seconds / 60:.1f} minutes of training")
-    for name, value in ((summary.get("scores") or {}).get("last") or {}).items():
-        print(f"  {name:28} {value:.4g}")
-    pictures = sorted((folder / "samples").glob("*.png"))
-    newest = [p for p in pictures if "_" not in p.stem]
-    if newest:
-        print(f"samples   {shown / 'samples' / newest[-1].name}")
-    if (folder / "README.md").is_file():
-        print(f"card      {shown / 'README.md'}")
-    print(f"scores    {shown / 'summary.json'} (curves: {shown / 'metrics.jsonl'})")
-    if summary["status"] == "finished" and summary.get("translates"):
-        print(f"more      python -m aigc.edit task=translate {word} images=<file, folder or glob>")
-    elif summary["status"] == "finished":
-        print(f"more      python -m aigc.generate {word} n=64 out=images")
-    else:
-        print(f"go on     python -m aigc.train {shlex.quote(f'resume={shown}')}")
 
 
 if __name__ == "__main__":

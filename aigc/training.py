@@ -57,7 +57,7 @@ def check_pair(cfg: DictConfig) -> type[Family]:
             f"{family.__name__} learns from {' or '.join(sorted(kinds))} data, {data.__name__} gives {data.kind}: "
             f"choose data={'|'.join(fitting)}"
         )
-    if cfg.condition not in family.conditions:
+    if cfg.condition not in ("auto", *family.conditions):
         raise UserError(
             f"{family.__name__} knows no condition '{cfg.condition}': {choices(cfg.condition, family.conditions)}"
         )
@@ -102,6 +102,23 @@ def prepare_data(cfg: DictConfig, family: type[Family] | None) -> ImageData:
             "data.text=<column of captions>, or data=image_folder with a.txt beside a.png"
         )
     return data
+
+
+def settle_condition(cfg: DictConfig, family: type[Family], data: ImageData, before: dict[str, Any]) -> None:
+    """Replaces `condition=auto` by what it means here; a resumed run keeps what it began with.
+
+    Args:
+        cfg: the configuration, changed in place before anything is built from it or recorded.
+        family: what is to learn.
+        data: what from, set up.
+        before: the summary so far of a resumed run; empty for a new one.
+    """
+    if cfg.condition != "auto":
+        return
+    captioned = "text" in family.conditions and bool(data.texts("train"))
+    cfg.condition = before.get("condition") or ("text" if captioned else "none")
+    if cfg.condition == "text":
+        log.info("condition=text, because %s has captions (condition=none leaves them out)", data.name)
 
 
 def vocabulary_of(cfg: DictConfig, data: ImageData) -> list[str] | None:
@@ -204,6 +221,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
     if launch.rank() in (None, 0):
         for line in data.found():
             log.info("%s", line)
+    settle_condition(cfg, family, data, before)
     L.seed_everything(cfg.seed, verbose=False)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes, "condition": cfg.condition,
              "vocabulary": vocabulary_of(cfg, data)}
@@ -337,6 +355,7 @@ def identity(
         "signature": before.get("signature") or signature(to_plain(cfg)),  # a resumed run stays the experiment it is
         "family": type(model).__name__,
         "condition": cfg.condition,
+        "prompt": next(iter(data.texts("train") or []), None) if cfg.condition == "text" else None,
         "translates": isinstance(model, Translator),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "data": data.facts(),

@@ -11,11 +11,14 @@ from PIL import Image
 
 from aigc.checkpoints import load_family, read_checkpoint
 from aigc.conditions.asked import labels_of
+from aigc.config import to_plain
 from aigc.errors import UserError
 from aigc.grids import GAP, LINE, TONE
 from aigc.images.written import RECORD
+from aigc.multirun.jobs import Job
 from aigc.prompts import prompts_of
-from aigc.training import fit
+from aigc.run import AUTOMATIC, read_summary, signature, write_summary
+from aigc.training import check_pair, fit, prepare_data, settle_condition
 from aigc.words import quoted
 
 from .conftest import TINY, compose_train, environment
@@ -156,3 +159,37 @@ def test_a_template_of_captions_is_taken_as_typed():
     python = f"{shlex.quote(sys.executable)} -m aigc.train {line}"
     done = subprocess.run(python, shell=True, env=environment(), capture_output=True, text=True)
     assert "text: '{style} emoji of {text}, big'" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("words", "settled"), [
+    (["model=diffusion", *DATA], "text"), (["model=gan", *DATA], "text"), (["model=vae", *DATA], "none"),
+    (["model=diffusion", "data=digits"], "none"), (["model=pix2pix", "data=shapes_paired", "data.size=16"], "none"),
+    (["model=diffusion", *DATA, "condition=none"], "none"), (["model=gan", *DATA, "condition=label"], "label"),
+])
+def test_auto_is_text_where_there_are_captions_and_who_reads_them(words, settled):
+    cfg = compose_train(*words, common=False)
+    family = check_pair(cfg)
+    data = prepare_data(cfg, family)
+    settle_condition(cfg, family, data, {})
+    assert cfg.condition == settled
+
+
+def test_a_resumed_run_keeps_the_condition_it_began_with(runs):
+    cfg = compose_train("model=diffusion", *DATA, common=False)
+    family = check_pair(cfg)
+    settle_condition(cfg, family, prepare_data(cfg, family), {"condition": "none"})
+    assert cfg.condition == "none"
+    summary = read_summary(runs["diffusion"])
+    assert summary["condition"] == "text" and summary["prompt"].startswith("a ")
+
+
+def test_a_multirun_finds_its_finished_runs_under_auto(tmp_path):
+    """The summary signs what auto came to, the job what was typed."""
+    cfg = to_plain(compose_train("model=diffusion", *DATA, common=False))
+    job = Job(0, [], tmp_path, signature(cfg), {}, cfg["budget"],
+              settled=frozenset(signature({**cfg, "condition": one}) for one in AUTOMATIC))
+    write_summary(tmp_path, status="finished", signature=signature({**cfg, "condition": "text"}))
+    assert job.finished
+    write_summary(tmp_path, signature=signature({**cfg, "condition": "label"}))
+    with pytest.raises(UserError, match="another configuration"):
+        assert job.finished

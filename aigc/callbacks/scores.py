@@ -16,7 +16,7 @@ from torch import Tensor
 from aigc.callbacks.evaluating import evaluating
 from aigc.callbacks.scoring import Scoring, collect, place
 from aigc.errors import UserError, check_count
-from aigc.metrics.attributes import SPLITS, found_and_asked, reads_back, shares
+from aigc.metrics.attributes import SPLITS, found_and_asked, found_clear, reads_back, shares, shows_shapes
 from aigc.metrics.cache import keep_cached, load_cached, real_key
 from aigc.metrics.enough import no_floor, no_inception_score, smaller_subsets, too_few
 from aigc.metrics.features import to_uint8
@@ -35,7 +35,8 @@ class Scores(Scoring):
     real test images to the same reference; `<fd>_over_floor` says how many times the samples are as far.
 
     With condition=text and data that can read attributes back from an image, `attributes/seen/<attribute>` and
-    `attributes/heldout/<attribute>` are how often it is as the caption asks (metrics/attributes.py).
+    `attributes/heldout/<attribute>` are how often it is as the caption asks (metrics/attributes.py). With
+    condition=none and such data of single objects, `attributes/clear` is how often one clear known shape is seen.
     """
 
     def __init__(
@@ -91,6 +92,8 @@ class Scores(Scoring):
             scores |= self._samples(trainer, pl_module, self.num_samples_final if final else self.num_samples)
         if self.attribute_samples and reads_back(trainer.datamodule, pl_module):  # type: ignore[attr-defined]
             scores |= self._attributes(trainer, pl_module)
+        elif self.attribute_samples and shows_shapes(trainer.datamodule, pl_module):  # type: ignore[attr-defined]
+            scores |= self._clear(trainer, pl_module)
         return scores
 
     def _samples(self, trainer: L.Trainer, pl_module: Family, n: int) -> dict[str, float]:
@@ -149,6 +152,19 @@ class Scores(Scoring):
                     scores |= {f"attributes/{name}/{key}": value for key, value in found.items()}
         return scores
 
+    def _clear(self, trainer: L.Trainer, pl_module: Family) -> dict[str, float]:
+        """The share of samples that show one clear known shape; complete on rank 0."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not trainer.is_global_zero:   # rank 0 makes what reads, the others find it in the cache
+            trainer.strategy.barrier()
+        data.clear(torch.zeros(1, data.channels, *data.size, dtype=torch.uint8, device=pl_module.device))
+        if trainer.is_global_zero:
+            trainer.strategy.barrier()
+        n = self.attribute_samples
+        numbers, rows = found_clear(pl_module, data, n, batch_size=self.batch_size, seed=self.seed, **place(trainer))
+        table = collect(trainer, pl_module.device, numbers, rows, n)
+        return {"attributes/clear": table.mean().item()} if trainer.is_global_zero else {}
+
     # ---- the real side ----
 
     def prepare(self, trainer: L.Trainer, pl_module: Family) -> None:
@@ -184,7 +200,8 @@ class Scores(Scoring):
             "num_reals": count,
             "balanced": self.balanced,
             "seed": self.seed,
-            "attribute_samples": self.attribute_samples if reads_back(data, pl_module) else 0,
+            "attribute_samples": self.attribute_samples
+            if reads_back(data, pl_module) or shows_shapes(data, pl_module) else 0,
             "floor": self.floors.get(self.num_samples),
             "floor_final": self.floors.get(self.num_samples_final),
             **suite.protocol(self.num_samples),

@@ -353,6 +353,12 @@ class Shapes(ImageData):
         """What the oracle sees in images uint8 `(n, 3, h, w)`: attributes int64 `(n, 9)`, columns as in COLUMNS."""
         return self.oracle.to(images.device).read(images)
 
+    def clear(self, images: Tensor) -> Tensor:
+        """Which of images uint8 `(n, 3, h, w)` show one clear known shape, by the oracle's confidence: bool `(n,)`."""
+        from aigc.metrics.oracle import clear
+
+        return clear(self.oracle.to(images.device), images)
+
     def load(self) -> dict[str, Split]:
         """Renders every split, or leaves it to the workers where that would not fit in memory."""
         fits = self.fits(sum(self.counts.values()), 3, self.wanted_size)

@@ -20,6 +20,25 @@ def reads_back(data: Any, family: "Family") -> bool:
     return known and family.hparams.get("condition", "none") == "text"
 
 
+def shows_shapes(data: Any, family: "Family") -> bool:
+    """Whether the family draws, unasked, single objects of data that can tell whether an image shows one."""
+    single = hasattr(data, "clear") and data.objects == "1"
+    return single and family.hparams.get("condition", "none") == "none"
+
+
+def found_clear(
+    family: "Family", data: Any, n: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1,
+    options: dict[str, Any] | None = None,
+) -> tuple[list[int], list[Tensor]]:
+    """This rank's share of n samples: their numbers, and rows `(m, 1)`, 1 where one clear known shape is seen."""
+    rows, numbers = [], []
+    for part, _, made in samples(family, data, "test", n, batch_size=batch_size, seed=seed, rank=rank, world=world,
+                                 options=options):
+        rows.append(data.clear(made).cpu().float()[:, None])
+        numbers += part
+    return numbers, rows
+
+
 def found_and_asked(
     family: "Family", data: Any, split: str, n: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1,
     options: dict[str, Any] | None = None,

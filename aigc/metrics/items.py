@@ -72,13 +72,11 @@ def samples(
 
 @contextmanager
 def counted(family: "Family", counter: Any) -> Iterator[None]:
-    """Counts in `counter.rows` what goes through the averaged network; calling a part of it counts as once."""
-    averages = family.averages()
-
+    """Counts in `counter.rows` what goes through the networks that draw; calling a part of it counts as once."""
     def count(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
         counter.rows += len(inputs[0])
 
-    hooks = [averages[0][0].network.register_forward_hook(count)] if averages else []
+    hooks = [network.register_forward_hook(count) for network in family.sampling_networks()]
     try:
         yield
     finally:

@@ -8,10 +8,13 @@ Notable:
 - Inputs are scaled to unit variance with the data's own standard deviation, measured on the first images seen.
 - Classifier-free guidance u + w (c - u) (Ho and Salimans 2022): w = 1 is off and costs one evaluation, w = 0 is
   unconditional. Optionally only between two noise levels (Kynkäänniemi et al. 2024).
+- Autoguidance b + w (d - b) (Karras et al. 2024, eq. 3) without a condition: d is the averaged network, b the same
+  network as it was early in training, which smooths over what it could not tell apart yet.
 - Samples come from the averaged weights, in float32, every image from its own seed.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +32,8 @@ from aigc.samplers import SAMPLERS
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
 SAMPLER_OPTIONS = {"ddim": ("eta",), "ancestral": (), "euler": ("churn",), "heun": ("churn",), "dpmpp_2m": ()}
-COMMON_OPTIONS = ("sampler", "steps", "spacing", "guidance", "guidance_interval", "precision")
+COMMON_OPTIONS = ("sampler", "steps", "spacing", "guidance", "guidance_interval", "autoguidance",
+                  "autoguidance_interval", "precision")
 GOLDEN = 0.6180339887498949  # steps of the golden ratio cover [0, 1] evenly: validation times by image
 
 
@@ -60,6 +64,7 @@ class Diffusion(Family):
 
     conditions: ClassVar[tuple[str, ...]] = ("none", "label", "text")
     sharded: ClassVar[tuple[str, ...]] = ("network",)
+    early_kept: Tensor                      # whether `early` holds what it is for
     moments: Tensor                         # images measured, sum of their means, sum of their mean squares
 
     def __init__(
@@ -93,6 +98,9 @@ class Diffusion(Family):
         text: dict[str, Any] | None = None,  # arguments of `TextEncoder`
         text_network: dict[str, Any] | None = None,  # arguments of `UNet` that are others with condition=text
         text_sampling: dict[str, Any] | None = None,  # with condition=text: other values of both
+        early: float = 0.0,                 # condition=none: share of the budget after which b is kept; 0: no b
+        autoguidance: float = 1.0,          # weight w of autoguidance; 1 is off, and costs one evaluation
+        autoguidance_interval: Sequence[float] | None = None,  # sigma / alpha between which it acts
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -107,6 +115,13 @@ class Diffusion(Family):
         facts = {"classes": classes, "vocabulary": vocabulary}
         self.network = ConditionalUNet(channels, condition=condition, facts=facts, text=text or {}, network=network)
         self.ema = EMA(self.network, halflife_images=ema_halflife_images, ramp=ema_ramp)
+        if not (0 <= early < 1 and (early > 0 or autoguidance == 1)):
+            raise UserError(f"model.early={early} does not go with model.autoguidance={autoguidance}: keep the early "
+                            "network after a share of the budget between 0 and 1, or set model.autoguidance=1")
+        self.early = deepcopy(self.ema.network) if condition == "none" and early else None
+        if self.early is not None:
+            self.register_buffer("early_kept", torch.tensor(False))  # in the checkpoint: a resumed run keeps its own
+        self._keeping = self.early is not None
         self.register_buffer("moments", torch.zeros(3))  # in the checkpoint: resuming continues the same measurement
         self._measuring = sigma_data == "auto"
         self.shape = (channels, *size)
@@ -114,6 +129,10 @@ class Diffusion(Family):
     def averages(self) -> list[tuple[EMA, nn.Module]]:
         """The averaged U-Net."""
         return [(self.ema, self.network)]
+
+    def sampling_networks(self) -> list[nn.Module]:
+        """The averaged U-Net and, where it is guided by it, the early one."""
+        return [self.ema.network, *([] if self.early is None else [self.early])]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW (Loshchilov and Hutter 2019), fused: one kernel for all parameters."""
@@ -131,6 +150,15 @@ class Diffusion(Family):
             torch.nn.utils.clip_grad_norm_(parameters, self.hparams.clip, foreach=True)
 
     # ---- training ----
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Sets the rates; keeps the averaged network as it is early in training, for autoguidance."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self._keeping and self.progress.fraction >= self.hparams.early:
+            self._keeping = False
+            if self.early is not None and not self.early_kept:
+                self.early.load_state_dict(self.ema.network.state_dict())
+                self.early_kept.fill_(True)
 
     def sigma_data(self) -> Tensor:
         """Standard deviation of the images over all pixels, a scalar; measured so far where it is `auto`."""
@@ -220,7 +248,8 @@ class Diffusion(Family):
         """Images `(n, c, h, w)` in [-1, 1] from the averaged weights.
 
         Options, each by default the recipe's: `sampler` (ddim, ancestral, euler, heun, dpmpp_2m), `steps`, `spacing`
-        (own, karras, logsnr), `guidance` w, `guidance_interval` (low, high) in sigma / alpha, `precision` (float32,
+        (own, karras, logsnr), `guidance` w, `guidance_interval` (low, high) in sigma / alpha,
+        `autoguidance` w and `autoguidance_interval` likewise for condition=none, `precision` (float32,
         bf16, float16), `eta` for ddim, `churn` for euler and heun. Image k depends on `seeds[k]`, `condition[k]` and
         the options alone.
 
@@ -235,7 +264,11 @@ class Diffusion(Family):
         self.check_sampler(name, options)
         if h.condition == "none" and options.get("guidance", 1) != 1:
             raise UserError("This model was trained with condition=none: leave guidance out, or train with a label")
-        settings = {"guidance": h.guidance, "guidance_interval": h.guidance_interval}
+        settings = {"guidance": h.guidance, "guidance_interval": h.guidance_interval,
+                    "autoguidance": h.autoguidance, "autoguidance_interval": h.autoguidance_interval}
+        if self.early is None and options.get("autoguidance", 1) != 1:
+            raise UserError("This model kept no early network to be guided by: leave autoguidance out, or train with "
+                            "condition=none and model.early above 0")
         settings |= {**((h.condition == "text" and h.text_sampling) or {}), **recipe, **options}
         precision = settings.get("precision", "float32")
         if precision not in PRECISIONS:
@@ -252,7 +285,8 @@ class Diffusion(Family):
 
         def denoise(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
             return self.denoise(
-                x, alpha, sigma, labels=labels, guidance=settings["guidance"], interval=settings["guidance_interval"]
+                x, alpha, sigma, labels=labels, guidance=settings["guidance"], interval=settings["guidance_interval"],
+                autoguidance=settings["autoguidance"], autoguidance_interval=settings["autoguidance_interval"],
             )
 
         reduced = PRECISIONS[precision]
@@ -271,6 +305,8 @@ class Diffusion(Family):
         labels: Tensor | None = None,
         guidance: float = 1.0,
         interval: Sequence[float] | None = None,
+        autoguidance: float = 1.0,
+        autoguidance_interval: Sequence[float] | None = None,
     ) -> Tensor:
         """The image `(n, c, h, w)` that the averaged network expects behind x = alpha x_0 + sigma eps.
 
@@ -283,8 +319,13 @@ class Diffusion(Family):
         x, t = x * (own_sigma / sigma), t.to(x.device).expand(len(x))
         if labels is not None and interval is not None and not interval[0] <= float(noise_level) <= interval[1]:
             guidance = 1.0
+        bounds = autoguidance_interval
+        if bounds is not None and not bounds[0] <= float(noise_level) <= bounds[1]:
+            autoguidance = 1.0
         if labels is None or guidance == 1:
             prediction = self.predict(self.ema, x, t, labels)
+            if self.early is not None and autoguidance != 1 and bool(self.early_kept):
+                prediction = torch.lerp(self.predict(self.early, x, t, labels), prediction, autoguidance)
         elif guidance == 0:
             prediction = self.predict(self.ema, x, t, None)
         else:

@@ -107,6 +107,10 @@ class Family(L.LightningModule):
         """Pairs (average, network that it follows); the EMA callback updates them after every step."""
         return []
 
+    def sampling_networks(self) -> list[nn.Module]:
+        """The networks whose evaluations are what a sample costs; by default the first averaged one."""
+        return [average.network for average, _ in self.averages()[:1]]
+
     # ---- checkpoints ----
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from aigc.config import TrainConfig, check_closed, to_plain
 from aigc.errors import UserError
 from aigc.foreign import read_config
 from aigc.multirun.record import Record
-from aigc.run import read_summary, signature
+from aigc.run import AUTOMATIC, read_summary, signature
 from aigc.words import as_typed, override
 
 NOT_FOR_JOBS = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.mode", "hydra.run",
@@ -38,6 +38,7 @@ class Job:
     budget: dict[str, Any] = field(default_factory=dict)
     shown: str = ""
     words: list[str] = field(default_factory=list)
+    settled: frozenset[str] = frozenset()           # signatures that condition=auto may have come to
 
     @classmethod
     def of(cls, config: Any, hydra: Any, *, shared: frozenset[str] = frozenset()) -> "Job":
@@ -60,6 +61,7 @@ class Job:
             overrides=overrides,
             folder=(Path(hydra.sweep.dir) / hydra.sweep.subdir).resolve(),
             signature=signature(plain),
+            settled=frozenset(signature({**plain, "condition": c}) for c in AUTOMATIC if plain["condition"] == "auto"),
             trainer=plain["trainer"],
             budget=plain["budget"],
             shown=" ".join(word for word in overrides if word not in shared),
@@ -79,7 +81,7 @@ class Job:
             return False
         saved = self.folder / ".hydra" / "config.yaml"
         budget = to_plain(read_config(saved), resolve=False).get("budget") if saved.is_file() else self.budget
-        if summary.get("signature", self.signature) != self.signature or budget != self.budget:
+        if summary.get("signature", self.signature) not in (self.signature, *self.settled) or budget != self.budget:
             raise UserError(
                 f"'{self.folder}' holds a run of another configuration, which has changed since: choose another "
                 "hydra.sweep.dir"

@@ -167,6 +167,8 @@ def read_run(folder: str | Path) -> Run:
     run = Run(folder, f"{folder.parent.name}/{folder.name}" if multirun else folder.name)
     run.summary = _read(run, "summary.json", json.loads, dict)
     run.config = _read(run, ".hydra/config.yaml", _yaml, dict)
+    if run.config.get("condition") == "auto" and run.summary.get("condition"):  # what it came to
+        run.config["condition"] = run.summary["condition"]
     run.overrides = [str(override) for override in _read(run, ".hydra/overrides.yaml", _yaml, list)]
     run.history = _read(run, "metrics.jsonl", lambda text: _lines(run, text), list)
     chosen = _choices(_read(run, ".hydra/hydra.yaml", _yaml, dict))

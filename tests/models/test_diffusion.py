@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from aigc.errors import UserError
 from aigc.models.diffusion import Diffusion
 from aigc.process import Parametrisation
+from aigc.progress import Progress
 from aigc.samplers import SAMPLERS
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
@@ -280,3 +281,39 @@ def test_impossible_samples_are_refused(options, sentence):
 def test_guidance_without_a_condition_is_refused():
     with pytest.raises(UserError, match="condition=none"):
         tiny(condition="none").sample(1, guidance=2.0)
+
+
+def test_autoguidance_is_the_papers_line_and_off_at_one():
+    """Karras et al. 2024, eq. 3: b + w (d - b), of images as of predictions, which an image is linear in."""
+    model = tiny(condition="none", early=0.5, autoguidance=3.0, autoguidance_interval=None).eval()
+    plain = tiny(condition="none").eval()
+    plain.ema.load_state_dict(model.ema.state_dict())
+    x, alpha, sigma = torch.randn(2, 1, 8, 8), torch.tensor(0.4), torch.tensor(0.6)
+    good = plain.denoise(x, alpha, sigma)
+    assert torch.equal(model.denoise(x, alpha, sigma, autoguidance=3.0), good)  # none is kept yet
+    model.early_kept.fill_(True)
+    for parameter in model.early.parameters():
+        parameter.mul_(0.9)
+    plain.ema.network.load_state_dict(model.early.state_dict())
+    worse = plain.denoise(x, alpha, sigma)
+    assert not torch.allclose(good, worse)
+    assert torch.equal(model.denoise(x, alpha, sigma, autoguidance=1.0), good)
+    guided = model.denoise(x, alpha, sigma, autoguidance=3.0)
+    assert torch.allclose(guided, worse + 3 * (good - worse), atol=1e-4)
+    outside = model.denoise(x, alpha, sigma, autoguidance=3.0, autoguidance_interval=[2.0, 9.0])  # sigma / alpha 1.5
+    assert torch.equal(outside, good)
+
+
+def test_the_early_network_is_kept_once_and_only_without_a_condition():
+    assert tiny(early=0.5, autoguidance=3.0).early is None  # condition=label
+    model = tiny(condition="none", early=0.5, autoguidance=3.0)
+    model._rates, model.progress = [], Progress(budget_images=100)
+    for images, kept in ((40, None), (50, 1.0), (60, 1.0)):        # kept at half of the budget, and then left alone
+        model.progress.images = images
+        for parameter in model.ema.parameters():
+            parameter.data.fill_(images / 50)
+        model.on_train_batch_start(None, 0)
+        found = {float(value) for p in model.early.parameters() for value in p.flatten()}
+        assert bool(model.early_kept) == (kept is not None) and (kept is None or found == {kept})
+    with pytest.raises(UserError, match=r"model\.early=0"):
+        tiny(condition="none", early=0.0, autoguidance=3.0)

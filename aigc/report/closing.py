@@ -1,0 +1,52 @@
+"""What a run says when it ends: its scores in words, where its results are, and what to type next."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from aigc.words import at_home
+
+MEANINGS = (  # a score: what it says, for who sees it for the first time
+    (r"val/loss", "the loss on held-out images"),
+    (r"fd_\w+_over_floor", "times as far from the training images as real test images are; 1 is as good as real"),
+    (r"fd_\w+", "distance between samples and training images; less is better"),
+    (r"kd_\w+", "the same by another measure, less dependent on the number of samples"),
+    (r"is_\w+", "how recognizable and varied the samples are; more is better"),
+    (r"label_accuracy", "share of samples that show the label asked for"),
+    (r"attributes/seen/all", "share of samples that show all their caption asks for"),
+    (r"attributes/heldout/all", "the same for combinations that training never showed"),
+    (r"attributes/\w+/(\w+)", "... of these, the {0} alone"),
+    (r"attributes/clear", "share of samples that show one clear known shape"),
+)
+
+
+def closing(folder: Path, summary: dict[str, Any]) -> list[str]:
+    """Lines for the terminal: how the run ended, its scores, its files, and commands that work as they stand."""
+    shown = at_home(folder)
+    seconds, images = summary.get("seconds") or 0.0, summary.get("images") or 0
+    lines = ["", f"{summary['status']}: {images:,} images in {seconds / 60:.1f} minutes of training"]
+    scores = (summary.get("scores") or {}).get("last") or {}
+    lines += [f"  {name:28} {value:<9.4g} {meaning(name)}".rstrip() for name, value in scores.items()]
+    newest = [path for path in sorted((folder / "samples").glob("*.png")) if "_" not in path.stem]
+    if newest:
+        lines.append(f"samples   {shown / 'samples' / newest[-1].name}")
+    if (folder / "README.md").is_file():
+        lines.append(f"card      {shown / 'README.md'}")
+    lines.append(f"scores    {shown / 'summary.json'} (curves: {shown / 'metrics.jsonl'})")
+    run = shlex.quote(f"run={shown}")
+    if summary["status"] != "finished":
+        return [*lines, f"resume    python -m aigc.train {shlex.quote(f'resume={shown}')}"]
+    if summary.get("translates"):
+        return [*lines, f"next      python -m aigc.edit task=translate {run} images=<file, folder or glob>"]
+    prompt = shlex.quote(f"text={summary['prompt']}") + " " if summary.get("prompt") else ""
+    lines.append(f"next      python -m aigc.generate {run} {prompt}n=8")
+    return [*lines, f"          python -m aigc.evaluate {run}"]
+
+
+def meaning(name: str) -> str:
+    """What a score says, in words; empty for one that is not known here."""
+    for pattern, words in MEANINGS:
+        if found := re.fullmatch(pattern, name.removeprefix("final/")):
+            return words.format(*found.groups())
+    return ""
