@@ -272,6 +272,14 @@ def caption(attributes: Tensor, *, background: bool = False) -> str:
     return words + f" on {BACKGROUND_WORDS[BACKGROUNDS[a['background']]]}" * background
 
 
+def named(attributes: Tensor, *, background: bool = False) -> Tensor:
+    """Attributes `(n, 9)` as int64, -1 where `caption` does not say them."""
+    attributes = attributes.clone()
+    if not background:
+        attributes[:, COLUMNS.index("background")] = -1
+    return attributes
+
+
 BACKGROUND_WORDS = {"plain": "a plain ground", "stripes": "stripes", "dots": "dots", "gradient": "a gradient"}
 
 

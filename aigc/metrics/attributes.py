@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from aigc.data.shapes import COLUMNS
+from aigc.data.shapes import named
 from aigc.metrics.items import samples
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def found_and_asked(
 
     A row is the k attributes that were read from the sample, then the k that the caption names, -1 where it does not.
     """
-    every, rows, numbers = data.attributes(split).clone(), [], []
-    if not data.caption_background:
-        every[:, COLUMNS.index("background")] = -1
+    every, rows, numbers = named(data.attributes(split), background=data.caption_background), [], []
     for part, batch, made in samples(family, data, split, n, batch_size=batch_size, seed=seed, rank=rank, world=world,
                                      options=options):
         rows.append(torch.cat([data.read_back(made).cpu(), every[batch["index"]]], 1).float())

@@ -56,8 +56,9 @@ class Generator(nn.Module):
         self.grid = tuple(ceil(side / 2**doublings) for side in size)
         self.encoder = build_encoder(width=embedding, **condition)
         vector = embedding if self.encoder is not None else 0
-        self.joined, modulating = (vector, 0) if conditioning == "concat" else (0, vector)
-        self.start = nn.Linear(latent + self.joined, widths[0] * self.grid[0] * self.grid[1], bias=False)
+        self.concat = conditioning == "concat"
+        joined, modulating = (vector, 0) if self.concat else (0, vector)
+        self.start = nn.Linear(latent + joined, widths[0] * self.grid[0] * self.grid[1], bias=False)
         self.doublings = nn.ModuleList(
             nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False) for a, b in pairwise(widths)
         )
@@ -69,7 +70,7 @@ class Generator(nn.Module):
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images `(n, c, h, w)` in [-1, 1], float32, from `z` `(n, latent)` and labels `(n,)` or texts `(n, L)`."""
         vector = self.encoder(labels, n=len(z)) if self.encoder is not None else None
-        x = self.start(z if vector is None or not self.joined else torch.cat([z, vector], dim=1))
+        x = self.start(torch.cat([z, vector], dim=1) if vector is not None and self.concat else z)
         x = F.relu(self.norms[0](x.unflatten(1, (-1, *self.grid)), vector))
         for double, norm in zip(self.doublings, self.norms[1:], strict=True):
             x = F.relu(norm(double(x), vector))

@@ -17,7 +17,7 @@ import torch
 
 from aigc.callbacks.evaluating import evaluating
 from aigc.checkpoints import load_family
-from aigc.data.shapes import COLUMNS, Scenes, caption
+from aigc.data.shapes import Scenes, caption, named
 from aigc.metrics.features import to_uint8
 from aigc.metrics.items import seeds_of
 from aigc.metrics.oracle import agreement, shapes_oracle
@@ -45,9 +45,9 @@ READ = HERE / "read.json"                                  # what the oracle saw
 
 def train(overrides: list[str]) -> None:
     """Trains one run after the other, each in a process of its own: they share the cores with nobody."""
-    for recipe, objects, minutes in TRAININGS:
-        command = [sys.executable, "-m", "aigc.train", f"model={recipe}", "data=shapes", "condition=text"]
-        command += [f"study={STUDY}", f"data.objects={objects}", f"budget.minutes={minutes}"]
+    for name, number, budget in TRAININGS:
+        command = [sys.executable, "-m", "aigc.train", f"model={name}", "data=shapes", "condition=text"]
+        command += [f"study={STUDY}", f"data.objects={number}", f"budget.minutes={budget}"]
         subprocess.run([*command, "metrics=none", *overrides], check=True)  # read below, at several guidances
 
 
@@ -85,11 +85,10 @@ def key_of(split: str, guidance: float | None) -> str:
 @torch.no_grad()
 def read(family: Any, objects: str, split: str, n: int, guidance: float | None) -> dict[str, dict[str, float]]:
     """What the oracle agrees with in samples of the split's first n captions: of single objects, and of pairs."""
-    oracle = shapes_oracle(tuple(family.hparams.size))
-    scenes, found, places = Scenes(0, split, objects=objects, size=tuple(family.hparams.size)), [], torch.arange(n)
-    asked = scenes.attributes(places)
-    said = asked.clone()
-    said[:, COLUMNS.index("background")] = -1               # no caption names it
+    size = tuple(family.hparams.size)
+    oracle, scenes = shapes_oracle(size), Scenes(0, split, objects=objects, size=size)
+    found, places = [], torch.arange(n)
+    asked = named(scenes.attributes(places))
     with evaluating(family):
         for part in places.split(125):
             texts = [caption(row) for row in asked[part]]
@@ -97,7 +96,7 @@ def read(family: Any, objects: str, split: str, n: int, guidance: float | None) 
             found.append(oracle.read(to_uint8(made).cpu()))
     got, pair = torch.cat(found), asked[:, 0] == 2
     return {
-        name: {**agreement(got[rows], said[rows]), "n": int(rows.sum())}
+        name: {**agreement(got[rows], asked[rows]), "n": int(rows.sum())}
         for name, rows in (("one object", ~pair), ("two objects", pair)) if rows.any()
     }
 
@@ -110,17 +109,18 @@ def guided(guidance: float | None) -> dict[str, float]:
 def readings(runs: list[Run]) -> dict[str, Any]:
     """Readings of every run, and at several guidances of the longest; what is known already is not read again."""
     known = json.loads(READ.read_text()) if READ.is_file() else {}
+    whole = longest(runs)
     for run in runs:
         entry = known.setdefault(run.name, {})
         family = load_family(run.folder / "checkpoints" / "last.ckpt")
-        for guidance in GUIDANCE[recipe(run)][: None if run in longest(runs) else 1]:
+        for guidance in GUIDANCE[recipe(run)][: None if run in whole else 1]:
             for split in SPLITS:
                 key = key_of(split, guidance)
                 if key not in entry:
                     entry[key] = read(family, objects(run), split, SAMPLES, guidance)
                     print(run.name, key, {kind: round(v["all"], 3) for kind, v in entry[key].items()}, flush=True)
                     READ.write_text(json.dumps(known, indent=1) + "\n")
-        if run in longest(runs):
+        if run in whole:
             draw(family, run)
     return known
 
