@@ -96,9 +96,9 @@ def introduction(run: Run) -> str:
     if run.status == "finished":
         return told
     ended = {"stopped": "was stopped before its budget was spent", "failed": "failed",
-             "running": "had not ended when this was written"}.get(run.status, "left no word about its end")
+             "running": "had not finished when this was written"}.get(run.status, "left no record of how it ended")
     reason = f" ({str(run.summary['reason']).splitlines()[0]})" if run.summary.get("reason") else ""
-    return f"{told}\n\n**This run {ended}{reason}.** What follows is how far it came."
+    return f"{told}\n\n**This run {ended}{reason}.** What follows is how far it got."
 
 
 def pictures(run: Run) -> str:
@@ -174,7 +174,7 @@ def last_scores(run: Run) -> list[str]:
     idle = {name.replace("identity/", ""): value for name, value in scores["last"].items() if "identity/" in name}
     rows = [[f"`{name}`", number(value), *([number(idle[name]) if name in idle else ""] if idle else [])]
             for name, value in scores["last"].items() if "identity/" not in name]
-    return ["## Scores", table(["score", "value", *(["of doing nothing"] if idle else [])], rows), said]
+    return ["## Scores", table(["score", "value", *(["without translation"] if idle else [])], rows), said]
 
 
 def evaluation(record: Mapping[str, Any], scores: Sequence[Score]) -> list[str]:
@@ -222,7 +222,7 @@ def licence(run: Run) -> str:
     data = run.summary.get("data")
     stated = data.get("licence") if isinstance(data, Mapping) else None
     said = f"Training data `{data_of(run)}`: {stated or 'licence not known here'}."
-    return f"{said} No licence is set for the weights: that is for whoever trained them to decide, within the data's."
+    return f"{said} No licence is set for the weights: whoever trained them decides, within the data's licence."
 
 
 def command(verb: str, overrides: Sequence[str]) -> str:

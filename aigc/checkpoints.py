@@ -32,7 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            kept = f"{path.name} of before is whole" if path.exists() else "nothing was saved before"
+            kept = f"the previous {path.name} is intact" if path.exists() else "no earlier checkpoint exists"
             sentence = f"the checkpoint {path} could not be written ({error}); {kept}: make room and resume"
             raise RunError(sentence) from error
         finally:
@@ -75,7 +75,7 @@ def find_checkpoint(run: str | Path, which: str = "last") -> Path:
     for name in (which, "last"):
         if (folder / f"{name}.ckpt").is_file():
             return folder / f"{name}.ckpt"
-    raise UserError(f"the folder '{run}' holds no checkpoint (checkpoints/last.ckpt): give that of a run that trained")
+    raise UserError(f"the folder '{run}' has no checkpoint (checkpoints/last.ckpt): give a run that has trained")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a foreign file fails in whatever way its bytes lead to
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, pickle.UnpicklingError):      # torch's advice, to run its code, is none to follow
-            reason = "no file of tensors"
+            reason = "not a tensor file"
         raise UserError(f"'{path}' cannot be read as a checkpoint ({reason}): give a run folder or its "
                         "checkpoints/*.ckpt") from error
     kinds = {"family": str, "state_dict": dict, "hyper_parameters": dict, "progress": dict}
@@ -128,4 +128,4 @@ def note_fetched(options: dict[str, Any], path: Path) -> None:
     text = options.get("text")
     name = text.get("name") if isinstance(text, dict) and text.get("encoder") != "own" else None
     if name and not Path(str(name)).expanduser().exists():
-        log.info("'%s' reads prompts with %s, which is fetched by that name unless it is kept here", path, name)
+        log.info("'%s' reads prompts with %s, which is downloaded by that name unless it is already here", path, name)

@@ -89,7 +89,7 @@ def refuse_flags(typed: Sequence[str]) -> None:
     groups = [("--cfg", "-c"), ("--multirun", "-m"), ("--run", "-r"), ("--info", "-i"), ("--shell-completion", "-sc")]
     given = [long for long, short in groups if {long, short} & flags]
     if len(given) > 1:
-        raise UserError(f"{given[0]} and {given[1]} do not go together: give one of them")
+        raise UserError(f"{given[0]} and {given[1]} cannot be combined: give one of them")
     if "--resolve" in flags and not {"--cfg", "-c", "--help", "-h"} & flags:
         raise UserError("--resolve shows values instead of interpolations: give it with --cfg job")
     if "--shell-completion" in given or "-sc" in flags:
@@ -113,7 +113,7 @@ def explain(error: Exception, argv: list[str], config_name: str) -> str:
     if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text) or re.search(r"load '([\w/]+)/([^'/]+)'", text):
         group, name = found.groups()
         if name in EXTRAS:
-            return f"'{group}={name}' comes with a package of its own: pip install 'aigc[{EXTRAS[name]}]'"
+            return f"'{group}={name}' needs an extra package: pip install 'aigc[{EXTRAS[name]}]'"
         return f"'{group}={name}' does not exist: {choices(name, _options(group, text))}"
     if found := re.search(r"Could not override '([^']*)'|Could not delete from config. '([^']+)'", text) or re.search(
         r"Key '([^']+)' (?:is )?not in", text
@@ -126,7 +126,7 @@ def explain(error: Exception, argv: list[str], config_name: str) -> str:
             return "there is no option before the '=': give <option>=<value>"
         key = next((one for one in typed if one == key or one.endswith(f".{key}")), key)
         if key in (known := known_keys(argv, config_name)):
-            return f"'{key}' is needed and cannot be taken out: leave the '~' away"
+            return f"'{key}' is required and cannot be removed: drop the '~'"
         return f"there is no option '{key}': {choices(key, _beside(key, known))}"
     if found := re.search(r"Error parsing override '([^']*)'\s+missing EQUAL", text):
         return f"'{found[1]}' sets nothing: give <option>=<value>"
@@ -135,7 +135,7 @@ def explain(error: Exception, argv: list[str], config_name: str) -> str:
         return f"'{word}' cannot be read as <option>=<value>: check the option's name, and put the value in quotes"
     if found := re.search(r"interpolation '\$\{(\w+)\}_\$\{size\}'|Interpolation key '([\w.]+)' not found", text):
         key = found[1] or found[2]
-        return f"'{key}' is needed by other options and is not there: leave '~' away, or check its name"
+        return f"'{key}' is needed by other options but is missing: drop the '~', or check its name"
     if "MissingMandatoryValue" in text or "Missing mandatory value" in text:
         key = re.search(r"(?:value: |full_key: )(\S+)", text)
         return f"the option '{key.group(1) if key else '?'}' is needed: give it as <option>=<value>"

@@ -32,15 +32,15 @@ def compare(cfg: Any) -> None:
         if cfg[name] is not None and not cfg[name] >= least:
             raise UserError(f"{name}={cfg[name]} must be at least {least}")
     if cfg.at_images is not None and cfg.at_minutes is not None:
-        raise UserError("at_images= and at_minutes= are two points: give one of them")
+        raise UserError("at_images= and at_minutes= name two points: give one of them")
     at = ("images", cfg.at_images) if cfg.at_images is not None else None
     at = ("seconds", 60 * cfg.at_minutes) if cfg.at_minutes is not None else at
     spec: Any = OmegaConf.to_container(cfg.runs) if OmegaConf.is_config(cfg.runs) else cfg.runs
     out = Path(cfg.out).expanduser() if cfg.out else None
     if out is not None and out.suffix != ".html":
-        raise UserError(f"out='{out}' is no .html file, and the page is one: e.g. out=report.html")
+        raise UserError(f"out='{out}' is not an .html file: give e.g. out=report.html")
     if out is not None and cfg.serve:
-        raise UserError("serve=true shows the page without writing it: leave out= away, or serve=true")
+        raise UserError("serve=true shows the page without writing it: drop out= or serve=true")
     options = {name: cfg[name] for name in ("title", "grids", "thumbnail", "points", "shown")}
     if cfg.serve:
         from aigc.report.live import serve

@@ -52,7 +52,7 @@ class CheckedLoader(ConfigLoaderImpl):
         except (HydraException, OmegaConfBaseException):
             raise
         except yaml.YAMLError as error:
-            raise UserError(f"a configuration file cannot be read ({in_words(error)}): mend it") from error
+            raise UserError(f"a configuration file cannot be read ({in_words(error)}): fix it") from error
         except Exception as error:      # Hydra's asserts and lookups fail in many ways on odd files and words
             said = str(error).splitlines() or [""]
             reason = said[0].rstrip(". ") or type(error).__name__
@@ -124,7 +124,7 @@ def _check_plugin(node: Mapping[str, Any], key: str, typed: Sequence[str]) -> No
     """Launchers and sweepers; one of another package runs the commands that its options name."""
     target = str(node.get("_target_", PLUGINS[0]))
     if not within(target, PLUGINS):
-        _refuse(f"{key}._target_", "it is no plugin of Hydra's", {"_target_": target})
+        _refuse(f"{key}._target_", "it is not a Hydra plugin", {"_target_": target})
     for name, value in node.items():
         if name in ("sampler", "pruner") and target == "hydra_plugins.aigc_multirun.Search":
             continue                    # aigc.targets decides, when they are built
@@ -169,12 +169,12 @@ def read_config(path: Path) -> DictConfig:
     try:
         saved = OmegaConf.load(path)
         if not isinstance(saved, DictConfig):
-            raise ValueError("it holds no mapping")
+            raise ValueError("it is not a mapping")
         known = OmegaConf.to_container(OmegaConf.structured(TrainConfig))
         assert isinstance(known, dict)
         for name in (str(name) for name, value in known.items() if isinstance(value, dict)):
             if name in saved and not isinstance(saved.get(name), DictConfig):
-                raise ValueError(f"'{name}' holds no mapping")
+                raise ValueError(f"'{name}' is not a mapping")
         return saved
     except yaml.YAMLError as error:
         reason = in_words(error)
@@ -233,8 +233,8 @@ def _fetch_only_ours(data: DictConfig, path: Path) -> None:
                                            sorted((CONFIG_DIR / "data").glob("*.yaml"))]:
         data.download = False
         if not root.exists():
-            log.info("'%s' would fetch its data into %s, which is done for data sets of our own in their own folder "
-                     "alone", path, root)
+            log.info("'%s' would fetch its data into %s, which is allowed only for built-in data sets, in their own "
+                     "folder", path, root)
     where = data.get("path")
     if str(data.get("_target_")).endswith(".HuggingFace") and where and not Path(str(where)).expanduser().exists():
         log.info("'%s' takes its data from the Hugging Face Hub: %s", path, where)

@@ -107,7 +107,7 @@ def requeue() -> None:
         reason = str(error)
     if reason is not None:
         raise UserError(f"SLURM did not requeue job {job} ({reason}): submit it again with resume=<run folder>")
-    print(f"requeued: SLURM job {job} goes on where its checkpoint stands", flush=True)
+    print(f"requeued: SLURM job {job} will resume from its checkpoint", flush=True)
 
 
 class RunFolder(Callback):
@@ -143,10 +143,10 @@ def settle_folder(config: DictConfig) -> None:
     if config.get("resume") is not None:
         folder, record = Path(config.resume).expanduser().resolve(), None
         if not (folder / ".hydra" / "config.yaml").is_file():
-            raise UserError(f"resume='{folder}' is no run folder: it has no .hydra/config.yaml")
+            raise UserError(f"resume='{folder}' is not a run folder: it has no .hydra/config.yaml")
         typed = any(str(word).startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra)
         if typed and Path(str(config.hydra.run.dir)).expanduser().resolve() != folder:
-            raise UserError(f"a run is resumed where it is, in '{folder}': leave hydra.run.dir out")
+            raise UserError(f"a run is resumed in its own folder, '{folder}': leave hydra.run.dir out")
         if first:
             RunFolder.claim = claim_inherited(folder) or claim_own(folder)
     else:
@@ -215,7 +215,7 @@ def count_devices(accelerator: str, devices: Any) -> int:
     except (TypeError, ValueError):
         number = 0
     if number < 1:
-        raise UserError(f"trainer.devices={devices} is no number of devices: give 1 or more, a list, or auto")
+        raise UserError(f"trainer.devices={devices} is not a number of devices: give 1 or more, a list, or auto")
     return number
 
 

@@ -112,7 +112,7 @@ class Wandb(WandbLogger):
 
         mode = os.environ.get("WANDB_MODE") or ("offline" if not logged_in() else "online")
         if mode not in MODES:
-            raise UserError(f"WANDB_MODE={mode} is no mode of W&B's: {choices(mode, MODES)}")
+            raise UserError(f"WANDB_MODE={mode} is not a W&B mode: {choices(mode, MODES)}")
         if offline != "auto":
             mode = "offline" if offline else "online"
         super().__init__(
@@ -148,7 +148,7 @@ class Wandb(WandbLogger):
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             advice = "change what it names" if not isinstance(error, wandb.errors.CommError) else (
                 "give logger.wandb.offline=true and use wandb sync later")
-            raise UserError(f"W&B does not take the run ({reason}): {advice}") from error
+            raise UserError(f"W&B refused the run ({reason}): {advice}") from error
         if fresh:
             for axis in ("images", "minutes", "seconds", "trainer/global_step"):
                 run.define_metric(axis, hidden=True)  # an axis for the others, no chart of its own

@@ -122,7 +122,7 @@ def _in_zip(path: Path, form: str, left_out: dict[str, list[str]] | None) -> lis
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"images='{path}' is no whole zip ({error}): give a picture, a folder, a zip or a "
+        raise UserError(f"images='{path}' is not an intact zip ({error}): give a picture, a folder, a zip or a "
                         "glob") from error
     entries = {zip_name(entry.filename): entry for entry in archive.infolist() if not entry.is_dir()}
     names = sorted(name for name in entries if is_image(name) and not any(

@@ -90,7 +90,7 @@ def settle_precision(
     measured = measure_precision(model, data) if device == "cpu" else None
     chosen = measured["faster"] if measured is not None else chosen
     if before in OFFERED and before != chosen and (before != "16-mixed" or device == "cuda"):
-        log.info("precision: %s, in which this run began; a new run would choose %s here (trainer.precision=%s)",
+        log.info("precision: %s, as this run began; a new run would choose %s here (trainer.precision=%s)",
                  before, chosen, chosen)
         return before, measured
     if measured is not None:

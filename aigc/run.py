@@ -148,7 +148,7 @@ def resumed_config(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> D
     """
     path = folder / ".hydra" / "config.yaml"
     if not path.is_file():
-        raise UserError(f"resume='{folder}' is no run folder: it has no .hydra/config.yaml")
+        raise UserError(f"resume='{folder}' is not a run folder: it has no .hydra/config.yaml")
     saved = read_config(path)
     typed = [OverridesParser.create().parse_override(word) for word in overrides]
     for one in sorted(typed, key=lambda one: "." in one.key_or_group):  # groups first, then values in them
@@ -164,7 +164,7 @@ def resumed_config(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> D
         elif not isinstance(inside := OmegaConf.select(saved, group), DictConfig):
             raise UserError(f"'{key}' cannot change: the run has no '{group}'; give {group.split('.')[0]}=default too")
         elif key in MOVED and name not in inside:
-            raise UserError(f"'{key}' is no option of this run's data: {choices(name, inside)}")
+            raise UserError(f"'{key}' is not an option of this run's data: {choices(name, inside)}")
         elif group.split(".")[0] != "budget" and (one.is_delete() or value is None):
             inside.pop(name, None)
         else:

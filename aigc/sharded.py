@@ -65,7 +65,8 @@ def check_shardable(model: Family, precision: str) -> None:
     """
     if not model.sharded:
         raise UserError(
-            f"trainer=fsdp cuts one large network, {type(model).__name__} has several or small ones: use trainer=ddp"
+            f"trainer=fsdp shards one large network, but {type(model).__name__} has several or small ones: use "
+            "trainer=ddp"
         )
     if precision not in PRECISIONS:
         raise UserError(f"trainer=fsdp trains in {' or '.join(PRECISIONS)}, not in {precision}: choose one of them")

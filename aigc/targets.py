@@ -65,9 +65,9 @@ PLACES = {
         given=("callbacks", "default_root_dir", "logger", "model_registry", "plugins"),
     ),
     "hydra.sweeper.sampler": Place(
-        "optuna.samplers.BaseSampler", "a sampler of Optuna's", packages=("optuna.samplers",)
+        "optuna.samplers.BaseSampler", "an Optuna sampler", packages=("optuna.samplers",)
     ),
-    "hydra.sweeper.pruner": Place("optuna.pruners.BasePruner", "a pruner of Optuna's", packages=("optuna.pruners",)),
+    "hydra.sweeper.pruner": Place("optuna.pruners.BasePruner", "an Optuna pruner", packages=("optuna.pruners",)),
 }
 ALIASES = {"metrics": "callbacks"}      # `metrics` is the callback `callbacks.scores`
 PLAIN = (bool, bytes, complex, dict, float, frozenset, int, list, object, set, str, tuple, type, type(None))
@@ -99,14 +99,14 @@ def locate(target: Any, where: str, *, key: str | None = None) -> type:
         key: what messages call it, where it stands elsewhere: in a checkpoint, say.
 
     Raises:
-        UserError: it may not stand there, does not exist, or is no class of the kind that belongs there.
+        UserError: it is not allowed there, does not exist, or is no class of the kind that belongs there.
     """
     place = place_of(where)
     base = _import(place.base)
     key = key or f"{where}._target_"
     found = _locate(target, key, place.packages, place.names, (base,), place.what)
     if inspect.isabstract(found) or (found is base and target not in place.names):
-        raise UserError(f"{key}={target} is only the base of such classes: name one that is derived from it")
+        raise UserError(f"{key}={target} is only the base of such classes: name a class derived from it")
     return found
 
 
@@ -121,12 +121,12 @@ def _locate(
     if target not in names and not within(target, packages + own):
         allowed = [f"{package}.*" for package in packages] + list(names)
         raise UserError(
-            f"{key}={target} may not stand there: give {what} from {', '.join(allowed) or 'nowhere else'}, or name a "
+            f"{key}={target} is not allowed there: give {what} from {', '.join(allowed) or 'nowhere else'}, or name a "
             f"package that you trust in the environment variable {ALLOW_VARIABLE}"
         )
     found = _import(target, key, bases)
     if not isinstance(found, type):
-        raise UserError(f"{key}={target} is no class: give {what}")
+        raise UserError(f"{key}={target} is not a class: give {what}")
     if target not in names and not within(found.__module__, packages + own):
         raise UserError(f"{key}={target} leads to {found.__module__}.{found.__qualname__}: name {what} where it is "
                         "defined")
@@ -147,7 +147,7 @@ def _import(name: str, key: str = "", bases: tuple[type, ...] = (object,)) -> An
     except Exception as error:          # a user's own module fails as it likes
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"{key}={name} cannot be imported ({type(error).__name__}: {reason}): give another name or "
-                        "mend the module") from error
+                        "fix the module") from error
     if not hasattr(content, last):
         known = [name for name, value in vars(content).items() if isinstance(value, type) and issubclass(value, bases)]
         advice = choices(last, [k for k in known if not k.startswith("_")]) if known else "give another name"
@@ -186,7 +186,7 @@ def instantiate(node: Any, where: str, **given: Any) -> Any:
         **given: arguments that the program gives besides the config's; those that the class does not take are dropped.
 
     Raises:
-        UserError: a target that may not stand there, an option that does not exist or does not fit.
+        UserError: a target that is not allowed there, an option that does not exist or does not fit.
     """
     return _build(_plan(node, where), given)
 
@@ -235,7 +235,7 @@ def _nested(value: Any, where: str, bases: tuple[type, ...], place: Place) -> An
         if "_target_" not in value:
             return {name: _nested(item, f"{where}.{name}", bases, place) for name, item in value.items()}
         if not bases:
-            raise UserError(f"'{where}' takes no object, so no _target_ may stand there: give a plain value")
+            raise UserError(f"'{where}' takes no object, so _target_ is not allowed there: give a plain value")
         what = " or ".join(f"a {base.__name__}" for base in bases)
         factory = _locate(value["_target_"], f"{where}._target_", place.packages + place.parts, (), bases, what)
         return _planned(factory, value, where, place)

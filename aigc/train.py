@@ -35,9 +35,9 @@ def train(cfg: Any) -> float | None:
     resumed, first = cfg.resume is not None, launch.rank() in (None, 0)  # Lightning's end takes the rank away
     try:
         if first and launch.RunFolder.claim is None:
-            raise UserError("a run needs hydra.callbacks.run_folder, which conf/train.yaml has: leave it in")
+            raise UserError("a run needs hydra.callbacks.run_folder, which conf/train.yaml has: keep it")
         if hydra_config.runtime.choices.get("trainer") == "slurm" and "SLURM_JOB_ID" not in os.environ:
-            raise UserError("trainer=slurm is for jobs of SLURM: start it with sbatch or srun, or use trainer=ddp")
+            raise UserError("trainer=slurm is for SLURM jobs: start it with sbatch or srun, or use trainer=ddp")
         if resumed:
             cfg = resumed_config(cfg, Path(cfg.resume).expanduser().resolve(), overrides)
         resumed |= launch.requeued() and (folder / "checkpoints" / "last.ckpt").is_file()

@@ -41,7 +41,7 @@ def check_pair(cfg: DictConfig) -> type[Family]:
     """The family's class, after checking that it can learn from this kind of data under this condition.
 
     Raises:
-        UserError: names the `data=` choices that fit, or says what may not stand in the configuration.
+        UserError: names the `data=` choices that fit, or says what is not allowed in the configuration.
     """
     check_targets({**callbacks_of(cfg), **loggers_of(cfg), "trainer": cfg.trainer})
     family: Any = locate(cfg.model.get("_target_"), "model")
@@ -59,7 +59,7 @@ def check_pair(cfg: DictConfig) -> type[Family]:
         )
     if cfg.condition not in ("auto", *family.conditions):
         raise UserError(
-            f"{family.__name__} knows no condition '{cfg.condition}': {choices(cfg.condition, family.conditions)}"
+            f"{family.__name__} has no condition '{cfg.condition}': {choices(cfg.condition, family.conditions)}"
         )
     return family
 

@@ -143,7 +143,7 @@ def test_a_stopped_run_and_one_of_which_nothing_is_known(tmp_path):
     assert "## Scores" not in card.write(tmp_path).read_text()
     (tmp_path / "summary.json").write_text("{half")
     text = card.write(tmp_path).read_text()
-    assert "**This run left no word about its end.**" in text and "licence not known here" in text
+    assert "**This run left no record of how it ended.**" in text and "licence not known here" in text
 
 
 def test_what_a_person_adds_below_stays_and_a_readme_of_their_own_is_left_alone(tmp_path):

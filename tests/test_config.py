@@ -68,7 +68,7 @@ def test_a_pair_that_does_not_fit_is_refused_with_the_right_choices(monkeypatch)
         ("model=", "'model=' does not exist: choose from cut, cyclegan, dcgan"),
         ("=x", "there is no option before the '=': give <option>=<value>"),
         ("seed", "'seed' sets nothing: give <option>=<value>"),
-        ("~model", "'model' is needed by other options and is not there"),
+        ("~model", "'model' is needed by other options but is missing"),
         ("~x", "there is no option 'x': choose from batch_size, budget, callbacks"),
         ("budget=5", "'budget=5' does not fit (Invalid type assigned: int"),
         ("seed=null", "'seed=null' does not fit (field 'seed' is not Optional): give another value"),
@@ -113,15 +113,15 @@ def test_help_and_cfg_do_not_import_torch(module, tmp_path):
 
 
 REFUSED = {  # how a command line is mistyped, and what is said; each was a traceback or half of one
-    "--cfg job -m": "--cfg and --multirun do not go together: give one of them",
+    "--cfg job -m": "--cfg and --multirun cannot be combined: give one of them",
     "--resolve": "--resolve shows values instead of interpolations: give it with --cfg job",
     "--shell-completion": "--shell-completion needs one of install=<shell>",
     "--experimental-rerun x": "--experimental-rerun would run whatever its file holds",
     "model=null": "'model=null' does not exist: choose from cut, cyclegan",
     "trainer=null": "'trainer=null' does not exist: choose from auto, cpu",
     "metrics=5": "'metrics=5' does not exist: choose from classifier",
-    "trainer.devices=foo": "trainer.devices=foo is no number of devices",
-    "trainer.devices=[]": "trainer.devices=[] is no number of devices",
+    "trainer.devices=foo": "trainer.devices=foo is not a number of devices",
+    "trainer.devices=[]": "trainer.devices=[] is not a number of devices",
     "trainer.num_nodes=x": "trainer.num_nodes=x must be a whole number of at least 1",
     "resume=": "resume= is empty: give a path, or leave it out",
     "--config-dir nowhere": "Additional config directory",

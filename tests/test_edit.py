@@ -216,7 +216,7 @@ def test_a_protected_a_cut_off_and_an_empty_zip_are_one_sentence(run, photos, tm
     (tmp_path / "locked.zip").write_bytes(data)
     (tmp_path / "cut.zip").write_bytes(pack.read_bytes()[:-30])
     zipped(tmp_path / "empty.zip", {"notes.txt": b""})
-    for name, sentence in (("locked", "is protected by a password: unpack it"), ("cut", "is no whole zip"),
+    for name, sentence in (("locked", "is protected by a password: unpack it"), ("cut", "is not an intact zip"),
                            ("empty", "holds no pictures")):
         with pytest.raises(UserError, match=sentence):
             run_edit(run=run, images=tmp_path / f"{name}.zip", out=tmp_path / "made")
@@ -272,7 +272,7 @@ def test_mistakes_are_one_sentence(overrides, sentence, run, photos, tmp_path, m
 def test_mistakes_on_the_command_line_are_one_sentence_with_exit_code_2(run, photos, tmp_path):
     (tmp_path / "file").write_text("")
     where = "out=file/x"
-    for word, sentence in ((where, "aigc: out='file/x' cannot be a folder: there is a file in its place"),
+    for word, sentence in ((where, "aigc: out='file/x' is a file: choose another folder"),
                            ("drection=a2b", "aigc: there is no option 'drection': did you mean 'direction'?")):
         done = cli(f"run={run}", f"images={photos / '0.png'}", word, cwd=tmp_path)
         assert done.returncode == 2, done.stderr

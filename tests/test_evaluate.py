@@ -182,7 +182,8 @@ def test_names_of_records_are_kept_apart(tmp_path):
     assert again == path and new.exists() and not picture.exists()     # it was the old record's
     (tmp_path / "mine.json").write_text('{"scores": [1, 2]}')
     (tmp_path / "new_neighbours_mine.png").write_bytes(b"a picture of the user's")
-    for name, sentence in (("mine.json", "is no record of an evaluation"), ("new.json", "'new_neighbours_mine.png'")):
+    for name, sentence in (("mine.json", "is not the record of an evaluation"),
+                           ("new.json", "'new_neighbours_mine.png'")):
         with pytest.raises(UserError, match=sentence), reserve(tmp_path / name, overwrite=True):
             pass
 
@@ -200,7 +201,7 @@ def test_grids_are_no_samples(folders, tmp_path, capsys):
     assert capsys.readouterr().out.count("left out  grids that aigc drew: 1 (grid.png)") == 2
     only = tmp_path / "only"
     save_grid(torch.zeros(4, 1, 8, 8), only / "grid.png")
-    with pytest.raises(UserError, match=r"holds no images but what is left out \(grids that aigc drew\)"):
+    with pytest.raises(UserError, match=r"holds only images that are left out \(grids that aigc drew\)"):
         evaluated(run=only, against=folders[1])
 
 
@@ -369,22 +370,22 @@ def test_short_words_are_spelled_out():
         (["run={run}", "metrics=inceptio"], "metrics=inceptio is unknown: did you mean 'inception'?"),
         (["run={run}", "metrics=classifier,classifier"], "names classifier twice"),
         (["run={run}", "metrics=squeezenet"], "metrics=squeezenet needs weights.squeezenet=<file>"),
-        (["run={run}", "data=shapes"], "another shape than shapes's (1 x 8 x 8 and 3 x 32 x 32): give data."),
+        (["run={run}", "data=shapes"], "a different shape from shapes's (1 x 8 x 8 and 3 x 32 x 32): give data."),
         (["run={run}", "data.split_seeed=1"], "'data' has no option 'split_seeed': did you mean 'split_seed'?"),
         (["run={run}", "num_samples=1"], "num_samples=1 is too small"),
         (["run={run}", "num_sample=5"], "there is no option 'num_sample': did you mean 'num_samples'"),
-        (["run={run}", "clip=nowhere"], "clip= scores images by their captions, and this run"),
+        (["run={run}", "clip=nowhere"], "clip= scores images by their captions, but this run"),
         (["run=nowhere"], "'nowhere' is neither a run folder nor a checkpoint"),
-        (["run={colour}", "data=digits"], "is in colour, and what it is compared with is grey"),
+        (["run={colour}", "data=digits"], "is in colour, but the images it is compared with are grey"),
         (["run={run}", "out=file/x.json"], "the record cannot be written to 'file/x.json'"),
-        (["run={run}", "out=file"], "out=file exists and is no record of an evaluation: choose another name"),
+        (["run={run}", "out=file"], "out=file exists and is not the record of an evaluation: choose another name"),
         (["run={run}", "device=gpu"], "device=gpu is unknown: choose auto, cpu, cuda or cuda:<number>"),
         (["run={run}", "device=cuda:9"], "device=cuda:9, but torch sees"),
         (["run={run}", "checkpoint=bset"], "checkpoint=bset is unknown: did you mean 'best'?"),
         (["run={run}", "resamples=1"], "resamples=1 has no spread"),
         (["run={run}", "networks=classifie"], "metrics=classifie is unknown: did you mean 'classifier'?"),
         (["run={run}/.."], "is a folder of runs: give one of them, such as"),
-        (["run={folder}/000.png"], "cannot be read as a checkpoint (no file of tensors): give a run folder"),
+        (["run={folder}/000.png"], "cannot be read as a checkpoint (not a tensor file): give a run folder"),
     ],
 )
 def test_bad_input_is_one_sentence(overrides, sentence, run, folders, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def run(*overrides: str, cwd: Path) -> subprocess.CompletedProcess:
         (["data=mnist", "data.root=nowhere", "data.download=false"], "aigc: "),
         (["data=image_folder", "data.path=nowhere"], "aigc: "),
         (["data=image_folder"], "aigc: 'data' needs the option 'path': add data.path=<value>"),
-        (["condition=lable"], "aigc: Diffusion knows no condition 'lable': did you mean 'label'?"),
+        (["condition=lable"], "aigc: Diffusion has no condition 'lable': did you mean 'label'?"),
         (["resume=nowhere"], "aigc: resume="),
         (["log_every=0"], "aigc: log_every must be a whole number of at least 1, not 0"),
         (["callbacks.samples.every_images=0"], "aigc: callbacks.samples.every_images must be a whole number"),
@@ -155,7 +155,7 @@ def test_checkpoints_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(RunError, match=r"No space left on device.*last.ckpt of before is whole"):
+    with pytest.raises(RunError, match=r"No space left on device.*the previous last.ckpt is intact"):
         AtomicCheckpointIO().save_checkpoint({**PARTS, "n": 2}, path)
     assert read_checkpoint(path)["n"] == 1
     assert os.listdir(path.parent) == ["last.ckpt"]
@@ -164,7 +164,7 @@ def test_checkpoints_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_missing_and_foreign_checkpoints_are_refused(tmp_path):
     with pytest.raises(UserError, match="neither a run folder nor a checkpoint"):
         find_checkpoint(tmp_path / "none")
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="has no checkpoint"):
         find_checkpoint(tmp_path)
     junk = tmp_path / "junk.ckpt"
     junk.write_bytes(b"junk")
@@ -174,7 +174,7 @@ def test_missing_and_foreign_checkpoints_are_refused(tmp_path):
     with pytest.raises(UserError, match="not a checkpoint of aigc"):
         load_family(junk)
     torch.save({"state_dict": {}, "family": "os.system", "hyper_parameters": {}, "progress": {}}, junk)
-    with pytest.raises(UserError, match="may not stand there"):
+    with pytest.raises(UserError, match="is not allowed there"):
         load_family(junk)
 
 

@@ -131,7 +131,7 @@ def test_classes_are_asked_for_by_name_or_number(pets, tmp_path):
     assert labels_of(family, 1, 1).tolist() == [0]                     # a name, not a number
     assert labels_of(family, "all", 4).tolist() == labels_of(family, None, 4).tolist() == [0, 1, 2, 0]
     for wrong, sentence in (("dgo", "did you mean 'dog'?"), (2, "choose from 1, cat, dog"),
-                            ("Cat", "did you mean 'cat'?"), ([], "names no class"), ([["cat"]], "is no class")):
+                            ("Cat", "did you mean 'cat'?"), ([], "names no class"), ([["cat"]], "is not a class")):
         with pytest.raises(UserError, match=re.escape(sentence)):
             labels_of(family, wrong, 1)
 
@@ -146,7 +146,7 @@ def test_classes_are_asked_for_by_name_or_number(pets, tmp_path):
 )
 def test_what_a_label_means(wanted, names, number):
     if number is None:
-        with pytest.raises(UserError, match="is no class of this model: choose from"):
+        with pytest.raises(UserError, match="is not a class of this model: choose from"):
             label_of(wanted, 2, names)
     else:
         assert label_of(wanted, 2, names) == number
@@ -201,7 +201,7 @@ def test_pictures_of_two_calls_are_never_mixed(pets, tmp_path, capsys):
     before = {path: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(UserError, match=r"out='.*x' holds 9 files of an earlier generate: .*overwrite=true"):
         make(run=pets, n=3, label="dog", out=out)
-    with pytest.raises(UserError, match="no class of this model"):     # a mistake clears nothing
+    with pytest.raises(UserError, match="not a class of this model"):     # a mistake clears nothing
         make(run=pets, n=3, label="fox", out=out, overwrite="true")
     with pytest.raises(UserError, match="no sampling option 'guidance'"):
         make(run=pets, n=3, guidance=2, out=out, overwrite="true")
@@ -281,11 +281,11 @@ def test_a_checkpoint_needs_no_config_and_loads_with_weights_only(runs):
     ("options", "sentence"),
     [
         ({"guidance": 2}, "GAN has no sampling option 'guidance'"),
-        ({"label": 11}, "label=11 is no class of this model: choose from 0 to 9"),
+        ({"label": 11}, "label=11 is not a class of this model: choose from 0 to 9"),
         ({"format": "jpg"}, "unsupported format 'jpg': did you mean 'png'?"),
         ({"run": "nowhere"}, "'nowhere' is neither a run folder nor a checkpoint"),
         ({"n": 0}, "n=0 and batch_size=64 must be at least 1"),
-        ({"out": "file/x"}, "out='file/x' cannot be a folder: there is a file in its place"),
+        ({"out": "file/x"}, "out='file/x' is a file: choose another folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(options, sentence, runs, tmp_path, monkeypatch):

@@ -104,13 +104,13 @@ def parts(**changes: object) -> dict[str, object]:
 
 
 CHECKPOINTS = {
-    "pickle": (lambda marker: Payload(marker), "cannot be read as a checkpoint (no file of tensors)"),
+    "pickle": (lambda marker: Payload(marker), "cannot be read as a checkpoint (not a tensor file)"),
     "inside": (lambda marker: parts(hyper_parameters={"x": Payload(marker)}), "cannot be read as a checkpoint"),
     "function": (lambda marker: parts(family="os.system", hyper_parameters={"command": f"touch {marker}"}),
-                 "family=os.system may not stand there"),
+                 "family=os.system is not allowed there"),
     "loader": (lambda marker: parts(family="lightning.fabric.utilities.cloud_io._load"), "is private"),
     "class": (lambda marker: parts(family="lightning.LightningModule"), "family=lightning.LightningModule may not"),
-    "data": (lambda marker: parts(family="aigc.data.digits.Digits"), "may not stand there"),
+    "data": (lambda marker: parts(family="aigc.data.digits.Digits"), "is not allowed there"),
     "no name": (lambda marker: parts(family=5), "is not a checkpoint of aigc"),
     "wrong": (lambda marker: parts(hyper_parameters={"nonsense": 1}), "does not fit VAE as installed"),
     "huge": (lambda marker: parts(hyper_parameters={"channels": 1, "size": [10**9, 10**9], "widths": [10**9]}),
@@ -139,8 +139,8 @@ def test_a_hostile_checkpoint_is_refused_by_every_verb_that_loads_one(name, kind
 @pytest.mark.parametrize(("text", "sentence"), [
     ("model: !!python/object/apply:os.system ['touch marker']", "cannot be read"),
     ("model: !!python/name:os.system", "cannot be read"),
-    ("- a\n- list", "cannot be read (it holds no mapping)"),
-    ("model: 5", "cannot be read ('model' holds no mapping)"),
+    ("- a\n- list", "cannot be read (it is not a mapping)"),
+    ("model: 5", "cannot be read ('model' is not a mapping)"),
     ("model: {a: [", "cannot be read"),
     ("\x00\x01", "cannot be read"),
     ("study: ${oc.env:SECRET}\nmodel: {}", "reads the environment variable SECRET"),
@@ -216,7 +216,7 @@ EXPERIMENTS = {
     "chosen": (f"hydra:\n  launcher:\n    _target_: {SUBMITIT}\n    setup: [touch marker]\n",
                "hydra/launcher is chosen by a file"),
     "record": ("hydra:\n  output_subdir: ../elsewhere\n", "hydra.output_subdir=../elsewhere lies outside"),
-    "model": ("model:\n  _target_: os.system\n", "model._target_=os.system may not stand there"),
+    "model": ("model:\n  _target_: os.system\n", "model._target_=os.system is not allowed there"),
     "nested": ("data:\n  validation: {_target_: os.system, command: touch marker}\n", "takes no object"),
     "yaml": ("model: !!python/object/apply:os.system [touch marker]\n", "cannot be read"),
     "broken": ("model: [\n", "cannot be read"),

@@ -169,10 +169,10 @@ def test_a_refused_run_adds_nothing_to_w_and_b(tmp_path, monkeypatch):
 
 def test_what_w_and_b_refuses_is_one_sentence_with_advice_that_helps(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "ofline")
-    with pytest.raises(UserError, match=r"^WANDB_MODE=ofline is no mode of W&B's: did you mean 'offline'"):
+    with pytest.raises(UserError, match=r"^WANDB_MODE=ofline is not a W&B mode: did you mean 'offline'"):
         Wandb(str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    with pytest.raises(UserError, match=r"^W&B does not take the run \(.*project.*\): change what it names$"):
+    with pytest.raises(UserError, match=r"^W&B refused the run \(.*project.*\): change what it names$"):
         Wandb(str(tmp_path), project="a/b").begin({})
 
 
@@ -181,5 +181,5 @@ def test_an_unreachable_server_is_one_sentence(tmp_path, monkeypatch):
         raise wandb.errors.CommError("failed to reach the server\nand a long story")
 
     monkeypatch.setattr(wandb, "init", unreachable)
-    with pytest.raises(UserError, match=r"^W&B does not take the run \(failed to reach the server\): give logger"):
+    with pytest.raises(UserError, match=r"^W&B refused the run \(failed to reach the server\): give logger"):
         Wandb(str(tmp_path), offline=False).begin({})

@@ -150,7 +150,7 @@ def test_a_resumed_run_keeps_its_precision_and_says_what_would_be_chosen_here(mo
     model, data = prepared(*TINY["vae"])
     with caplog.at_level(logging.INFO):
         assert settle_precision("auto", "cpu", model, data, before="bf16-mixed")[0] == "bf16-mixed"
-    assert "bf16-mixed, in which this run began; a new run would choose 32-true here" in caplog.text
+    assert "bf16-mixed, as this run began; a new run would choose 32-true here" in caplog.text
     assert settle_precision("auto", "cpu", model, data, before="16-mixed")[0] == "32-true"      # began on a GPU
     assert settle_precision("32", "cpu", model, data, before="bf16-mixed")[0] == "32-true"      # as typed
 

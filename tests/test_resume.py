@@ -219,7 +219,7 @@ def test_what_may_change_is_replaced_as_a_group_and_changed_as_a_value(typed, ke
     [
         ("model.latent=9", "'model.latent' cannot change when a run is resumed"),
         ("++data.size=9", "'data.size' cannot change when a run is resumed"),
-        ("data.path=x", "'data.path' is no option of this run's data"),
+        ("data.path=x", "'data.path' is not an option of this run's data"),
         ("logger.wandb.project=x", "the run has no 'logger.wandb'; give logger=default too"),
     ],
 )

@@ -151,7 +151,7 @@ def test_one_process_goes_on_with_the_images_of_two_or_is_refused(case, pair, tm
 def test_what_cannot_be_sharded_is_refused(tmp_path):
     for family, sentence in (("gan", "GAN has several or small ones: use trainer=ddp"),
                              ("vae", "VAE has several or small ones: use trainer=ddp")):
-        with pytest.raises(UserError, match=f"trainer=fsdp cuts one large network, {sentence}"):
+        with pytest.raises(UserError, match=f"trainer=fsdp shards one large network, but {sentence}"):
             fit(compose_train(*TINY[family], "metrics=none", "trainer.strategy=fsdp"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -114,7 +114,7 @@ def test_what_scontrol_says_is_handed_on(cluster, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     launch.requeue()
     assert (cluster / "said.txt").read_text() == "requeue 4242\nrequeue 7_3\n"
-    assert capsys.readouterr().out.startswith("requeued: SLURM job 4242 goes on where its checkpoint stands")
+    assert capsys.readouterr().out.startswith("requeued: SLURM job 4242 will resume from its checkpoint")
     (cluster / "bin" / "scontrol").write_text("#!/bin/sh\necho 'Access denied' >&2; exit 1\n")
     with pytest.raises(UserError, match=r"did not requeue job 7_3 \(Access denied\): submit it again with resume="):
         launch.requeue()
@@ -128,5 +128,5 @@ def test_outside_slurm_it_is_refused(tmp_path):
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last == "aigc: trainer=slurm is for jobs of SLURM: start it with sbatch or srun, or use trainer=ddp"
+    assert last == "aigc: trainer=slurm is for SLURM jobs: start it with sbatch or srun, or use trainer=ddp"
     assert list(tmp_path.iterdir()) == []

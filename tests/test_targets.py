@@ -66,7 +66,7 @@ def test_each_place_takes_its_own_classes_and_refuses_those_of_every_other(where
     assert found.__name__ == GOOD[where].rpartition(".")[2]
     for other, target in GOOD.items():
         if {where, other} != {"callbacks.x", "metrics"} and where != other:
-            with pytest.raises(UserError, match=r"_target_=[\w.]+ may not stand there: give .*AIGC_ALLOW_TARGETS"):
+            with pytest.raises(UserError, match=r"_target_=[\w.]+ is not allowed there: give .*AIGC_ALLOW_TARGETS"):
                 locate(target, where)
 
 
@@ -81,7 +81,7 @@ def test_what_is_no_public_class_of_the_place_is_refused_in_a_sentence(target):
 def test_a_re_export_is_refused_and_a_missing_class_names_the_nearest():
     with pytest.raises(UserError, match=r"model._target_=aigc.models.vae.Tensor leads to torch.Tensor: name"):
         locate("aigc.models.vae.Tensor", "model")
-    with pytest.raises(UserError, match=r"model._target_=aigc.models.vae.gaussian_log_density is no class"):
+    with pytest.raises(UserError, match=r"model._target_=aigc.models.vae.gaussian_log_density is not a class"):
         locate("aigc.models.vae.gaussian_log_density", "model")
     with pytest.raises(UserError, match=r"model._target_=aigc.models.gan.GAM does not exist: did you mean .*'GAN'"):
         locate("aigc.models.gan.GAM", "model")
@@ -117,7 +117,7 @@ def test_a_package_of_ones_own_is_imported_after_it_was_allowed_and_must_hold_th
     for target, what in {"mine.Plain": "a family of generators", "mine.Note": "a family"}.items():
         with pytest.raises(UserError, match=f"model._target_={target} is not {what}"):
             locate(target, "model")
-    with pytest.raises(UserError, match="is no class"):
+    with pytest.raises(UserError, match="is not a class"):
         locate("mine.os", "model")
     with pytest.raises(UserError, match="leads to"):
         locate("mine.Path", "callbacks.x")
@@ -202,11 +202,11 @@ def test_a_wrong_callback_is_refused_before_the_data_are_touched(monkeypatch, tm
 
     monkeypatch.setattr(training, "prepare_data", lambda cfg: pytest.fail("the data were prepared first"))
     for override, sentence in {
-        "+callbacks.x._target_=aigc.models.gan.GAN": "callbacks.x._target_=aigc.models.gan.GAN may not stand there",
+        "+callbacks.x._target_=aigc.models.gan.GAN": "callbacks.x._target_=aigc.models.gan.GAN is not allowed there",
         "+callbacks.x=5": "'callbacks.x' names no _target_",
-        "+logger.x._target_=lightning.pytorch.callbacks.Timer": "logger.x._target_=.* may not stand there",
-        "trainer._target_=aigc.models.gan.GAN": "trainer._target_=.* may not stand there: give Lightning's Trainer",
-        "model._target_=lightning.LightningModule": "model._target_=lightning.LightningModule may not stand there",
+        "+logger.x._target_=lightning.pytorch.callbacks.Timer": "logger.x._target_=.* is not allowed there",
+        "trainer._target_=aigc.models.gan.GAN": "trainer._target_=.* is not allowed there: give Lightning's Trainer",
+        "model._target_=lightning.LightningModule": "model._target_=lightning.LightningModule is not allowed there",
         "data._target_=lightning.LightningDataModule": "data._target_=lightning.LightningDataModule may not",
         "+trainer.plugins=[]": "'trainer.plugins' is set by the program",
     }.items():

@@ -65,7 +65,7 @@ def test_a_checkpoint_knows_the_words_of_its_training(runs):
 def test_captions_are_needed_and_a_family_that_reads_them(tmp_path):
     with pytest.raises(UserError, match=r"condition=text needs captions, and digits has none: choose data=shapes"):
         fit(compose_train(*TINY["gan"], *QUICK, "condition=text"), tmp_path)
-    with pytest.raises(UserError, match="VAE knows no condition 'text'"):
+    with pytest.raises(UserError, match="VAE has no condition 'text'"):
         fit(compose_train(*TINY["vae"], *DATA, *QUICK, "condition=text", common=False), tmp_path)
 
 
@@ -101,7 +101,8 @@ def test_prompts_are_gone_through_in_turn(runs, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red star\n\n a blue star \n")
     told = prompts_of(family, f"@{tmp_path / 'prompts.txt'}", 3)
     assert told == (["a red star", "a blue star", "a red star"], [])
-    assert prompts_of(family, "a mauve star", 1)[1] == ["not in the training captions, so without meaning: mauve"]
+    assert prompts_of(family, "a mauve star", 1)[1] == ["not in the training captions, so meaningless to the model: "
+                                                        "mauve"]
     with pytest.raises(UserError, match="was not trained with condition=text"):
         prompts_of(load_family(runs["labels"]), "a star", 1)
 
@@ -148,7 +149,7 @@ def test_a_prompt_for_a_model_of_labels_is_one_sentence(runs, tmp_path):
 
 def test_a_label_for_a_model_of_texts_and_a_missing_file_are_refused(runs):
     family = load_family(runs["gan"])
-    with pytest.raises(UserError, match=r"label=3, but this GAN knows no labels: give text=<prompt>"):
+    with pytest.raises(UserError, match=r"label=3, but this GAN takes no labels: give text=<prompt>"):
         labels_of(family, 3, 1)
     with pytest.raises(UserError, match=r"'nowhere\.txt' cannot be read"):
         prompts_of(family, "@nowhere.txt", 1)

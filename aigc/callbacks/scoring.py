@@ -132,7 +132,7 @@ class Scoring(L.Callback):
             self.score(trainer, pl_module, final=True)
         elif not done:
             self.missing["final scores"] = (
-                f"the run was interrupted after {pl_module.progress.images:,} images, and these are of "
+                f"the run was interrupted after {pl_module.progress.images:,} images, but these scores are from "
                 f"{self.scored_images:,}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class Scoring(L.Callback):
             self.is_best = False
             return
         if self.monitor not in scores:
-            raise UserError(f"metrics.monitor '{self.monitor}' is no score here: {choices(self.monitor, scores)}")
+            raise UserError(f"metrics.monitor '{self.monitor}' is not a score here: {choices(self.monitor, scores)}")
         value = scores[self.monitor]
         better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
         self.is_best = math.isfinite(value) and better
@@ -246,8 +246,8 @@ class Scoring(L.Callback):
         before = read_summary(Path(trainer.default_root_dir)).get("protocol") or {}
         known = before.get("network_sha256")
         if self.best is not None and known not in (None, network.sha256):
-            log.warning("the scores so far were taken through other weights of %s (%s, now %s): what is best is "
-                        "decided anew", network.name, known[:8], network.sha256[:8])
+            log.warning("earlier scores used other weights of %s (%s, now %s): the best checkpoint is "
+                        "chosen afresh", network.name, known[:8], network.sha256[:8])
             self.best = None
         return network
 

@@ -149,7 +149,7 @@ class TranslationScores(Scoring):
             notes = (too_few(counts, self.network.num_features),
                      smaller_subsets(self.kd_subset_size, self._subset(real, data, name)))
             self.notes += [note for note in notes if note and note not in self.notes]
-        apart = {split: f"the images of {split} are not in pairs" for split, real in self.reals.items()
+        apart = {split: f"the images of {split} are not paired" for split, real in self.reals.items()
                  if not real.pairs}
         for split, reason in apart.items():
             prefix = "test/" if split == "test" else ""
@@ -171,7 +171,7 @@ class TranslationScores(Scoring):
         data = trainer.datamodule  # type: ignore[attr-defined]
         counts, pairs = data.counts(split), data.has_pairs(split)
         if min(counts) < 2:
-            raise UserError(f"{data.name} has one image in {split} on a side: distances need two at least")
+            raise UserError(f"{data.name} has one image in {split} on a side: distances need at least two")
         features = self._features(trainer, pl_module, split, counts)
         suites = {}
         for direction in pl_module.directions:
@@ -261,7 +261,7 @@ class TranslationScores(Scoring):
         table = table[table[:, 0] > 0]                           # rows of repeats are empty
         if len(table) < 2:
             raise UserError(f"metrics.num_images={self.num_images} leaves fewer than two images of {split} on a side: "
-                            "distances need two at least")
+                            "distances need at least two")
         measured = {name: table[:, 1 + k] for k, name in enumerate(names)}
         return {"index": table[:, 0].long() - 1, "features": table[:, 1 + len(names) :], **measured}
 

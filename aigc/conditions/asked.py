@@ -27,7 +27,7 @@ def labels_of(family: "Family", wanted: Any, n: int) -> Any:
     if family.hparams.get("condition", "none") != "label":
         if wanted is not None:
             instead = "give text=<prompt>" if family.hparams.get("condition") == "text" else "leave it out"
-            raise UserError(f"label={wanted}, but this {type(family).__name__} knows no labels: {instead}")
+            raise UserError(f"label={wanted}, but this {type(family).__name__} takes no labels: {instead}")
         return None
     classes, names = int(family.hparams["classes"]), family.class_names
     if wanted is None or (wanted == "all" and "all" not in (names or [])):
@@ -53,7 +53,7 @@ def label_of(wanted: Any, classes: int, names: Sequence[str] | None) -> int:
     by_number = names is None or not any(name.isdecimal() for name in names)
     if by_number and word.isdecimal() and int(word) < classes:
         return int(word)
-    raise UserError(f"label={wanted} is no class of this model: {known(wanted, classes, names)}")
+    raise UserError(f"label={wanted} is not a class of this model: {known(wanted, classes, names)}")
 
 
 def known(wanted: Any, classes: int, names: Sequence[str] | None) -> str:

@@ -84,7 +84,7 @@ class TextEncoder(nn.Module):
             lines.append(f"{len(long)} of the prompts cut off after {self.tokens} tokens: '{long[0][:40]}...'")
         unknown = [] if self.frozen else [word for text in texts for word in self.tokenizer.unknown(text)]
         if words := [word for word in dict.fromkeys(unknown) if category(word[0])[0] != "P"]:  # not for a comma
-            lines.append(f"not in the training captions, so without meaning: {', '.join(words)}")
+            lines.append(f"not in the training captions, so meaningless to the model: {', '.join(words)}")
         return lines
 
     # ---- numbers to vectors ----
@@ -126,7 +126,7 @@ class TextEncoder(nn.Module):
         kept = state_dict.get(f"{prefix}fingerprint")
         if self.frozen is not None and kept is not None and not torch.equal(kept.cpu(), self.fingerprint.cpu()):
             raise UserError(
-                f"the text encoder '{self.name}' has other weights than the one that this model was trained with: "
-                "put the same one there"
+                f"the text encoder '{self.name}' has different weights from the one this model was trained with: "
+                "put that one there"
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -80,7 +80,7 @@ def captions_beside(
         try:
             found[image] = " ".join(data[:LONGEST].decode("utf-8-sig").split())
         except UnicodeDecodeError as error:
-            raise UserError(f"{shown(name)} in {where} lies beside a picture and is no UTF-8 text: save it as such, "
+            raise UserError(f"{shown(name)} in {where} is beside a picture but is not UTF-8 text: save it as UTF-8, "
                             "move it, or set data.captions=false") from error
     return found
 
@@ -96,5 +96,5 @@ def _read(read: Callable[[str], bytes], name: str, where: str) -> bytes:
 def complete(names: Sequence[str], captions: dict[str, str]) -> tuple[list[str], str]:
     """A caption for every image, empty where there is none, and a remark about those."""
     without = [name for name in names if not captions.get(name)]
-    remark = f"{len(without):,} without a caption, which count as empty ones: {listed(without)}" if without else ""
+    remark = f"{len(without):,} without a caption, taken as empty: {listed(without)}" if without else ""
     return [captions.get(name, "") for name in names], remark

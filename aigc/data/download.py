@@ -92,9 +92,9 @@ def _download(archive: Archive, part: Path) -> None:
         have = part.stat().st_size if part.exists() else 0
         try:
             total = _connect(archive, part, have)
-            reason = "the connection ended"
+            reason = "the connection was closed"
         except urllib.error.HTTPError as error:
-            _refuse(archive, part, f"the server answers {error.code} {error.reason}", error)
+            _refuse(archive, part, f"the server answered {error.code} {error.reason}", error)
         except BROKEN_OFF as error:
             total, reason = None, str(getattr(error, "reason", "") or error or type(error).__name__)
         now = part.stat().st_size if part.exists() else 0
@@ -133,7 +133,7 @@ def _connect(archive: Archive, part: Path, have: int) -> int:
         left = total - (have if resumed else 0)
         free = shutil.disk_usage(part.parent).free
         if left > free:
-            raise OSError(errno.ENOSPC, f"{left:,} bytes are to come, {free:,} are free")
+            raise OSError(errno.ENOSPC, f"{left:,} bytes remain, {free:,} are free")
         bar = tqdm(total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc=part.stem,
                    disable=None)
         with bar, open(part, "ab" if resumed else "wb") as file:
@@ -150,7 +150,7 @@ def _number(text: str | None) -> int | None:
 def _refuse(archive: Archive, part: Path, reason: str, cause: BaseException | None = None) -> NoReturn:
     folder = part.name.rpartition(".")[0].rpartition(".")[0]
     have = part.stat().st_size if part.exists() else 0
-    so_far = f"; {have:,} bytes are kept and the same command goes on from there" if have else ""
+    so_far = f"; {have:,} bytes are kept, and the same command resumes from there" if have else ""
     raise UserError(f"{archive.url} cannot be downloaded ({reason}){so_far}: check the network, or unpack the archive "
                     f"yourself into {part.parent / folder}") from cause
 
@@ -186,8 +186,8 @@ def _unpack(packed: Path, root: Path, url: str) -> None:
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
         packed.unlink()
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":. ")
-        raise UserError(f"what came from {url} is no whole archive ({reason}): it was deleted; run the same command "
-                        "again") from error
+        raise UserError(f"the download from {url} is not a complete archive ({reason}): it was deleted; run the "
+                        "same command again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -209,8 +209,8 @@ def _untar(packed: Path, folder: Path) -> None:
             try:
                 archive.extract(member, folder, filter="data")
             except tarfile.FilterError as error:
-                raise UserError(f"{packed} holds '{member.name}', which is no plain file inside it: do not use this "
-                                "archive") from error
+                raise UserError(f"{packed} holds '{member.name}', which is not a plain file inside it: do not use "
+                                "this archive") from error
 
 
 def _refuse_escape(name: str, packed: Path) -> None:

@@ -62,9 +62,9 @@ def read_file(path: Path) -> bytes:
         OSError: it is none, or cannot be read.
     """
     if os.path.islink(path) and not os.path.exists(path):
-        raise OSError("a link that leads nowhere")
+        raise OSError("a dangling link")
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError("no ordinary file")
+        raise OSError("not a regular file")
     return path.read_bytes()
 
 
@@ -228,11 +228,11 @@ class ImageFolder(ImageData):
         if self.use_labels == "auto" and len(known) == len(folder_of["train"]) > 1 and (
             cuts(parts, validation=self.validation, test=self.test)
         ):
-            self.unlabelled = "every image lies in a folder of its own"
+            self.unlabelled = "every image is in a folder of its own"
         if self.use_labels is False or (self.use_labels == "auto" and (self.unlabelled or loose or len(known) < 2)):
             return None
         if loose or not known:
-            raise UserError(f"data.labels=true, but {shown(loose[0])} in {shown(str(self.path))} lies in no class "
+            raise UserError(f"data.labels=true, but {shown(loose[0])} in {shown(str(self.path))} is in no class "
                             "folder: move it into one, or set data.labels=false")
         for split, folders in folder_of.items():
             strange = sorted(set(folders) - set(known), key=str)
@@ -241,7 +241,7 @@ class ImageFolder(ImageData):
                                 f"{split} but not in train: add images of it there, or set data.labels=false")
         gone = sorted({str(folder) for folder in layout.folders["train"]} - set(known))
         if gone:
-            layout.left_out["classes without a whole image"] = gone
+            layout.left_out["classes without a readable image"] = gone
         self.classes, self.class_names = len(known), [shown(name) for name in known]
         number = {name: k for k, name in enumerate(known)}
         return {split: torch.tensor([number[str(f)] for f in folders]) for split, folders in folder_of.items()}

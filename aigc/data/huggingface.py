@@ -131,7 +131,7 @@ class HuggingFace(ImageData):
         text = self._find("text", features, _text_columns(features))
         group = self._find("group", features, [])
         if image is None:
-            raise UserError(f"{self.path} has no column of images that could be found (it has {', '.join(features)}): "
+            raise UserError(f"{self.path} has no recognizable image column (it has {', '.join(features)}): "
                             "name it with data.image")
         self._not_taken(tables, image, left_out)
         tables = {split: self._without_ours(table, image, left_out) for split, table in tables.items()}
@@ -143,7 +143,7 @@ class HuggingFace(ImageData):
         parts = open_parts(files, self.wanted, name=self.path, fits=self.fits)
         numbers = values is not None and len(set(values["train"])) == len(values["train"])   # of rows, not of classes
         if numbers and self.columns["label"] == "auto" and cuts(parts, validation=self.validation, test=self.test):
-            values, self.unlabelled = None, f"column '{label}' has a value of its own in every row"
+            values, self.unlabelled = None, f"column '{label}' has a different value in every row"
         labels = None if values is None else self._labels(values, parts, tables["train"].features[str(label)])
         groups = None
         if group is not None:
@@ -198,7 +198,7 @@ class HuggingFace(ImageData):
         for name, reason in own.items():
             left_out.setdefault(reason, []).append(name)
         if len(own) == len(table):
-            raise UserError(f"data.path={self.path} holds nothing but what is left out: {'; '.join(told(left_out))}")
+            raise UserError(f"data.path={self.path} holds only files that are left out: {'; '.join(told(left_out))}")
         gone = {i for name in own for i in names[name]}
         return table.select([i for i in range(len(table)) if i not in gone]).flatten_indices() if gone else table
 
@@ -223,8 +223,8 @@ class HuggingFace(ImageData):
             reason = (str(error).splitlines() or [""])[0].rstrip(". ") or type(error).__name__
             if isinstance(error.__cause__, Exception):
                 reason += f": {str(error.__cause__).splitlines()[0] if str(error.__cause__) else error.__cause__!r}"
-            where = "is damaged or of no kind that the datasets library knows" if local.exists() else (
-                "is no folder here and cannot be loaded from the Hub")
+            where = "is damaged or in a format that the datasets library does not know" if local.exists() else (
+                "is not a local folder and cannot be loaded from the Hub")
             raise UserError(f"data.path={self.path} {where} ({reason[:300]}): check the path, the name and the "
                             "network") from error
 
@@ -240,7 +240,8 @@ class HuggingFace(ImageData):
             try:
                 fields = [name for _, name, _, _ in string.Formatter().parse(wanted) if name is not None]
             except ValueError as error:
-                raise UserError(f"data.text='{wanted}' is no template ({error}): write columns as {{name}}") from error
+                raise UserError(f"data.text='{wanted}' is not a valid template ({error}): write columns as "
+                                f"{{name}}") from error
         for name in fields:
             if name not in features:
                 raise UserError(f"{self.path} has no column '{name}' for data.{role}: {choices(name, features)}")
@@ -288,7 +289,7 @@ class HuggingFace(ImageData):
         self.classes, self.class_names = len(names), [shown(name) for name in names]
         if known and len(known) > len(names):
             never = [name for k, name in enumerate(known) if k not in number]
-            self.notes.append(f"no training image of {listed(never)}, which are no classes here")
+            self.notes.append(f"no training image of {listed(never)}, which are therefore not classes")
         return {split: torch.tensor([number.get(v, -1) for v in rows]) for split, rows in good.items()}
 
     def _trained(self, split: str, rows: Tensor, labels: Tensor, left_out: dict[str, list[str]]) -> Tensor:
@@ -312,7 +313,7 @@ def _by_split(tables: Mapping[str, Any], path: str, left_out: dict[str, list[str
     for name, table in tables.items():
         split = "train" if len(tables) == 1 else SPLIT_NAMES.get(name.lower())
         if split is None or split in found:
-            left_out.setdefault("splits of other names", []).append(name)
+            left_out.setdefault("splits with other names", []).append(name)
         else:
             found[split] = table
     if "train" not in found:

@@ -96,7 +96,7 @@ def lay_out(names: Sequence[str], root: str, *, labels: bool | str = "auto") -> 
                   if kind != "train" for folder in folders)
     if held:
         what = "is a folder like any other" if len(held) == 1 else "are folders like any other"
-        layout.note = f"{listed(held)} {what}, because no folder train stands beside it"
+        layout.note = f"{listed(held)} {what}, because there is no folder train beside it"
     return layout
 
 
@@ -205,5 +205,5 @@ def _refuse_twice(kinds: dict[str, set[str]], place: Folder, root: str) -> None:
 
 def _unclear(places: Sequence[Folder], root: str, how: str) -> UserError:
     names = ["/".join(place) or "its top" for place in sorted(places)]
-    return UserError(f"{shown(root)} has folders called train and test (or alike) {how} ({listed(names)}): name the "
+    return UserError(f"{shown(root)} has folders called train and test (or similar) {how} ({listed(names)}): name the "
                      "one folder that you mean as data.path")

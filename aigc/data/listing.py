@@ -70,7 +70,7 @@ def look(path: Path, option: str, *, follow_links: bool = False) -> Listing:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{option}={shown(str(path))} cannot be read ({reason}): check it") from error
     if os.path.lexists(path):
-        raise UserError(f"{option}={shown(str(path))} is neither a folder nor a whole zip: name one of them")
+        raise UserError(f"{option}={shown(str(path))} is neither a folder nor an intact zip: give one of them")
     raise UserError(f"{option}={shown(str(path))} does not exist: name a folder or a zip of images")
 
 
@@ -85,7 +85,7 @@ def refuse_unreadable(listing: Listing, option: str, *, skip: bool = False) -> N
     elif listing.unreadable:
         name, reason = next(iter(listing.unreadable.items()))
         raise UserError(f"{option}={shown(str(listing.path))} holds {counted(len(listing.unreadable), 'folder')} that "
-                        f"cannot be read, such as {shown(name)} ({reason}): allow it, or take it away")
+                        f"cannot be read, such as {shown(name)} ({reason}): allow reading it, or remove it")
 
 
 def refuse_empty(listing: Listing, option: str) -> None:
@@ -98,7 +98,7 @@ def refuse_empty(listing: Listing, option: str) -> None:
         return
     but = told(listing.left_out)
     kinds = " ".join(ENDINGS)
-    found = f" but what is left out: {'; '.join(but)}" if but else f" ({kinds})"
+    found = f" except those left out: {'; '.join(but)}" if but else f" ({kinds})"
     raise UserError(f"{option}={shown(str(listing.path))} holds no images{found}; name another folder or zip")
 
 
@@ -211,16 +211,16 @@ class _Walk:
             if is_image(name):
                 self.listing.names.append(name)
             elif "." not in os.path.basename(name):
-                self.left(name, "links that lead nowhere")
+                self.left(name, "dangling links")
             return
         real, is_folder = os.path.realpath(path), stat.S_ISDIR(found.st_mode)
         if not (is_folder or is_image(name)):
             if _within(real, self.root) or self.follow:
                 _sort_in(self.listing, name)
         elif is_folder and (_within(self.root, real) or (found.st_dev, found.st_ino) in self.walked):
-            self.left(name, "links to folders that are looked at already or hold this one")
+            self.left(name, "links to folders that were read already or contain this one")
         elif not _within(real, self.root) and not self.follow:
-            self.left(name, "links that lead out of the folder, which data.follow_links=true follows")
+            self.left(name, "links out of the folder, which data.follow_links=true follows")
         elif is_folder:
             self.folder(name, path)
         else:
@@ -233,7 +233,7 @@ class _Walk:
                 names.sort(key=lambda found: (
                     not any(split_of(part) not in (None, "train") for part in found[1].split("/")[:-1]), found))
                 for _, name in names[1:]:
-                    self.left(name, "more names of images that are taken already")
+                    self.left(name, "duplicate names of images already taken")
             self.listing.names.append(names[0][1])
             self.listing.plain.append(names[0][1])
         for part in (self.listing.names, self.listing.plain, *self.listing.left_out.values()):

@@ -168,7 +168,7 @@ class UnpairedFolder(PairData):
             if pairs.setdefault(split, pairs["train"]):  # a broken image takes its partner with it
                 rows = [torch.isin(one.rows, other.rows).nonzero()[:, 0] for one, other in (both, both[::-1])]
                 if not len(rows[0]):
-                    raise UserError(f"no pair of {split} images in {self.root} is whole: repair them")
+                    raise UserError(f"no pair of {split} images in {self.root} is readable: repair them")
             sides = [part.split(mine, None, None) for part, mine in zip(both, rows, strict=True)]
             if split == "train" and self._crops:
                 larger = self._ordered(sides)
@@ -225,8 +225,8 @@ class UnpairedFolder(PairData):
         if uneven:
             n = sum(map(len, files.values()))
             raise UserError(f"{len(uneven):,} of the {n:,} images in {shown(str(self.root))} are not about twice as "
-                            f"wide as high ({listed(uneven)}), so their halves are hardly pairs: {WAYS}, or give "
-                            "data.layout=halves if every file does hold two images")
+                            f"wide as high ({listed(uneven)}), so their halves are unlikely to be pairs: {WAYS}, or "
+                            "give data.layout=halves if every file does hold two images")
 
     def _whole(self, train: Split, files: Files, rows: Tensor, **options: Any) -> Split:
         """The training images, files `rows`, at the test size as the other splits; decoded when asked for."""
@@ -320,9 +320,9 @@ def _check_sides(listing: Listing, root: Path) -> None:
         UserError: says what is missing.
     """
     if "train" not in listing:
-        found = f"has images for {' and '.join(sorted(listing))} only" if listing else "holds none of them"
+        found = f"it has images for {' and '.join(sorted(listing))} only" if listing else "it holds none of them"
         raise UserError(f"data.root={root} must hold the folders trainA and trainB with the images of the two sides, "
-                        f"and {found}: rename your folders, or name another")
+                        f"but {found}: rename your folders, or name another")
     for split, sides in listing.items():
         if len(sides) < 2:
             there, missing = ("A", "B") if "a" in sides else ("B", "A")

@@ -155,8 +155,8 @@ def _by_names(names: Sequence[str], root: str, *, told: bool) -> PairLayout | No
     if not told and 4 * len(whole) < len(names):
         return None
     if alone:
-        raise UserError(f"{counted(len(alone), 'image')} in {root} without a partner, whose name ends in _A or _B and "
-                        f"is equal otherwise: {listed(sorted(alone))}; add or delete them")
+        raise UserError(f"{counted(len(alone), 'image')} in {root} without a partner, whose name differs only "
+                        f"in _A or _B: {listed(sorted(alone))}; add or delete them")
     of = _by_split(names)
     files = {split: {side: [both[side] for both in whole if both["a"] in set(found[""])] for side in SIDES}
              for split, found in of.items()}

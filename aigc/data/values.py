@@ -91,7 +91,7 @@ def deep_values(image: Any, data: bytes) -> tuple[np.ndarray, str] | None:
         return values, "float" if image.mode == "F" else "integer"
     coarse = image.format == "TIFF" and 16 in (getattr(image, "tag_v2", {}).get(258) or ())
     if coarse and np.asarray(image).max() < 2**6:
-        raise OSError("colour of 16 bits in a TIFF, which is read at 8 and is black then: save it as PNG")
+        raise OSError("16-bit colour in a TIFF, which would be read as 8-bit and come out black: save it as PNG")
     return None
 
 

@@ -100,7 +100,7 @@ class Vision(ImageData):
             if "not found" in str(error).lower() and or_none:
                 return None
             if "not found" in str(error).lower():
-                raise UserError(f"{self.source.title} is not complete at {self.root / self.source.folder}: put it "
+                raise UserError(f"{self.source.title} is incomplete at {self.root / self.source.folder}: put it "
                                 "there, name another data.root, or set data.download=true") from error
             raise self._corrupt(error) from error
         except Exception as error:  # a torn file fails in as many ways as there are readers

@@ -133,7 +133,7 @@ def score_images(
                 shown.append(images.cpu())
             bar.update(len(images))
     if panels[0].suite.generated < 2:
-        raise UserError("fewer than two images could be read: distances need two at least")
+        raise UserError("fewer than two images could be read: distances need at least two")
     for panel in panels:
         found.add(panel.scores(), {**panel.protocol(), **facts})
     if clip is not None and agreement:

@@ -136,7 +136,8 @@ def _images(
     if held is None:
         notes.append("no floor  there are no held-out images to score like this")
     elif held.count < n:
-        notes.append(f"no floor  {held.name} has {held.count:,} {held.split} images: num_samples={held.count} has one")
+        notes.append(f"no floor  {held.name} has {held.count:,} {held.split} images: num_samples={held.count} gives "
+                     "one")
     return notes
 
 
@@ -158,7 +159,7 @@ def open_clip(cfg: Any, target: Target, device: torch.device) -> CLIPScore | Non
     if cfg.clip is None:
         return None
     if target.family is None or target.family.hparams.get("condition", "none") != "text":
-        raise UserError("clip= scores images by their captions, and this run makes its images without: leave it out")
+        raise UserError("clip= scores images by their captions, but this run uses none: leave it out")
     return CLIPScore(cfg.clip, device)
 
 
@@ -183,7 +184,7 @@ def _translations(
                               missing=found.missing)
     else:
         names = ("psnr", "ssim", "lpips", *(panel.called("similarity") for panel in panels))
-        found.missing |= dict.fromkeys(names, f"the images of {cfg.test} are not in pairs")
+        found.missing |= dict.fromkeys(names, f"the images of {cfg.test} are not paired")
     score_translations(
         target.family, data, panels, found, split=cfg.test, limit=cfg.num_samples, batch_size=batch_size,
         seed=cfg.seed, lpips=lpips.to(device) if lpips is not None else None,

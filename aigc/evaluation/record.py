@@ -83,13 +83,13 @@ def _pictures(path: Path) -> list[Path]:
 def _taken(path: Path, overwrite: bool = False) -> str:
     """Why a record cannot have this name, for people; empty where it can."""
     if path.exists() and not (path.is_file() and is_evaluation(path.read_bytes())):
-        return "exists and is no record of an evaluation: choose another name"
+        return "exists and is not the record of an evaluation: choose another name"
     if path.exists() and not overwrite:
         return "exists: choose another name, or give overwrite=true to replace it"
     if not path.exists() and (pictures := _pictures(path)):
         return f"would replace '{pictures[0].name}' beside it: choose another name, or move that away"
     if strange := [picture for picture in _pictures(path) if not is_drawing(picture)]:
-        return f"would replace '{strange[0].name}' beside it, which is none of its own: choose another name"
+        return f"would replace '{strange[0].name}' beside it, which it did not write: choose another name"
     return ""
 
 

@@ -99,7 +99,7 @@ class FolderSource:
         self.left_out: dict[str, list[str]] = {}
         names = without_drawings(path, list_images(path, option, follow_links=True), self.left_out)
         if not names:
-            raise UserError(f"{option}={path} holds no images but what is left out ({', '.join(self.left_out)}): give "
+            raise UserError(f"{option}={path} holds only images that are left out ({', '.join(self.left_out)}): give "
                             "another folder")
         self.path, self.option = path, option
         self.name = path.name
@@ -144,8 +144,8 @@ class FolderSource:
         if self.channels == 3:
             return image
         if int((image.amax(0).int() - image.amin(0).int()).max()) > GREY_APART:
-            raise UserError(f"{self.option}={self.path}: '{self.files.name(k)}' is in colour, and what it is compared "
-                            "with is grey: compare with colour images, or make them grey first")
+            raise UserError(f"{self.option}={self.path}: '{self.files.name(k)}' is in colour, but the images it is "
+                            "compared with are grey: compare with colour images, or convert them to grey first")
         return image[:1]
 
     def batches(self, n: int, batch_size: int) -> Iterator[Batch]:

@@ -59,7 +59,7 @@ def open_target(run: str, checkpoint: str, device: torch.device, **changes: Any)
     if (path.is_dir() and not is_run) or path.suffix.lower() == ".zip":
         pictures = FolderSource(path, "run")
         if pictures.count < 2:
-            raise UserError(f"run={run} holds one picture: distances need two at least")
+            raise UserError(f"run={run} holds one picture: distances need at least two")
         return Target(path, path, pictures=pictures)
     found = find_checkpoint(path, checkpoint)
     folder = found.parent.parent if found.parent.name == "checkpoints" else found.parent
@@ -117,10 +117,10 @@ def check_fit(family: Family, data: ImageData) -> None:
     own, theirs = ((h.channels, *h.size), (data.channels, *data.size))
     if own[0] != theirs[0] or (own != theirs and not isinstance(family, Translator)):
         shapes = " and ".join(" x ".join(map(str, shape)) for shape in (own, theirs))
-        raise UserError(f"this {name} makes images of another shape than {data.name}'s ({shapes}): give "
+        raise UserError(f"this {name} makes images of a different shape from {data.name}'s ({shapes}): give "
                         f"data.channels={own[0]} data.size=[{own[1]},{own[2]}], or other data")
     if h.get("condition", "none") == "label" and h.classes != data.classes:
-        raise UserError(f"this {name} knows {h.classes} classes, {data.name} has {data.classes}: give the data that "
+        raise UserError(f"this {name} has {h.classes} classes, {data.name} has {data.classes}: give the data that "
                         "it was trained on")
 
 
@@ -138,7 +138,7 @@ def open_reference(
         elif target.family is not None and target.family.hparams.channels != against.channels:
             against.channels = target.family.hparams.channels
         if against.count < 2:
-            raise UserError(f"against={against.path} holds one picture: distances need two at least")
+            raise UserError(f"against={against.path} holds one picture: distances need at least two")
         return against, None
     assert data is not None, "open_data refuses"
     if target.pictures is not None:

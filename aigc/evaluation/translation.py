@@ -45,7 +45,7 @@ def score_translations(
         reference = SideSource(data, split, direction)
         n = min(rows, data.counts(split)[int(direction == "b2a")])
         if min(n, reference.count) < 2:
-            raise UserError(f"{data.name} has fewer than two images of {split} on a side: distances need two at least")
+            raise UserError(f"{data.name} has fewer than two images of {split} on a side: distances need at least two")
         for panel in panels:
             panel.learn(reference)
             panel.measure_floor(SideSource(data, "train", direction, mixed=True), n)

@@ -96,7 +96,7 @@ class Output:
             os.replace(temporary, path)
             self._files += 1
         except OSError as error:
-            done = f"{self._files:,} files are there" if self._files else "nothing was written"
+            done = f"{self._files:,} files were written" if self._files else "nothing was written"
             raise RunError(f"'{path}' could not be written ({error.strerror or error}), {done}: make room, or choose "
                            "another out=") from error
         finally:
@@ -151,7 +151,7 @@ def claim(out: Path, *, overwrite: bool = False, numbered: bool = False) -> Iter
     finally:
         written = output is not None and output.close(status)
         if written and status == "interrupted":
-            log.info("'%s' holds what was written until the interruption", out)
+            log.info("'%s' holds what was written before the interruption", out)
         if not written:
             with contextlib.suppress(OSError):
                 for folder in reversed(made):
@@ -200,10 +200,10 @@ def _make(folder: Path, numbered: bool) -> tuple[Path, list[Path]]:
                 if not numbered:
                     raise
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"out='{folder}' cannot be a folder: there is a file in its place") from error
+        raise UserError(f"out='{folder}' is a file: choose another folder") from error
     except OSError as error:
         raise UserError(f"out='{folder}' cannot be made ({error.strerror}): choose another folder") from error
-    raise UserError(f"out='{folder}' and 10,000 more folders are there: give out=")
+    raise UserError(f"out='{folder}' and 10,000 numbered folders exist already: give out=")
 
 
 def _lock(folder: Path, overwrite: bool) -> Output:

@@ -138,7 +138,8 @@ def trained_classifier(data: ImageData, device: torch.device | str = "cpu") -> C
         network, accuracy = train_classifier(data, device)
         path = keep(key, network.state_dict(), described(data, accuracy))
         kept = read(path)
-        log.info("it knows %.2f%% of the test images (%.0f s); others score by the same one with metrics.weights=%s",
+        log.info("it classifies %.2f%% of the test images correctly (%.0f s); others score by it with "
+                 "metrics.weights=%s",
                  100 * accuracy, time.perf_counter() - started, path)
     return _restored(kept, data, device, "trained here", path)
 
@@ -193,13 +194,13 @@ def _check_given(found: Stored, data: ImageData, path: Path) -> None:
     """
     facts = found.facts
     if facts.get("network") != "classifier":
-        raise UserError(f"metrics.weights={path} holds the network {facts.get('network')}, no classifier: give a "
+        raise UserError(f"metrics.weights={path} holds the network {facts.get('network')}, not a classifier: give a "
                         "file that metrics.network=classifier kept")
     for key, own in (("version", VERSION), ("channels", data.channels), ("size", list(data.size)),
                      ("classes", data.classes), ("class_names", data.class_names)):
         if facts[key] != own:
             raise UserError(f"metrics.weights={path} was trained for {facts['data']} with {key.replace('_', ' ')} "
-                            f"{facts[key]}, and {data.name} has {own}: give the file of these data, or none")
+                            f"{facts[key]}, and {data.name} has {own}: give the file for this data, or none")
 
 
 def _examples(network: Classifier, data: ImageData, split: str) -> tuple[Tensor, Tensor | None]:

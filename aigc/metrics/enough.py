@@ -21,7 +21,7 @@ def smaller_subsets(asked: int, taken: int) -> str | None:
     """What to think of a kernel distance over subsets that there were too few images for; None: they are as asked."""
     if taken >= asked:
         return None
-    return f"kernel distance over subsets of {taken:,} images, not {asked:,}: a side has no more"
+    return f"kernel distance over subsets of {taken:,} images, not {asked:,}: one side has no more"
 
 
 def no_inception_score(n: int, *, classifies: bool) -> str | None:

@@ -59,7 +59,8 @@ class InceptionV3(FeatureNetwork):
         self.resizer = PREPROCESSINGS[preprocessing]
         path = _published() if weights is None else Path(weights).expanduser()
         if not path.is_file():
-            raise UserError(f"metrics.weights={path} is no file: give Inception-v3's weights, torch-fidelity's format")
+            raise UserError(f"metrics.weights={path} is not a file: give Inception-v3's weights, torch-fidelity's "
+                            "format")
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         try:
             torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run any pickle

@@ -41,7 +41,7 @@ def check_network(name: str | None, *, weights: str | None, preprocessing: str |
         raise UserError(f"metrics.network '{name}' is unknown: {choices(name, NETWORKS)}")
     known = PREPROCESSINGS.get(name or "", ())
     if name is not None and preprocessing is not None and preprocessing not in known:
-        hint = choices(preprocessing, known) if known else f"leave it out, metrics.network={name} has one way only"
+        hint = choices(preprocessing, known) if known else f"leave it out, metrics.network={name} has only one"
         raise UserError(f"metrics.preprocessing '{preprocessing}' is unknown: {hint}")
     if name == "squeezenet" and (weights is None or preprocessing is None):
         missing = "weights=<file>" if weights is None else f"preprocessing={'|'.join(known)}"

@@ -107,7 +107,7 @@ def lpips_at_hand(
                         "they are not in torch.hub's folder: give a file with metrics.lpips_weights=<file>")
     reason = None
     if not found:
-        reason = "the weights of no backbone are in torch.hub's folder (metrics.lpips_weights=<file> gives one)"
+        reason = "torch.hub's folder holds no backbone weights (metrics.lpips_weights=<file> gives them)"
     elif channels not in (1, 3):
         reason = f"it sees grey or RGB images, not {channels} channels"
     elif min(size) < LPIPS_LEAST:

@@ -86,7 +86,7 @@ def read_weights(path: Path, what: str) -> dict[str, Tensor]:
         UserError: there is no such file, or it is none of these; `what` says whose weights it should hold.
     """
     if not path.is_file():
-        raise UserError(f"metrics: {path} is no file: give {what}'s weights, as .safetensors or .pth")
+        raise UserError(f"metrics: {path} is not a file: give {what}'s weights, as .safetensors or .pth")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -54,7 +54,7 @@ def read(path: Path) -> Stored:
             facts = json.loads((file.metadata() or {})["aigc"])
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        reason = "there is no such file" if not path.is_file() else "it is damaged, or no network that aigc trained"
+        reason = "there is no such file" if not path.is_file() else "it is damaged, or not a network that aigc trained"
         raise UserError(f"{path} cannot be read as a feature network ({reason}): give a .safetensors file that a "
                         "training run kept in the cache folder") from error
     weights = {name: value.float() if value.is_floating_point() else value for name, value in found.items()}

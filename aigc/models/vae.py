@@ -210,7 +210,7 @@ class VAE(Family):
             fit = " or ".join(seen[likelihood])
             raise UserError(f"model.observe={observe} does not fit model.likelihood={likelihood}: set it to {fit}")
         if scale <= 0:
-            raise UserError(f"model.scale={scale} is no standard deviation: give a positive number, e.g. 0.5")
+            raise UserError(f"model.scale={scale} is not a standard deviation: give a positive number, e.g. 0.5")
         self.network = Autoencoder(
             channels, size, latent=latent, widths=widths, blocks=blocks, hidden=hidden,
             condition=condition, classes=classes, embedding=embedding, scale=scale,

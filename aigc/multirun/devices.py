@@ -53,7 +53,7 @@ def need_of(trainer: Mapping[str, Any]) -> Need:
         return Need(len(chosen), chosen if there else None)
     count = max(1, there) if devices in ("auto", -1, "-1") else int(devices)
     if there and count > there:
-        raise UserError(f"trainer.devices={count}, but this machine offers {there} GPUs: choose at most as many")
+        raise UserError(f"trainer.devices={count}, but this machine has {there} GPUs: choose at most that many")
     return Need(count, count if there else None)
 
 

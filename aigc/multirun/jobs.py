@@ -83,7 +83,7 @@ class Job:
         budget = to_plain(read_config(saved), resolve=False).get("budget") if saved.is_file() else self.budget
         if summary.get("signature", self.signature) not in (self.signature, *self.settled) or budget != self.budget:
             raise UserError(
-                f"'{self.folder}' holds a run of another configuration, which has changed since: choose another "
+                f"'{self.folder}' holds a run whose configuration has changed since: choose another "
                 "hydra.sweep.dir"
             )
         return finished

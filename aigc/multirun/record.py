@@ -45,7 +45,7 @@ class Record:
         except (OSError, ValueError) as error:
             raise UserError(f"'{self.path}' cannot be read ({error}): choose another hydra.sweep.dir") from error
         if not isinstance(content, dict):
-            raise UserError(f"'{self.path}' is not of a multirun: choose another hydra.sweep.dir")
+            raise UserError(f"'{self.path}' does not belong to a multirun: choose another hydra.sweep.dir")
         return content
 
     @contextlib.contextmanager
@@ -128,7 +128,7 @@ class Multirun:
     def __init__(self, config: DictConfig, params: dict[str, Any]):
         typed = [str(word) for word in config.hydra.overrides.task]
         if any(word.startswith("resume=") for word in typed):
-            raise UserError("resume= goes on with one run: a multirun finds by itself what it has to go on with")
+            raise UserError("resume= continues one run: a multirun finds by itself what it has to resume")
         self.command = {"overrides": typed, "params": params}
         if dirs := own_dirs(config.hydra):
             self.command["config_dirs"] = dirs
@@ -172,7 +172,7 @@ class Multirun:
         claim.made = (*above, *claim.made)
         self.said = {job["number"]: state(job) for job in jobs}
         done = sum(job["status"] == "finished" for job in jobs)
-        print(f"multirun  {self.folder}" + (f" goes on, {done} jobs are finished" if self.again else ""), flush=True)
+        print(f"multirun  {self.folder}" + (f" resumed, {done} jobs are finished" if self.again else ""), flush=True)
         self.thread.start()
         return self
 
@@ -186,7 +186,7 @@ class Multirun:
         if not lock.take():
             host, process = lock.holder()
             raise UserError(
-                f"this multirun is going on already, as process {process} on {host}, in '{self.folder}': wait for "
+                f"this multirun is already running, as process {process} on {host}, in '{self.folder}': wait for "
                 "it, or end it and start again"
             )
         return Claim(self.folder, lock)

@@ -65,7 +65,7 @@ def search(plugin: Any, arguments: Sequence[str]) -> None:
     if searching.failures_left <= 0:
         raise RunError(f"the search gave up: {searching.failures} trials failed in a row, see their output.log")
     if not found:
-        raise RunError("no trial of the search has come to its end: see their output.log")
+        raise RunError("no trial of the search has finished: see their output.log")
 
 
 class Searching:
@@ -281,7 +281,7 @@ class Searching:
                 except Exception as error:  # of a database, say: the next look may succeed
                     if str(error) != said:
                         said = str(error)
-                        print(f"pruning    looks again: {shortened(said, 200)}", flush=True)
+                        print(f"pruning    failed and is retried: {shortened(said, 200)}", flush=True)
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()

@@ -42,7 +42,7 @@ def check_listed(words: Sequence[str]) -> None:
     for one in OverridesParser.create().parse_overrides(list(words)):
         if one.is_interval_sweep():
             raise UserError(
-                f"'{one.input_line}' has no end of values: list them (a,b or range(low,high,step)), or let "
+                f"'{one.input_line}' has no finite set of values: list them (a,b or range(low,high,step)), or let "
                 "hparams_search=tpe choose"
             )
 

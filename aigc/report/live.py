@@ -159,4 +159,4 @@ def listen(handler: type[BaseHTTPRequestHandler], port: int | None) -> Threading
         else:
             server.daemon_threads = True
             return server
-    raise UserError(f"port {ports[0]} cannot be had ({reason}): choose another port=, or leave it out")
+    raise UserError(f"port {ports[0]} is not available ({reason}): choose another port=, or leave it out")

@@ -45,5 +45,5 @@ def fill(path: Path, text: str) -> None:
     before, start, rest = path.read_text(encoding="utf-8").partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):
-        raise UserError(f"{path} has no lines '{START}' and '{END}': put them where the table is to stand")
+        raise UserError(f"{path} has no lines '{START}' and '{END}': put them where the table should go")
     write_text(path, f"{before}{START}\n{text.strip()}\n{END}{after}")

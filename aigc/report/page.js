@@ -245,7 +245,7 @@ function drawGrids(runs) {
     const path = score && curve(run, score, axis), value = path && path.y[path.x.findLastIndex((x) => x <= at * (1 + 1e-6))];
     const told = [set, `${images.toLocaleString("en")} images`, by ? `${minutes.toFixed(1)} minutes` : "", short(value) && `${score} ${short(value)}`];
     caption.prepend(swatch(run));
-    caption.append(make("small", told.filter(Boolean).join(", ") + (before.length ? "" : all.length > 1 ? " (its first)" : " (its only one here)")));
+    caption.append(make("small", told.filter(Boolean).join(", ") + (before.length ? "" : all.length > 1 ? " (its first)" : " (its only one)")));
     figure.append(caption, make("img", "", { src: source, alt: `${key} of ${label} after ${images} images` }));
     return figure;
   }));

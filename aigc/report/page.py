@@ -54,7 +54,7 @@ def check_place(path: Path) -> None:
     except OSError as error:
         raise UserError(f"out='{path}' cannot be read ({error.strerror}): choose another name") from error
     if start and not any(all(mark in start for mark in marks) for marks in MARKS):
-        raise UserError(f"out='{path}' exists and is no page that this program wrote: choose another name")
+        raise UserError(f"out='{path}' exists and was not written by this program: choose another name")
 
 
 def check_libraries() -> dict[str, Path]:

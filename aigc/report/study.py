@@ -26,7 +26,7 @@ def arguments(description: str | None, **folders: str) -> tuple[argparse.Namespa
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, told in folders.items():
         parser.add_argument(f"--{name}", help=told)
-    parser.add_argument("--report", action="store_true", help="train nothing, report the runs there are")
+    parser.add_argument("--report", action="store_true", help="train nothing, report the existing runs")
     return parser.parse_known_args()
 
 
@@ -76,7 +76,7 @@ def measured(runs: Sequence[Run], name: str) -> dict[Path, Score]:
     chosen, protocols, _ = alike(name, candidates)
     for run, protocol in zip(runs, protocols, strict=True):
         if protocol != 0:
-            why = "has not been evaluated" if protocol < 0 else "was measured in another way than most"
+            why = "has not been evaluated" if protocol < 0 else "was measured differently from most"
             print(f"left out of {name}: {run.folder} {why}", file=sys.stderr)
     found = zip(runs, chosen, protocols, strict=True)
     return {run.folder: score for run, score, protocol in found if score is not None and protocol == 0}

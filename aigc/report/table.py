@@ -89,7 +89,7 @@ def notes(comparison: Comparison) -> list[str]:
         without = [run for run, score in zip(comparison.runs, column.scores, strict=True) if score is None]
         others = sorted({name for run in without if (name := monitored(run))} - {column.name})
         if without:
-            instead = f": theirs is {', '.join(others)} (score=<name>)" if others else ""
+            instead = f": they have {', '.join(others)} (score=<name>)" if others else ""
             lines.append(f"{len(without)} of {len(comparison.runs)} runs have no {column.name}{instead}")
     else:
         lines.append("no run has a score yet")

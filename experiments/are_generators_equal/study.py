@@ -1,7 +1,7 @@
 """Are generators equal? Every family that makes images from noise, at equal minutes, three seeds each.
 
     python experiments/are_generators_equal/study.py --mnist <folder> --cifar <folder>     trains, scores and reports
-    python experiments/are_generators_equal/study.py --report                              reports the runs there are
+    python experiments/are_generators_equal/study.py --report                              reports the existing runs
 
 `--mnist` is a folder with MNIST/raw, `--cifar` one of parquet files with CIFAR-10 as JPEG; either may be left out.
 Every other argument is handed to `aigc.train`, e.g. budget.minutes=10 or hydra.launcher.max_parallel=2. The same

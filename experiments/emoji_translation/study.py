@@ -1,7 +1,7 @@
 """Noto emoji drawn as OpenMoji: trains CycleGAN and CUT on two folders of different emoji, scores them on true pairs.
 
     python experiments/emoji_translation/study.py --root <folder with trainA, trainB, testA, testB>
-    python experiments/emoji_translation/study.py --root <folder> --report         reports the runs there are
+    python experiments/emoji_translation/study.py --root <folder> --report         reports the existing runs
 
 `--weights` is a file of SqueezeNet weights (torchvision's names, Caffe's input); every further argument is handed to
 `aigc.train`, e.g. budget.minutes=10.
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="folder with trainA, trainB, testA and testB")
     parser.add_argument("--weights", help="SqueezeNet weights (default: weights/squeezenet1_0-imagenet.safetensors "
                         "beside the folder)")
-    parser.add_argument("--report", action="store_true", help="train nothing, report the runs there are")
+    parser.add_argument("--report", action="store_true", help="train nothing, report the existing runs")
     args, overrides = parser.parse_known_args()
     args.weights = args.weights or Path(args.root).parent / "weights" / "squeezenet1_0-imagenet.safetensors"
     if not args.report:

@@ -1,7 +1,7 @@
 """Three families on MNIST at equal minutes: trains them, then writes the table, the curves and the grids.
 
     python experiments/first_look/study.py data.root=<folder with MNIST/raw>     trains (minutes=5) and reports
-    python experiments/first_look/study.py --report                              reports the runs there are
+    python experiments/first_look/study.py --report                              reports the existing runs
 
 Every other argument is handed to `aigc.train`, e.g. budget.minutes=2.
 """

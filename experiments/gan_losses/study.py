@@ -1,7 +1,7 @@
 """Five adversarial losses at equal minutes, three seeds each, in the manner of Lucic et al. 2018.
 
     python experiments/gan_losses/study.py --mnist <folder with MNIST/raw>     trains, scores and reports
-    python experiments/gan_losses/study.py --report                            reports the runs there are
+    python experiments/gan_losses/study.py --report                            reports the existing runs
 
 Every other argument is handed to `aigc.train`; lists are gone through for every loss alike, e.g.
 model.generator_rate=2.5e-4,5e-4 for a small search of the same size for each. The same command goes on where it was

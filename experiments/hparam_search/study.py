@@ -1,7 +1,7 @@
 """What a search of 20 trials gains: Optuna's TPE on the small GAN, against its recipe as it stands.
 
     python experiments/hparam_search/study.py --mnist <folder with MNIST/raw>     searches, trains, scores and reports
-    python experiments/hparam_search/study.py --report                            reports the runs there are
+    python experiments/hparam_search/study.py --report                            reports the existing runs
 
 The best trial is the best of 20 that saw one seed, so it is judged on others: it and the recipe are trained again with
 three new seeds each. Every other argument is handed to `aigc.train`. The same command goes on where it was

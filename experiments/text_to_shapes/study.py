@@ -2,7 +2,7 @@
 
     python experiments/text_to_shapes/study.py             trains diffusion 2, 4 and 6 minutes on one object and 6 on
                                                            both, and the GAN 6 on one
-    python experiments/text_to_shapes/study.py --report    reads and reports the runs there are
+    python experiments/text_to_shapes/study.py --report    reads and reports the existing runs
 
 Every other argument is handed to `aigc.train`, e.g. seed=2.
 """

@@ -216,7 +216,7 @@ def test_a_run_that_is_resumed_through_other_weights_decides_anew_what_is_best(t
         caplog.clear()
         scores.build(trainer, Copies())
         assert scores.best == best
-        assert ("through other weights of classifier (00000000, now " in caplog.text) == (recorded is not None)
+        assert ("used other weights of classifier (00000000, now " in caplog.text) == (recorded is not None)
 
 
 def test_more_samples_at_the_end_stay_apart(trainer):

@@ -139,7 +139,7 @@ def test_what_does_not_translate_is_refused(paired, trainer, tmp_path):
             scored(data, tmp_path, model)
     with pytest.raises(UserError, match=r"metrics.lpips 'alexx' is unknown: did you mean 'alex'"):
         TranslationScores(**{**FEW, "lpips": "alexx"})
-    with pytest.raises(UserError, match="monitor 'a2b/fid' is no score here"):
+    with pytest.raises(UserError, match="monitor 'a2b/fid' is not a score here"):
         scored(paired, tmp_path, Inverted(), monitor="a2b/fid")
 
 

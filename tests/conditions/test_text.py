@@ -147,7 +147,7 @@ def test_long_texts_are_cut_off_and_said_with_unknown_words():
     lines = encoder.warnings([TEXTS[1], TEXTS[1], "a green dog", "a red star"])
     assert lines == [
         "1 of the prompts cut off after 4 tokens: 'a large blue square left of a small red ...'",
-        "not in the training captions, so without meaning: green, dog",
+        "not in the training captions, so meaningless to the model: green, dog",
     ]
     assert encoder.warnings(["a red star"]) == encoder_of().warnings(["“a red, star”!"]) == []  # marks are no words
 
@@ -204,7 +204,7 @@ def test_a_frozen_encoder_runs_once_for_all_steps_of_a_sampler(t5):
 def test_other_weights_under_the_same_name_are_noticed(t5, clip):
     encoder = encoder_of(encoder="transformers", name=t5)
     other = encoder_of(encoder="transformers", name=clip)
-    with pytest.raises(UserError, match="has other weights than the one that this model was trained with"):
+    with pytest.raises(UserError, match="has different weights from the one this model was trained with"):
         encoder.load_state_dict(other.state_dict())
 
 

@@ -196,7 +196,7 @@ def test_a_complete_part_is_not_fetched_again_and_a_longer_one_is(server: Server
 def test_an_archive_cut_short_again_and_again_is_kept_for_the_next_run(server: Server, tmp_path: Path) -> None:
     server.content = zipped(images())
     server.cuts = [1000] + [0] * download.TRIES
-    words = r"set\.zip cannot be downloaded \(.*\); 1,000 bytes are kept and the same command goes on"
+    words = r"set\.zip cannot be downloaded \(.*\); 1,000 bytes are kept, and the same command resumes"
     with pytest.raises(UserError, match=words) as caught:
         fetch(server.archive(), tmp_path / "set")
     assert "\n" not in str(caught.value) and str(tmp_path / "set") in str(caught.value)
@@ -223,7 +223,7 @@ def test_another_length_or_checksum_than_the_originals_is_refused(server: Server
 @pytest.mark.parametrize("status", [404, 503])
 def test_what_the_server_does_not_give_is_one_sentence(server: Server, tmp_path: Path, status: int) -> None:
     server.status = status
-    with pytest.raises(UserError, match=rf"cannot be downloaded \(the server answers {status} .*unpack the archive"):
+    with pytest.raises(UserError, match=rf"cannot be downloaded \(the server answered {status} .*unpack the archive"):
         fetch(server.archive(), tmp_path / "set")
 
 
@@ -242,7 +242,7 @@ def test_a_damaged_archive_is_deleted_and_leaves_no_folder(server: Server, tmp_p
     for damaged in (b"no archive at all", bytes(whole[: len(whole) // 2]),
                     bytes(whole[:4000] + b"\xff" * 400 + whole[4400:])):
         server.content = damaged
-        with pytest.raises(UserError, match=r"is no whole archive \(.*\): it was deleted"):
+        with pytest.raises(UserError, match=r"is not a complete archive \(.*\): it was deleted"):
             fetch(server.archive(), tmp_path / "set")
         assert leftovers(tmp_path / "set") == [] and not (tmp_path / "set").exists()
 
@@ -261,7 +261,7 @@ def test_an_archive_cannot_write_outside_its_folder(server: Server, tmp_path: Pa
 @pytest.mark.parametrize("target", ["../../secret", "/etc/passwd"])
 def test_a_link_out_of_the_folder_is_refused(server: Server, tmp_path: Path, target: str) -> None:
     server.content = tarred({"set/trainA/0.png": b"x"}, link=target)
-    with pytest.raises(UserError, match="'set/link', which is no plain file inside it"):
+    with pytest.raises(UserError, match="'set/link', which is not a plain file inside it"):
         fetch(server.archive("set.tar.gz"), tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
@@ -270,7 +270,7 @@ def test_a_full_disk_is_one_sentence(server: Server, tmp_path: Path, monkeypatch
     server.content = zipped(images())
     usage = type(download.shutil.disk_usage(tmp_path))
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage(100, 0, 100))
-    with pytest.raises(UserError, match=r"set cannot be written \(.* bytes are to come, 100 are free\): make room"):
+    with pytest.raises(UserError, match=r"set cannot be written \(.* bytes remain, 100 are free\): make room"):
         fetch(server.archive(), tmp_path / "set")
     (tmp_path / "set.zip").write_bytes(server.content)
     with pytest.raises(UserError, match=r"bytes are to be unpacked, 100 are free\): make room and run the same"):

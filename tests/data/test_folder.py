@@ -91,7 +91,7 @@ def test_loose_images_have_no_classes_and_labels_can_be_refused_or_demanded(tmp_
     data = load(tmp_path / "flat")
     assert data.classes is None and data.labels("train") is None and data.channels == 1
     assert "label" not in next(iter(data.train_dataloader()))
-    with pytest.raises(UserError, match="lies in no class folder"):
+    with pytest.raises(UserError, match="is in no class folder"):
         load(tmp_path / "flat", labels=True)
     assert load(classes(tmp_path / "pets"), labels=False).classes is None
 
@@ -172,7 +172,7 @@ def test_what_is_not_there_or_not_images_is_one_sentence(tmp_path: Path) -> None
     write(strange / "test" / "bird" / "0.png", 1)
     write(strange / "test" / "cat" / "0.png", 1)
     for path, words in ((tmp_path / "nowhere", "does not exist"), (tmp_path / "empty", "holds no images"),
-                        (tmp_path / "torn.zip", "neither a folder nor a whole zip"),
+                        (tmp_path / "torn.zip", "neither a folder nor an intact zip"),
                         (only_test, "none called train"), (strange, "'bird' in .* is in test but not in train")):
         with pytest.raises(UserError, match=words) as caught:
             load(path)
@@ -212,8 +212,8 @@ def test_a_picture_with_several_names_is_taken_once_and_never_trained_on_when_he
     assert levels(data, "test") == [100, 0]
     assert sorted(levels(data, "train") + levels(data, "validation")) == list(range(1, 8))
     assert data.left_out == [
-        "links to folders that are looked at already or hold this one: 2 (more, train/loop)",
-        "more names of images that are taken already: 2 (train/0.png, train/a.png)"]
+        "links to folders that were read already or contain this one: 2 (more, train/loop)",
+        "duplicate names of images already taken: 2 (train/0.png, train/a.png)"]
 
 
 def test_links_that_lead_out_are_followed_on_request(tmp_path: Path) -> None:
@@ -226,17 +226,17 @@ def test_links_that_lead_out_are_followed_on_request(tmp_path: Path) -> None:
     data = load(tmp_path / "set")
     assert sorted(v for s in data.splits for v in levels(data, s)) == [0, 1, 2, 3]
     assert data.left_out == [
-        "links that lead out of the folder, which data.follow_links=true follows: 2 (all, one.png)",
-        "links to folders that are looked at already or hold this one: 1 (up)"]
+        "links out of the folder, which data.follow_links=true follows: 2 (all, one.png)",
+        "links to folders that were read already or contain this one: 1 (up)"]
     data = load(tmp_path / "set", follow_links=True)
     assert sorted(v for s in data.splits for v in levels(data, s)) == [0, 1, 2, 3, 100, 101, 102, 103]
-    assert "links to folders that are looked at already or hold this one: 1 (up)" in data.left_out
+    assert "links to folders that were read already or contain this one: 1 (up)" in data.left_out
 
 
 @pytest.mark.parametrize(("make", "why"), [
-    (lambda path: os.symlink("nowhere", path), "a link that leads nowhere"),
-    (lambda path: os.symlink(path.name, path), "a link that leads nowhere"),
-    (os.mkfifo, "no ordinary file"),
+    (lambda path: os.symlink("nowhere", path), "a dangling link"),
+    (lambda path: os.symlink(path.name, path), "a dangling link"),
+    (os.mkfifo, "not a regular file"),
 ])
 def test_a_link_to_nowhere_or_a_pipe_is_named_and_skipped_on_request(tmp_path: Path, make, why: str) -> None:
     root = classes(tmp_path / "pets")
@@ -277,7 +277,7 @@ def test_a_class_without_a_whole_image_is_no_class(tmp_path: Path) -> None:
     (root / "emu" / "torn.png").write_bytes(b"x")
     (root / "fox").mkdir()
     data = load(root, skip_broken=True)
-    assert data.class_names == ["cat", "dog"] and "classes without a whole image: 1 (emu)" in data.left_out
+    assert data.class_names == ["cat", "dog"] and "classes without a readable image: 1 (emu)" in data.left_out
 
 
 def test_captions_beside_pictures_make_the_set_captioned(tmp_path: Path) -> None:
@@ -292,9 +292,9 @@ def test_captions_beside_pictures_make_the_set_captioned(tmp_path: Path) -> None
     assert load(packed(tmp_path / "set")).texts("test") == data.texts("test")
     (tmp_path / "set" / "3.txt").unlink()
     assert data.found()[0].count("without a caption") == 0
-    assert "; 1 without a caption, which count as empty ones: 3.png" in load(tmp_path / "set").found()[0]
+    assert "; 1 without a caption, taken as empty: 3.png" in load(tmp_path / "set").found()[0]
     (tmp_path / "set" / "5.txt").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(UserError, match=r"5\.txt in .* is no UTF-8 text"):
+    with pytest.raises(UserError, match=r"5\.txt in .* is not UTF-8 text"):
         load(tmp_path / "set")
 
 

@@ -129,10 +129,10 @@ def test_missing_corrupt_and_misnamed_are_one_sentence_each(tmp_path: Path) -> N
     datasets.Dataset.from_dict({"words": ["a", "b"]}).to_parquet(str(tmp_path / "words.parquet"))
     for path, options, words in (
         (tmp_path / "nowhere.parquet", {}, "does not exist"),
-        (tmp_path / "torn.parquet", {}, "is damaged or of no kind"),
-        (tmp_path / "empty", {}, "is damaged or of no kind"),
+        (tmp_path / "torn.parquet", {}, "is damaged or in a format"),
+        (tmp_path / "empty", {}, "is damaged or in a format"),
         ("nobody/has-this", {}, "cannot be loaded from the Hub"),
-        (tmp_path / "words.parquet", {}, r"no column of images .*\(it has words\): name it with data.image"),
+        (tmp_path / "words.parquet", {}, r"no recognizable image column \(it has words\): name it with data.image"),
         (good, {"image": "imge"}, "no column 'imge' for data.image: did you mean 'image'"),
         (good, {"text": "a {stile}"}, "no column 'stile' for data.text"),
         (good, {}, "'label' of .* has rows without a label"),
@@ -190,7 +190,7 @@ def test_every_class_keeps_an_image_to_train_on(tmp_path: Path) -> None:
 
 def test_a_number_in_every_row_is_no_class(tmp_path: Path) -> None:
     data = load(parquet(tmp_path / "a.parquet", label=(datasets.Value("int64"), list(range(20)))))
-    assert data.classes is None and "without classes (column 'label' has a value of its own" in data.found()[0]
+    assert data.classes is None and "without classes (column 'label' has a different value" in data.found()[0]
 
 
 def test_equal_images_are_held_out_together(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_splits_are_found_wherever_they_stand(
     ([".", "test"], "has the folder test beside 2 loose pictures but none called train"),
     (["train", "Training", "test"], "has the folders Training, train, which both mean train"),
     (["train", "car", "bus"], r"beside bus, car: if it is the training set, .* a class, set data.labels=true"),
-    (["cat/train", "dog/test"], r"train and test \(or alike\) in different folders \(cat, dog\)"),
+    (["cat/train", "dog/test"], r"train and test \(or similar\) in different folders \(cat, dog\)"),
     (["train/train", "train/test", "test"], "one inside the other"),
     (["pets/train", "pets/test", "more"], "holds train in pets, and other images beside that in more"),
     (["a/train", "a/test", "b/c/train", "b/c/test"], "at several depths"),
@@ -75,7 +75,8 @@ def test_classes_are_the_folders_below_the_splits() -> None:
 
 
 def test_a_class_called_test_is_said_to_be_one() -> None:
-    assert lay_out(names("good", "test"), "set").note.startswith("test is a folder like any other, because no folder")
+    note = lay_out(names("good", "test"), "set").note
+    assert note.startswith("test is a folder like any other, because there is no folder")
     assert lay_out(names("good", "bad"), "set").note == ""
 
 

@@ -194,7 +194,7 @@ def test_what_is_not_laid_out_for_two_sides_is_one_sentence(tmp_path: Path) -> N
     write(tmp_path / "half" / "trainA" / "0.png", 1)
     for side in "AB":
         write(tmp_path / "tests" / f"test{side}" / "0.png", 1)
-    for folder, words in (("nowhere", r"data\.root=.*nowhere does not exist"), ("flat", "and holds none of them"),
+    for folder, words in (("nowhere", r"data\.root=.*nowhere does not exist"), ("flat", "but it holds none of them"),
                           ("half", "has train images of side A but none of side B: add them as trainB"),
                           ("tests", "has images for test only")):
         with pytest.raises(UserError, match=words) as caught:
@@ -273,7 +273,7 @@ def test_pairs_of_which_none_is_whole_are_refused(tmp_path: Path) -> None:
     root = horses(tmp_path / "horses", tests=2)
     (root / "testA" / "0_A.png").write_bytes(b"x")
     (root / "testB" / "1_B.png").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"no pair of test images in .* is whole: repair them"):
+    with pytest.raises(UserError, match=r"no pair of test images in .* is readable: repair them"):
         unpaired(root, skip_broken=True)
 
 
@@ -362,7 +362,7 @@ def test_a_folder_like_train_in_which_two_folders_share_no_names_is_no_set_of_pa
 def test_what_this_program_wrote_and_links_to_nowhere_are_no_pairs(tmp_path: Path) -> None:
     root = horses(tmp_path / "horses")
     (root / "trainA" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(UserError, match=r"1 of 44 images .* cannot be read: .*gone\.png \(a link that leads"):
+    with pytest.raises(UserError, match=r"1 of 44 images .* cannot be read: .*gone\.png \(a dangling link"):
         unpaired(root)
     data = unpaired(root, skip_broken=True)
     assert data.counts("train") == (18, 13) and "files that cannot be read: 1" in data.found()[1]

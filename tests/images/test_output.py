@@ -140,7 +140,7 @@ def test_the_record_ends_with_how_it_ended(tmp_path):
 def test_what_cannot_be_a_folder_is_one_sentence(tmp_path, where):
     (tmp_path / "file").touch()
     os.symlink("nowhere", tmp_path / "link")
-    with pytest.raises(UserError, match=rf"out='.*{where}' cannot be a folder: there is a file in its place"):
+    with pytest.raises(UserError, match=rf"out='.*{where}' is a file: choose another folder"):
         written(tmp_path / where, "a.png")
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
 
@@ -164,7 +164,8 @@ def test_a_full_disk_leaves_whole_files_and_one_sentence(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(RunError, match=r"c\.png' could not be written \(No space left on device\), 2 files are there"):
+    with pytest.raises(RunError, match=r"c\.png' could not be written \(No space left on device\), 2 files were "
+                                       r"written"):
         written(tmp_path / "out", "a.png", "b.png", "c.png")
     monkeypatch.undo()
     assert content(tmp_path / "out") == {"a.png", "b.png", RECORD}

@@ -11,7 +11,7 @@ def test_as_many_images_as_features_leave_the_covariance_singular() -> None:
 
 
 def test_smaller_subsets_missing_floors_and_inception_scores_say_why() -> None:
-    assert smaller_subsets(1000, 64) == "kernel distance over subsets of 64 images, not 1,000: a side has no more"
+    assert smaller_subsets(1000, 64) == "kernel distance over subsets of 64 images, not 1,000: one side has no more"
     assert smaller_subsets(64, 64) is None
     assert no_floor(64, 64) is None and no_floor(64, None) == "no test images are held out of the reference"
     assert no_floor(2000, 179) == "it needs as many test images as samples: 2,000, and there are 179"

@@ -86,5 +86,5 @@ def test_lpips_mistakes_are_one_sentence(backbone, tmp_path):
         lpips_at_hand("auto", str(backbone[1]), **shape)
     with pytest.raises(UserError, match=r"does not hold the weights of torchvision's alexnet"):
         lpips_at_hand("alex", str(backbone[1]), **shape)
-    with pytest.raises(UserError, match=r"is no file: give torchvision's alexnet's weights"):
+    with pytest.raises(UserError, match=r"is not a file: give torchvision's alexnet's weights"):
         lpips_at_hand("alex", str(tmp_path / "none.pth"), **shape)

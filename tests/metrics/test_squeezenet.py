@@ -60,7 +60,7 @@ def test_the_same_weights_from_either_file(files):
 def test_mistakes_are_one_sentence(files, tmp_path):
     with pytest.raises(UserError, match="did you mean 'caffe'"):
         SqueezeNet(files[1], preprocessing="cafe")
-    with pytest.raises(UserError, match=r"is no file: give SqueezeNet 1.0's weights"):
+    with pytest.raises(UserError, match=r"is not a file: give SqueezeNet 1.0's weights"):
         SqueezeNet(tmp_path / "none.pth", preprocessing="caffe")
     for name in ("text.pth", "text.safetensors"):
         (tmp_path / name).write_text("no weights at all")

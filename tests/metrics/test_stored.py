@@ -168,7 +168,7 @@ def test_given_weights_of_other_cuts_of_the_data_are_used_and_said(handed_on, ca
 
 
 @pytest.mark.parametrize(("change", "sentence"), [
-    ({"channels": 3}, "was trained for made with channels 1, and made has 3: give the file of these data, or none"),
+    ({"channels": 3}, "was trained for made with channels 1, and made has 3: give the file for this data, or none"),
     ({"size": (12, 16)}, r"with size \[12, 12\], and made has \[12, 16\]"),
     ({"classes": 5}, "with classes 2, and made has 5"),
     ({"class_names": ["cat", "dog"]}, r"with class names None, and made has \['cat', 'dog'\]"),
@@ -187,7 +187,7 @@ def test_files_that_hold_no_classifier_are_refused_in_one_sentence(handed_on, tm
     with pytest.raises(UserError, match="there is no such file"):
         classifier_of(data, weights=str(tmp_path / "none.safetensors"))
     (tmp_path / "text.safetensors").write_text("no network")
-    with pytest.raises(UserError, match="damaged, or no network that aigc trained"):
+    with pytest.raises(UserError, match="damaged, or not a network that aigc trained"):
         classifier_of(data, weights=str(tmp_path / "text.safetensors"))
     with pytest.raises(UserError, match="holds the network oracle, no classifier"):
         classifier_of(data, weights=str(stored.FOLDER / "oracle.safetensors"))

@@ -53,7 +53,7 @@ def test_more_jobs_than_gpus_share_them_when_asked_to(four_gpus):
 
 
 def test_more_gpus_than_there_are_is_refused(four_gpus):
-    with pytest.raises(UserError, match=r"trainer\.devices=8, but this machine offers 4 GPUs"):
+    with pytest.raises(UserError, match=r"trainer\.devices=8, but this machine has 4 GPUs"):
         need_of(trainer(8))
     assert need_of(trainer("auto")).processes == 4
     assert need_of(trainer(8, "cpu")) == devices.Need(8)

@@ -39,7 +39,7 @@ def test_a_launcher_that_is_not_installed_is_named(tmp_path):
         pytest.skip("hydra/launcher=ray is installed")
     assert done.returncode == 2
     assert done.stderr.strip() == (
-        "aigc: 'hydra/launcher=ray' comes with a package of its own: pip install 'aigc[ray]'"
+        "aigc: 'hydra/launcher=ray' needs an extra package: pip install 'aigc[ray]'"
     )
     assert list(tmp_path.iterdir()) == []
 

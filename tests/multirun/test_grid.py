@@ -76,7 +76,7 @@ def test_all_jobs_are_there_before_the_first_batch_starts(start):
         (["model=vae,vea"], 1, "Could not find 'model/vea'"),
         (["trainer.devices=1,many"], 1, "trainer.devices=many is unknown"),
         (["seed=1,2"], 0, "hydra.sweeper.max_batch_size must be a whole number of at least 1 or null, not 0"),
-        (["model.rate=interval(0.1,0.2)"], None, "has no end of values"),
+        (["model.rate=interval(0.1,0.2)"], None, "has no finite set of values"),
     ],
 )
 def test_a_mistake_in_any_batch_is_refused_before_the_first_and_leaves_nothing(words, size, sentence, start, tmp_path):

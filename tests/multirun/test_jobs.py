@@ -52,11 +52,11 @@ def test_a_multirun_that_goes_on_is_not_started_twice_and_a_refused_one_leaves_n
     monkeypatch.chdir(tmp_path)
     with Multirun(composed("runs/m", "seed=1,2"), {}) as first:
         assert first.record.read()["command"]["overrides"] == ["seed=1,2"]
-        with pytest.raises(UserError, match=rf"going on already, as process {os.getpid()} on .*'runs/m'"):
+        with pytest.raises(UserError, match=rf"already running, as process {os.getpid()} on .*'runs/m'"):
             Multirun(composed("runs/m", "seed=1,2"), {}).__enter__()
         first.record.note(0, status="waiting", reason=None, folder="0", shown="")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match="resume= goes on with one run"):
+    with pytest.raises(UserError, match="resume= continues one run"):
         Multirun(composed("runs/m", "resume=a,b"), {})
 
 
@@ -152,13 +152,13 @@ def test_a_job_starts_anew_without_checkpoint_and_goes_on_with_one(tmp_path):
     (tmp_path / "0" / "summary.json").write_text(json.dumps({"status": "finished", "signature": "abc"}))
     assert job.finished
     job.budget = {"images": 200}                           # by an experiment's file, say
-    with pytest.raises(UserError, match="holds a run of another configuration, which has changed since"):
+    with pytest.raises(UserError, match="holds a run whose configuration has changed since"):
         _ = job.finished
     job.budget, job.signature = {"images": 100}, "other"
-    with pytest.raises(UserError, match="holds a run of another configuration, which has changed since"):
+    with pytest.raises(UserError, match="holds a run whose configuration has changed since"):
         _ = job.finished
     (tmp_path / "0" / "summary.json").write_text(json.dumps({"status": "failed", "signature": "abc"}))
-    with pytest.raises(UserError, match="holds a run of another configuration, which has changed since"):
+    with pytest.raises(UserError, match="holds a run whose configuration has changed since"):
         _ = job.finished
     (tmp_path / "0" / "checkpoints" / "last.ckpt").unlink()
     assert not job.finished                                # it failed before it had saved anything: is tried anew
@@ -168,7 +168,7 @@ def test_nothing_is_noted_where_a_job_belongs_to_another_configuration(tmp_path)
     record, jobs = Record(tmp_path), [Job(k, [], tmp_path / str(k), "abc", {}) for k in range(2)]
     record.note(1, status="finished", reason=None, folder="1", shown="")
     write_summary(jobs[1].folder, status="finished", signature="other")
-    with pytest.raises(UserError, match="holds a run of another configuration"):
+    with pytest.raises(UserError, match="holds a run whose configuration"):
         note_waiting(jobs, record)
     assert [(job["number"], job["status"]) for job in record.jobs()] == [(1, "finished")]
 

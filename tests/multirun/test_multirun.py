@@ -60,7 +60,7 @@ def test_a_multirun_that_was_killed_ends_with_exactly_the_jobs_that_were_missing
     second = start(tmp_path, *words)
     said, wrong = second.communicate(timeout=120)
     assert second.returncode == 0, wrong
-    assert f"{folder.relative_to(tmp_path)} goes on, 1 jobs are finished" in said
+    assert f"{folder.relative_to(tmp_path)} resumed, 1 jobs are finished" in said
     assert "0_vae_digits  seed=1  started" not in said
     assert "[2/3] 1_vae_digits  seed=2  goes on" in said and "[3/3] 2_vae_digits  seed=3  started" in said
     assert [path.name for path in (tmp_path / "runs" / "s").iterdir()] == [folder.name]
@@ -90,7 +90,7 @@ def test_a_failed_job_is_reported_the_next_goes_on_with_its_two_devices_and_ctrl
     said, wrong = child.communicate(timeout=60)
     assert child.returncode == 130 and wrong.strip().splitlines()[-1] == "aigc: interrupted"
     assert [job["status"] for job in Record(folder).jobs()] == ["failed", "stopped", "waiting"]
-    assert Record(folder).jobs()[0]["reason"] == "VAE knows no condition 'lable': did you mean 'label'?"
+    assert Record(folder).jobs()[0]["reason"] == "VAE has no condition 'lable': did you mean 'label'?"
     assert 0 < read_checkpoint(going / "checkpoints" / "last.ckpt")["progress"]["images"] < 5000000
     summary = read_summary(going)
     assert (summary["status"], summary["reason"], summary["devices"]) == ("stopped", "interrupted", 2)
@@ -98,7 +98,7 @@ def test_a_failed_job_is_reported_the_next_goes_on_with_its_two_devices_and_ctrl
     lines = said.splitlines()
     table = lines[lines.index("") + 1:]
     assert table[0].split() == ["job", "options", "status", "minutes", "score"] and len(table) == 4
-    assert "condition=lable" in table[1] and "failed: VAE knows no condition 'lable'" in table[1]
+    assert "condition=lable" in table[1] and "failed: VAE has no condition 'lable'" in table[1]
     assert "stopped: interrupted" in table[2] and table[3].split()[-1] == "waiting"
     lock = FolderLock(going)
     assert lock.take()                                                   # nobody works there any more
@@ -117,7 +117,7 @@ def test_submitit_runs_a_search_for_real_and_a_second_start_tries_nothing_twice(
     for _ in range(2):
         done = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
-    assert "goes on, 2 jobs are finished" in done.stdout and "started" not in done.stdout
+    assert "resumed, 2 jobs are finished" in done.stdout and "started" not in done.stdout
     (folder,) = (tmp_path / "runs" / "s").iterdir()
     content = json.loads((folder / "jobs.json").read_text())
     assert [job["status"] for job in content["jobs"]] == ["finished"] * 2

@@ -22,6 +22,6 @@ def test_only_what_stands_between_the_marks_is_replaced(tmp_path):
     assert path.read_text(encoding="utf-8") == f"before\n{START}\nnewer\n{END}\nafter é\n"
     assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
     path.write_text(f"{END} {START}")
-    with pytest.raises(UserError, match="put them where the table is to stand"):
+    with pytest.raises(UserError, match="put them where the table should go"):
         fill(path, "new")
     assert path.read_text() == f"{END} {START}"

@@ -211,7 +211,7 @@ def test_names_wrap_on_a_phone_and_a_thinned_picture_says_so(opened, tmp_path):
     shown.locator("#progress").focus()
     shown.keyboard.press("Home")                            # 6,400 images, where only the second has a picture
     assert [said.split(" images")[1] for said in shown.locator("#figures small").all_inner_texts()] == [
-        ", fd_classifier 1", ", fd_classifier 2 (its only one here)"]
+        ", fd_classifier 1", ", fd_classifier 2 (its only one)"]
 
 
 @pytest.mark.slow
@@ -333,7 +333,7 @@ def test_a_page_replaces_its_own_earlier_one_and_no_other_file(tmp_path):
     path = tmp_path / "report.html"
     for mine in ("<html>the user's own report</html>", "connect-src 'self'"):
         path.write_text(mine)
-        with pytest.raises(UserError, match=r"report\.html' exists and is no page that this program wrote: choose"):
+        with pytest.raises(UserError, match=r"report\.html' exists and was not written by this program: choose"):
             check_place(path)
     template = (Path(page_module.__file__).parent / "page.html").read_text()
     for ours in (template, template.replace('<meta name="generator" content="aigc compare">\n', "")):    # of before
@@ -387,7 +387,8 @@ def test_serving_follows_the_runs_and_ends_cleanly(browser, tmp_path):
             urllib.request.urlopen(urllib.request.Request(url, headers={"Host": "elsewhere.example"}))
         taken = subprocess.run([*command, f"port={url.rsplit(':', 1)[1]}"], cwd=tmp_path, env=environment(),
                                capture_output=True, text=True)
-        assert taken.returncode == 2 and "cannot be had (Address already in use): choose another port=" in taken.stderr
+        assert taken.returncode == 2
+        assert "is not available (Address already in use): choose another port=" in taken.stderr
     finally:
         os.kill(server.pid, signal.SIGINT)
         out, error = server.communicate(timeout=20)

@@ -84,7 +84,7 @@ def test_scores_of_another_protocol_are_left_out_and_said(tmp_path, monkeypatch,
     assert {folder.name: score.value for folder, score in found.items()} == {
         folder.name: 1.0 + k for k, folder in enumerate(folders)}
     said = capsys.readouterr().err
-    assert f"{odd.name} was measured in another way" in said and f"{bare.name} has not been evaluated" in said
+    assert f"{odd.name} was measured differently" in said and f"{bare.name} has not been evaluated" in said
 
 
 def test_generators_are_compared_by_their_runs(scripts, capsys):
