@@ -1,1 +1,1 @@
-"""What happens beside a training step: counting, averaging, scoring, drawing, saving, ending."""
+"""What happens around a training step: counting, averaging, scoring, drawing, saving, ending."""

@@ -33,7 +33,7 @@ class Bar(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Shows where the run is, a few times a second at most."""
+        """Shows the run's progress, at most a few times a second."""
         pause = 0.2 if self.bar is not None else self.plain_seconds
         if trainer.is_global_zero and (time.monotonic() - self.shown_at >= pause or trainer.should_stop):
             self.shown_at = time.monotonic()

@@ -20,7 +20,7 @@ class Budget(L.Callback):
 
     With several processes rank 0 decides for all, every `check_every` steps for the clock and signals and at once for
     images, which all ranks count alike. A signal that comes between two steps, while something is scored or drawn, and
-    a second signal end the process where it stands: the last checkpoint is whole.
+    a second signal end the process at once: the last checkpoint is intact.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Budget(L.Callback):
         pl_module.progress.budget_seconds = self.minutes * 60 if self.minutes is not None else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Listens for signals; ends a run at once whose budget was spent before it was resumed."""
+        """Listens for signals; ends at once a run whose budget was spent before it was resumed."""
         self.progress = pl_module.progress if trainer.world_size == 1 else None
         if threading.current_thread() is threading.main_thread():
             for number in ending_signals():

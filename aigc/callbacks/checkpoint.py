@@ -18,7 +18,7 @@ from aigc.sharded import local
 class Checkpoint(L.Callback):
     """Saves at most `every_seconds` apart, after every scoring, and at the end; each file atomically.
 
-    Weights or losses that are not finite are never saved: the run ends with a sentence and the last good checkpoint.
+    Weights or losses that are not finite are never saved: the run ends with one sentence and the last good checkpoint.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Checkpoint(L.Callback):
         """Writes last.ckpt and, at a new best score or without any score yet, best.ckpt.
 
         Raises:
-            RunError: weights are not finite, or the disk does not take the file.
+            RunError: weights are not finite, or the file cannot be written.
         """
         with pl_module.progress.paused():
             check_finite(trainer, pl_module)
@@ -79,7 +79,7 @@ class Checkpoint(L.Callback):
         return next((c for c in trainer.callbacks if isinstance(c, Scoring)), None)  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
-        """The score that best.ckpt stands for."""
+        """The score of best.ckpt."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ def check_finite(trainer: L.Trainer, pl_module: Any) -> None:
     """Refuses weights that are not finite.
 
     Raises:
-        RunError: says how far the run had come.
+        RunError: says how far the run had got.
     """
     for record in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(record, Record) and not record.gather(trainer, pl_module.device):

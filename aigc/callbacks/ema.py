@@ -11,7 +11,7 @@ class AverageWeights(L.Callback):
     """Updates every pair of `family.averages()` after each step, its horizon counted in images (aigc/ema.py)."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Looks up what follows what."""
+        """Looks up which average follows which network."""
         self.moves = [average.follow(source) for average, source in pl_module.averages()]
 
     def on_train_batch_end(

@@ -1,4 +1,4 @@
-"""The state in which a family is looked at during training, so that looking changes nothing."""
+"""The state in which a family is measured during training, so that measuring changes nothing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

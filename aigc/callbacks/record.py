@@ -15,7 +15,7 @@ class Record(L.Callback):
     """The first callback of every run.
 
     The global random generator is seeded before every step from (seed, rank, number of the batch): a step's draws
-    depend on nothing that happened before it, so a resumed run repeats them exactly whatever was sampled in between.
+    do not depend on anything before it, so a resumed run repeats them exactly whatever was sampled in between.
 
     Raises:
         RunError: a training loss is not finite.
@@ -71,7 +71,7 @@ class Record(L.Callback):
             self.flush(trainer, pl_module)
 
     def flush(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Logs the means since the last line, over all ranks, and refuses to go on when one is not finite."""
+        """Logs the means since the last line, over all ranks, and stops the run when one is not finite."""
         if not self.sums:
             return
         self.gather(trainer, pl_module.device)
@@ -95,7 +95,7 @@ class Record(L.Callback):
             logger.log_metrics(means, step=progress.batches)
 
     def gather(self, trainer: L.Trainer, device: torch.device) -> bool:
-        """Takes down the open window of all ranks, on each of them; whether every entry is finite."""
+        """Records the open window of all ranks on each of them; returns whether every entry is finite."""
         totals = torch.stack([total.to(device) for total in self.sums.values()]) if self.sums else torch.zeros(0)
         every = totals[None]
         if trainer.world_size > 1 and self.sums:
@@ -104,7 +104,7 @@ class Record(L.Callback):
         return bool(torch.isfinite(every).all())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Logs the last, shorter window; an interrupted run keeps it open for the one that resumes it."""
+        """Logs the last, shorter window; an interrupted run keeps it open for its resumption."""
         if not pl_module.progress.interrupted:
             self.flush(trainer, pl_module)
 

@@ -1,4 +1,4 @@
-"""Draws what a family makes of the same seeds, again and again, so that its progress is visible."""
+"""Draws what a family makes of the same seeds at intervals, so that its progress is visible."""
 
 from dataclasses import dataclass, field
 from math import isqrt
@@ -62,7 +62,7 @@ class SampleGrid(L.Callback):
             self.draw(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Family) -> None:  # type: ignore[override]
-        """Draws what training has come to."""
+        """Draws the result of training."""
         if pl_module.progress.images != self.drawn_images and not pl_module.progress.interrupted:
             self.draw(trainer, pl_module)
 
@@ -70,7 +70,7 @@ class SampleGrid(L.Callback):
         """Draws now, on rank 0; returns the files.
 
         Raises:
-            RunError: the disk does not take them.
+            RunError: they cannot be written.
         """
         self.drawn_images = pl_module.progress.images
         if not trainer.is_global_zero:
@@ -138,7 +138,7 @@ class SampleGrid(L.Callback):
         return _joined(parts), words
 
     def _translations(self, data: Any, pl_module: Translator) -> dict[str, Picture]:
-        """Held-out images of either side, beside what becomes of them."""
+        """Held-out images of either side, beside their translations."""
         split = "test" if data.has_pairs("test") and not data.has_pairs("validation") else "validation"
         pictures = {}
         for side, direction in enumerate(pl_module.directions):
@@ -165,7 +165,7 @@ class SampleGrid(L.Callback):
 
     @staticmethod
     def _items(data: Any, n: int, split: str | None = None) -> Batch:
-        """The first n images of a split (`shown_split`), as one batch; fewer images come round again."""
+        """The first n images of a split (`shown_split`), as one batch; fewer images repeat."""
         return _joined([batch for _, batch in items(data, split or shown_split(data), n, batch_size=n)])
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What all scores of a training family have in common: when they are taken, what is kept, and sharing the work.
+"""What all scores of a training family share: when they are taken, what is kept, and how ranks divide the work.
 
 A subclass says how to get ready (`prepare`) and what to measure (`measure`).
 """
@@ -86,7 +86,7 @@ class Scoring(L.Callback):
     # ---- what a subclass defines ----
 
     def prepare(self, trainer: L.Trainer, pl_module: Family) -> None:
-        """Loads the feature network and looks at the real side; once, on all ranks.
+        """Loads the feature network and measures the real side; once, on all ranks.
 
         Raises:
             UserError: weights are missing, or a split is.
@@ -99,13 +99,13 @@ class Scoring(L.Callback):
 
     @property
     def more_at_end(self) -> bool:
-        """Whether `measure(final=True)` measures more than the usual."""
+        """Whether `measure(final=True)` measures more than usual."""
         return False
 
     # ---- when ----
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Family) -> None:  # type: ignore[override]
-        """Gets the feature network and the real side ready, so that what is missing is said before training."""
+        """Prepares the feature network and the real side, so that anything missing is reported before training."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if self.validation_images and "validation" not in data.splits:
             raise UserError(f"metrics.validation_images={self.validation_images} needs images held out for "
@@ -126,7 +126,7 @@ class Scoring(L.Callback):
             self.score(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Family) -> None:  # type: ignore[override]
-        """Scores what training has come to, unless a signal asks to end."""
+        """Scores the result of training, unless a signal asks to end."""
         done = self.scored_images == pl_module.progress.images and not self.more_at_end
         if not done and not pl_module.progress.interrupted:
             self.score(trainer, pl_module, final=True)
@@ -159,7 +159,7 @@ class Scoring(L.Callback):
 
         Raises:
             RunError: what the family makes is not finite.
-            UserError: `monitor` is no score that this family has.
+            UserError: this family has no score called `monitor`.
         """
         started = time.perf_counter()
         self.prepare(trainer, pl_module)
@@ -195,7 +195,7 @@ class Scoring(L.Callback):
         """Whether these scores are the best so far.
 
         Raises:
-            UserError: `monitor` is none of them.
+            UserError: `monitor` is not one of them.
         """
         if self.monitor is None:
             self.is_best = False
@@ -253,7 +253,7 @@ class Scoring(L.Callback):
 
 
 def place(trainer: L.Trainer) -> dict[str, Any]:
-    """Which share of the items is this rank's."""
+    """This rank's share of the items."""
     return {"rank": trainer.global_rank, "world": trainer.world_size}
 
 

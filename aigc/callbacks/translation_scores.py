@@ -1,7 +1,7 @@
 """Scores a translator while it trains and when it is done: against the other side's images and against true pairs.
 
-Everything is also measured for doing nothing, the untranslated images: a translation that is no better than
-`identity` has not begun. Several devices share the work and give the numbers of one.
+Everything is also measured for the untranslated images: a translation that is no better than
+`identity` has achieved nothing. Several devices share the work and give the numbers of one.
 """
 
 import logging
@@ -41,7 +41,7 @@ class Real:
 
 
 class TranslationScores(Scoring):
-    """Every `every_images` and at the end, of held-out images: how a translation fits in on the other side.
+    """Every `every_images` and at the end, of held-out images: how well translations match the other side.
 
     For every direction d of the family, with the feature network's name in place of <network>:
 
@@ -52,7 +52,7 @@ class TranslationScores(Scoring):
       `<d>/lpips` (where its weights are at hand) and `<d>/similarity_<network>` (cosine of the features)
     - `<d>/identity/<name>`: the same of the images as they are
 
-    An image that the shorter side repeats is scored once. During training on `validation`, at the end also on `test`,
+    An image repeated on the shorter side is scored once. During training on `validation`, at the end also on `test`,
     as `test/<d>/<name>`; `val/<name>` are the family's own losses.
     """
 
@@ -89,13 +89,13 @@ class TranslationScores(Scoring):
 
     @property
     def more_at_end(self) -> bool:
-        """The test images are looked at only then."""
+        """The test images are read only then."""
         return True
 
     # ---- the real side ----
 
     def prepare(self, trainer: L.Trainer, pl_module: Family) -> None:
-        """Loads the networks and looks at the real images of both splits and both sides; once.
+        """Loads the networks and reads the real images of both splits and both sides; once.
 
         Raises:
             UserError: the family or the data do not translate, weights are missing, or a side has one image.
@@ -189,7 +189,7 @@ class TranslationScores(Scoring):
     def _features(
         self, trainer: L.Trainer, pl_module: Translator, split: str, counts: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Features of all images of either side, in their own order: from the cache, or looked at now."""
+        """Features of all images of either side, in their own order: from the cache, or computed now."""
         assert self.network is not None
         data = trainer.datamodule  # type: ignore[attr-defined]
         key = real_key(self.network, data.fingerprint, split, "sides", *counts)

@@ -88,7 +88,7 @@ def check_finite_images(made: Tensor, family: "Family") -> None:
     """Refuses images that are not finite.
 
     Raises:
-        RunError: says how far the run had come.
+        RunError: says how far the run had got.
     """
     if not torch.isfinite(made).all():
         raise RunError(

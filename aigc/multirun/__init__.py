@@ -1,1 +1,1 @@
-"""Many runs with one command: each job a fresh process, started again where it was interrupted, or searched for."""
+"""Many runs from one command: each job is a fresh process, resumed after interruption, or proposed by a search."""

@@ -15,7 +15,7 @@ def save_experiment(
 ) -> str:
     """Writes `<folder>/experiment/<name>.yaml`, which composes to what the overrides `words` compose to.
 
-    Where `dirs` have an experiment of that name, which the search may stand on, it is called `<name>_again`.
+    If `dirs` have an experiment of that name, which the search may build on, it is called `<name>_again`.
 
     Args:
         folder: of the search.

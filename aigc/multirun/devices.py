@@ -1,4 +1,4 @@
-"""Deals the machine out to jobs that run at once: whole GPUs, and the CPU's threads in equal shares."""
+"""Divides the machine among jobs that run at once: whole GPUs, and the CPU's threads in equal shares."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def need_of(trainer: Mapping[str, Any]) -> Need:
     """What a job with this `trainer` takes.
 
     Raises:
-        UserError: it asks for more GPUs than there are, or for what is no number.
+        UserError: it asks for more GPUs than there are, or for something that is not a number.
     """
     devices = trainer["devices"]
     if isinstance(devices, str) and "," in devices:
@@ -62,7 +62,7 @@ class Devices:
 
     With `parallel` jobs at once asked for, as many run, and share GPUs where there are too few. Without, every GPU
     has one job at a time, and on a CPU the jobs come one after the other, each with all threads: a budget in minutes
-    then buys what it buys a run of its own.
+    then buys as much as for a run alone.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Devices:
         return min(len(gpus()) // need.gpus, jobs) if isinstance(need.gpus, int) else 1
 
     def take(self, number: int, trainer: Mapping[str, Any], *, jobs: int) -> dict[str, str] | None:
-        """The environment of job `number`, whose devices are now its own; None: there is no place yet.
+        """The environment of job `number`, whose devices are now its own; None: there is no free place yet.
 
         Args:
             number: of the job.

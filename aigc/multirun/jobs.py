@@ -1,4 +1,4 @@
-"""Jobs of a multirun: each a `python -m aigc.train` with exactly its own overrides, in a folder of its own."""
+"""Jobs of a multirun: each a `python -m aigc.train` with exactly its own overrides, in its own folder."""
 
 import copy
 import shutil
@@ -70,10 +70,10 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether its run is there, complete.
+        """Whether its run is complete.
 
         Raises:
-            UserError: its folder holds a run of another configuration.
+            UserError: its folder holds a run with another configuration.
         """
         summary = read_summary(self.folder)
         finished = summary.get("status") == "finished"
@@ -90,7 +90,7 @@ class Job:
 
     @property
     def checkpoint(self) -> Path:
-        """Where its run goes on."""
+        """The checkpoint its run resumes from."""
         return self.folder / "checkpoints" / "last.ckpt"
 
     @property
@@ -99,7 +99,7 @@ class Job:
         return {"folder": self.folder.name, "overrides": self.overrides, "shown": self.shown}
 
     def command(self) -> list[str]:
-        """The command line: of a new run, or of one that goes on where its last checkpoint stands."""
+        """The command line: of a new run, or of one that resumes from its last checkpoint."""
         start = [sys.executable, "-m", "aigc.train", *self.words, "hydra.mode=RUN"]
         if self.checkpoint.is_file() and (self.folder / ".hydra" / "config.yaml").is_file():
             return [*start, f"resume={self.folder}"]
@@ -136,7 +136,7 @@ def note_waiting(jobs: Sequence[Job], record: Record) -> None:
     """Notes jobs that are still to come.
 
     Raises:
-        UserError: a folder holds a run of another configuration; nothing is noted then.
+        UserError: a folder holds a run with another configuration; nothing is noted then.
     """
     for job in [job for job in jobs if not job.finished]:
         record.note(job.number, status="waiting", **job.facts)

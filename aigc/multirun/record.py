@@ -1,6 +1,6 @@
 """The folder of a multirun: found again by the command, described by `jobs.json`, summed up in a table.
 
-`jobs.json` holds the `command` (overrides as typed, the space that is gone through, the user's own config folders),
+`jobs.json` holds the `command` (overrides as typed, the space that is covered, the user's own config folders),
 `started`, and `jobs`, one entry each: number, folder (in the multirun's), overrides, shown (those that tell it from
 the others), status (waiting, running, finished, stopped, failed), reason, resumed, devices (GPUs), seconds (of wall
 time, over all starts), score and monitor (its name). A search adds `search`: its storage, objectives and best trials.
@@ -38,7 +38,7 @@ class Record:
         """The content; empty where there is none.
 
         Raises:
-            UserError: it is somebody else's file of that name.
+            UserError: the file of that name is not this program's.
         """
         try:
             content = json.loads(self.path.read_text()) if self.path.is_file() else {}
@@ -122,7 +122,7 @@ class Multirun:
     `config`, the one that Hydra composed, is told the folder, and that jobs write their own `.hydra`.
 
     Raises:
-        UserError: the same multirun goes on elsewhere.
+        UserError: the same multirun is running elsewhere.
     """
 
     def __init__(self, config: DictConfig, params: dict[str, Any]):
@@ -180,7 +180,7 @@ class Multirun:
         """The claim on the folder of an earlier start.
 
         Raises:
-            UserError: that is going on.
+            UserError: it is still running.
         """
         lock = FolderLock(self.folder)
         if not lock.take():
@@ -192,7 +192,7 @@ class Multirun:
         return Claim(self.folder, lock)
 
     def begin(self, claim: Claim) -> list[dict[str, Any]]:
-        """Writes down whose the folder is; the jobs of earlier starts."""
+        """Records whose folder it is; returns the jobs of earlier starts."""
         self.claim, self.again = claim, self.record.path.is_file()
         with self.record.change() as content:
             content.setdefault("command", self.command)
@@ -205,7 +205,7 @@ class Multirun:
         return jobs
 
     def watch(self) -> None:
-        """Says what jobs do, until it is over; jobs of other launchers run in processes that nobody sees."""
+        """Reports what jobs do until it ends; jobs of other launchers run in processes that nobody sees."""
         while not self.over.wait(0.3):
             self.say()
 
@@ -231,7 +231,7 @@ class Multirun:
         self.claim.release()
 
     def show(self) -> None:
-        """Says what is left to say and prints the table of all jobs, once."""
+        """Reports what is left and prints the table of all jobs, once."""
         if self.over.is_set():
             return
         self.over.set()
@@ -242,7 +242,7 @@ class Multirun:
             print(f"\n{table(jobs)}", flush=True)
 
     def check(self) -> None:
-        """Refuses to call it done while jobs are left.
+        """Refuses to finish while jobs are left.
 
         Raises:
             RunError: says how many, and what to do.
@@ -260,7 +260,7 @@ LEFT = ("failed", "stopped", "running", "waiting")  # what the same command woul
 
 
 def state(job: dict[str, Any]) -> tuple[Any, ...]:
-    """What about a job is worth a line when it changes."""
+    """The facts of a job that are worth a line when they change."""
     return job["status"], job.get("reason"), job.get("seconds")
 
 

@@ -1,4 +1,4 @@
-"""Runs jobs side by side: one fails, the others go on; Ctrl-C ends all of them, with checkpoints."""
+"""Runs jobs side by side: if one fails, the others continue; Ctrl-C ends all of them, with checkpoints."""
 
 import math
 import os
@@ -50,13 +50,13 @@ def run_jobs(
 ) -> None:
     """Runs `jobs`, as many at once as `devices` allow; finished ones are skipped, interrupted ones resumed.
 
-    A job that fails is noted, and the others go on. Whatever ends this (Ctrl-C, SIGTERM, an error) first ends the
+    A job that fails is noted, and the others continue. Whatever ends this (Ctrl-C, SIGTERM, an error) first ends the
     jobs, with checkpoints; when it is killed, the kernel tells them to (see `launch.end_with_parent`).
 
     Args:
         jobs: asked for the next one only when there is a place for it.
         record: where their state is noted.
-        devices: what is dealt out.
+        devices: what is shared out.
         expected: how many jobs will come, about.
         ended: called with every job and its entry in the record, also with those that were finished before.
     """
@@ -95,9 +95,9 @@ def run_jobs(
 
 
 def launch_elsewhere(launcher: Any, jobs: Sequence[Job], record: Record) -> list[dict[str, Any]]:
-    """Hands jobs of consecutive numbers to a launcher of another package, until nobody works on them any more.
+    """Hands jobs of consecutive numbers to a launcher of another package, until nothing works on them any more.
 
-    A job that it lost, because its supervisor was killed, say, is noted as failed and ends no other.
+    A job that it lost, say because its supervisor was killed, is noted as failed; the others continue.
 
     Returns:
         their entries.
@@ -149,7 +149,7 @@ def ending_by_exception() -> Iterator[None]:
 
 
 def skipped(job: Job, record: Record) -> dict[str, Any] | None:
-    """The entry of a job that need not or cannot run: it is finished, or its folder is another's. None: it is to."""
+    """The entry of a job that need not or cannot run: it is finished, or its folder is another's. None: run it."""
     try:
         if not job.finished:
             return None
@@ -226,7 +226,7 @@ def conclude(one: Running, record: Record) -> dict[str, Any]:
 
 
 def end(running: list[Running]) -> None:
-    """Ends jobs, with checkpoints; every further Ctrl-C is more urgent."""
+    """Ends jobs, with checkpoints; each further Ctrl-C is more urgent."""
     urgency = [signal.SIGTERM, signal.SIGTERM, signal.SIGKILL]
     if running:
         print(f"ending {len(running)} jobs, with checkpoints; Ctrl-C again to end them at once", flush=True)
@@ -244,7 +244,7 @@ def end(running: list[Running]) -> None:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """What a run has come to so far."""
+    """The results of a run so far."""
     scores = read_summary(folder).get("scores") or {}
     return {"score": scores.get("best"), "monitor": scores.get("monitor")}
 

@@ -1,4 +1,4 @@
-"""What a search goes by: its objectives, and the scores that a run logs and leaves in its summary."""
+"""What a search optimizes: its objectives, and the scores that a run logs and leaves in its summary."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ MONITORED = "monitored"      # the objective that the runs themselves call best
 
 
 def objectives_of(asked: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Objectives with Optuna's directions; none asked for: the score that best.ckpt goes by.
+    """Objectives with Optuna's directions; none given: the score that selects best.ckpt.
 
     Raises:
         UserError: an unknown direction, or nothing is measured.
@@ -29,7 +29,7 @@ def objectives_of(asked: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -
 
 def entries_of(summary: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a run's summary that can be an objective, by name: its last scores, and `sampling.seconds`-like
-    paths of other entries; `monitored` is the best of the score that best.ckpt goes by.
+    paths of other entries; `monitored` is the best value of the score that selects best.ckpt.
     """
     scores = summary.get("scores") or {}
     last = scores.get("last") or {}
@@ -42,14 +42,14 @@ def entries_of(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def monitored(metrics: Mapping[str, Any], line: Mapping[str, Any]) -> str | None:
-    """Which score of a log line best.ckpt goes by: the Fréchet distance, of the first direction, unless named."""
+    """Which score of a log line selects best.ckpt: the Fréchet distance, of the first direction, unless named."""
     network = metrics.get("network")
     name = metrics.get("monitor") or ("fid" if network == "inception" else f"fd_{network}")
     return next((key for key in line if key == name or (key.endswith(f"/{name}") and "identity" not in key)), None)
 
 
 def logged(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log that may be written at the moment."""
+    """The complete lines of a log that may still be growing."""
     lines = []
     with contextlib.suppress(OSError):
         for text in path.read_text().splitlines():

@@ -1,7 +1,7 @@
-"""A search: Optuna proposes, jobs of any launcher try, what they report decides what is proposed or stopped next.
+"""A search: Optuna proposes, jobs of any launcher try, and their reports decide what is proposed or stopped next.
 
-The study lies in a database and the jobs in the folder of the search, so a search that was killed goes on: trials that
-were running go on in their folders, finished ones are told, the rest is proposed.
+The study is in a database and the jobs in the folder of the search, so a killed search can be resumed: trials that
+were running resume in their folders, finished ones are told, the rest are proposed.
 """
 
 import contextlib
@@ -223,7 +223,7 @@ class Searching:
             self.tell(trial, state=TrialState.PRUNED)
 
     def failed(self, trial: Any, reason: str) -> None:
-        """Tells Optuna of a trial that came to nothing."""
+        """Tells Optuna of a failed trial."""
         from optuna.trial import TrialState
 
         self.failures_left -= 1
@@ -245,7 +245,7 @@ class Searching:
         """The objectives of a finished run.
 
         Raises:
-            UserError: it has none of that name, or trials are to be pruned by one that it did not log on its way.
+            UserError: it has none of that name, or trials are to be pruned by one that it did not log while training.
         """
         known = entries_of(read_summary(folder))
         if missing := [name for name in self.objectives if name not in known]:
@@ -292,7 +292,7 @@ class Searching:
             thread.join()
 
     def hopeless(self, job: Job) -> bool:
-        """Reports the scores that a job has logged since the last look; whether one of them was too bad to go on.
+        """Reports the scores that a job has logged since the last look; whether one of them was too bad to continue.
 
         A step is a scoring: the k-th at k times `metrics.every_images`, so that trials meet at the same steps.
         """

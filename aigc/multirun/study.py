@@ -23,7 +23,7 @@ def open_study(plugin: Any, storage: str, space: Space, objectives: Mapping[str,
         objectives: with their directions.
 
     Raises:
-        UserError: the database, the sampler or the pruner cannot be had, or the study is another search's.
+        UserError: the database, sampler or pruner is not available, or the study is another search's.
     """
     import optuna
 
@@ -57,7 +57,7 @@ def hidden(url: str) -> str:
 
 
 def claim(study: Any, command: Mapping[str, Any], space: Space, objectives: Mapping[str, str]) -> None:
-    """Notes in the study whose it is: of this command, which several machines may give, and of its objectives.
+    """Notes in the study who owns it: this command, which several machines may give, and of its objectives.
 
     Raises:
         UserError: it is another search's, or has trials with values of other objectives.
@@ -102,10 +102,10 @@ def built(node: Any, name: str, hydra: Any, **given: Any) -> Any:
 def proposer(options: Mapping[str, Any], hydra: Any, space: Space, there: int) -> tuple[Any, int]:
     """The sampler, and how many trials there are to be.
 
-    A sampler with a seed draws other numbers when a search goes on that has so many trials `there`.
+    A sampler with a seed draws other numbers when a search with `there` trials is resumed.
 
     Raises:
-        UserError: it is none, or would never end.
+        UserError: it is not a sampler, or would never end.
     """
     node, n_trials = options["sampler"], options["n_trials"]
     given: dict[str, Any] = {}

@@ -1,1 +1,1 @@
-"""Reading runs, comparing them, and showing what they came to; nothing here imports torch."""
+"""Reads runs, compares them, and shows their results; nothing here imports torch."""

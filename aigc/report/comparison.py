@@ -1,4 +1,4 @@
-"""What runs have to say beside each other: their course, scores with protocols, and what differs in their settings."""
+"""Runs side by side: their course, scores with protocols, and what differs in their settings."""
 
 import math
 import os
@@ -155,7 +155,7 @@ def standing(run: Run, key: str, point: float) -> Run:
 
 
 def known(value: Any) -> float | None:
-    """A number that is one, else None."""
+    """The value if it is a number, else None."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""Serves the page on this machine and keeps it up to date while runs go on."""
+"""Serves the page on this machine and keeps it up to date while runs train."""
 
 import contextlib
 import math
@@ -89,14 +89,14 @@ def state(folder: Path) -> list[tuple[str, int, int]]:
 
 def serve(spec: Any, *, score: str | None, at: tuple[str, float] | None, port: int | None, seconds: float,
           say: Callable[[str], None] = print, **options: Any) -> None:
-    """Serves until Ctrl-C; says the address first.
+    """Serves until Ctrl-C; prints the address first.
 
     Args:
         spec: see `runs.find_runs`.
         score: see `Comparison`.
         at: see `Comparison`.
         port: None: the first free one from 8000.
-        seconds: between two looks at the runs.
+        seconds: between two checks of the runs.
         say: what to do with lines for the user.
         **options: see `page.content`.
 

@@ -1,4 +1,4 @@
-"""Markdown that programs write: tables, blocks of commands, and the part of a README that is made from runs."""
+"""Generated Markdown: tables, blocks of commands, and the part of a README that is made from runs."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ def commands(lines: Iterable[str]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file completely or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -37,10 +37,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fill(path: Path, text: str) -> None:
-    """Replaces what stands between the two marks of a README by `text`; the rest stays as it is.
+    """Replaces the text between the two marks of a README by `text`; the rest stays as it is.
 
     Raises:
-        UserError: the marks are not there.
+        UserError: the marks are missing.
     """
     before, start, rest = path.read_text(encoding="utf-8").partition(START)
     _, end, after = rest.partition(END)

@@ -39,7 +39,7 @@ STAGES = 4          # thumbnails of each run that the page shows at first, so th
 
 
 def check_place(path: Path) -> None:
-    """Refuses to replace a file that is no page of this program's.
+    """Refuses to replace a file that is not a page of this program.
 
     Raises:
         UserError: says what is there.
@@ -107,7 +107,7 @@ def page(data: dict[str, Any]) -> str:
 
 
 def script_json(data: Any) -> str:
-    """JSON that can stand in a <script>: no tag in it can end it."""
+    """JSON that is safe inside a <script>: no tag in it can end it."""
     try:
         text = json.dumps(data, separators=(",", ":"), default=str, allow_nan=False)
     except ValueError:                              # a browser's JSON knows no NaN: it becomes null
@@ -245,7 +245,7 @@ def _score(comparison: Comparison, column: Column) -> dict[str, Any]:
 
 
 def _own_sampling(run: Run) -> dict[str, Any] | None:
-    """What the newest evaluation that sampled as the recipe says paid for it."""
+    """The sampling cost in the newest evaluation that used the recipe's sampler."""
     found = (record["sampling"] for record in reversed(run.evaluations) if isinstance(record.get("sampling"), dict))
     return next((sampling for sampling in found if not sampling.get("options")), None)
 

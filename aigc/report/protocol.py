@@ -40,12 +40,12 @@ WORDS = {"network_sha256": "weights of the feature network", "num_samples": "ima
 
 @dataclass(frozen=True)
 class Score:
-    """One number and how it came about.
+    """One number and how it was measured.
 
     Attributes:
         value: at the best checkpoint for the monitored score of a training run, else at the end.
         low, high: its interval, where one was measured.
-        facts: what of the protocol bears on this score; two scores compare when these are equal.
+        facts: the parts of the protocol that bear on this score; two scores compare when these are equal.
         shown: the protocol as recorded, for people.
         evaluation: the record of `aigc.evaluate` it comes from; empty: from training.
         checkpoint: whose score it is: `best`, `last` or another.
@@ -82,7 +82,7 @@ def measures(name: str) -> bool:
 
 
 def facts(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a protocol bears on the score `name`."""
+    """The parts of a protocol that bear on the score `name`."""
     own = kind(name)
     kept = {key: value for key, value in protocol.items() if key not in ASIDE and own in BEARS_ON.get(key, (own,))}
     if name.startswith("final/") and protocol.get("num_samples_final") is not None:
@@ -143,7 +143,7 @@ def monitored(run: Run) -> str | None:
 
 
 def scores_of(run: Run) -> dict[str, list[Score]]:
-    """Every score of a run by name, what says most of it last: evaluations that sampled with options of their own,
+    """Every score of a run by name, the most informative last: evaluations that sampled with options of their own,
     those of another checkpoint than training's score is of, training, the other evaluations; each oldest first.
     """
     found: dict[str, list[Score]] = {}
@@ -185,7 +185,7 @@ def scores_of(run: Run) -> dict[str, list[Score]]:
 
 
 def _checkpoint(target: Mapping[str, Any], own: str | None, seen: Any) -> str:
-    """Which checkpoint an evaluation looked at; `own`, that of training's score, if it is the one of `seen` images."""
+    """Which checkpoint an evaluation scored; `own`, that of training's score, if it is the one of `seen` images."""
     name, images = str(target.get("checkpoint")), target.get("images")
     if own is None or images is None or seen is None:
         return name
@@ -222,7 +222,7 @@ def alike(name: str, candidates: Sequence[Iterable[Score]]) -> tuple[list[Score 
 
     Args:
         name: of the score; candidates of another name do not count.
-        candidates: each run's scores, what says most of it last.
+        candidates: each run's scores, the most informative last.
 
     Returns:
         The score of each run or None; the number of its protocol, 0 for the one that most runs have, -1 without a

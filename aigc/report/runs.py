@@ -1,4 +1,4 @@
-"""Finds runs and reads what they say about themselves; a broken file costs itself alone and is said in a warning."""
+"""Finds runs and reads what they record; a broken file costs nothing but itself and is named in a warning."""
 
 import glob
 import json
@@ -23,11 +23,11 @@ class Run:
     """One run: a run folder of `aigc.train`, or an offline W&B run of any program.
 
     Attributes:
-        folder: where it lies.
+        folder: where it is.
         name: its folder's name; of a multirun's job `<sweep>/<job>`, of a W&B run the name it was given.
         family: the class that was trained, e.g. `GAN`; a W&B run has none.
-        status: running, finished, stopped or failed; `unknown` where nothing says.
-        config: as composed, with interpolations as they stand, so that a value used twice is there once.
+        status: running, finished, stopped or failed; `unknown` if nothing says so.
+        config: as composed, interpolations unresolved, so that a value used twice is there once.
         overrides: as typed.
         history: the lines of metrics.jsonl: step, images (seen), seconds (of training) and scalars.
         samples: pictures by key (`samples`, or the name of a panel or direction) and images seen.
@@ -60,7 +60,7 @@ def find_runs(spec: Any) -> list[Path]:
             list of these.
 
     Raises:
-        UserError: an entry names nothing, or nothing in it is a run.
+        UserError: an entry matches nothing, or contains no run.
     """
     entries = [str(entry) for entry in (spec if isinstance(spec, list | tuple) else [spec]) if entry is not None]
     if not entries:
@@ -157,7 +157,7 @@ def wandb_file(folder: Path) -> Path | None:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Reads a folder that `find_runs` found; what cannot be read is left out and said in `warnings`."""
+    """Reads a folder that `find_runs` found; what cannot be read is left out and named in `warnings`."""
     folder = Path(folder)
     if wandb_file(folder):
         from aigc.report.wandb_runs import read_wandb_run
@@ -209,7 +209,7 @@ def _read(run: Run, name: str, parse: Callable[[str], Any], kind: type) -> Any:
 
 
 def _lines(run: Run, text: str) -> list[dict[str, Any]]:
-    """The objects of a jsonl text; its last line may still be in the making, any other broken one is counted."""
+    """The objects of a jsonl text; its last line may still be incomplete, any other broken one is counted."""
     lines = text.split("\n")
     whole, open_line = lines[:-1], lines[-1]
     found, broken = [], 0

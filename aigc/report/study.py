@@ -1,6 +1,6 @@
-"""What the studies in experiments/ share: their runs are multiruns, and all that they report is read from the runs.
+"""What the studies in experiments/ share: their runs are multiruns, and everything they report is read from the runs.
 
-A run is a job of a multirun in `runs/<study>/<part>/`; the same command goes on where it was interrupted.
+A run is a job of a multirun in `runs/<study>/<part>/`; the same command resumes after an interruption.
 """
 
 import argparse

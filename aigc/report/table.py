@@ -15,7 +15,7 @@ SPARED = ("settings", "parameters", "images/s", "data")     # what a narrow term
 
 
 def text(comparison: Comparison, width: int | None = None) -> str:
-    """The table, its protocols, and what is to be said about the runs.
+    """The table, its protocols, and remarks about the runs.
 
     Args:
         comparison: of the runs.
@@ -79,7 +79,7 @@ def shortened(names: Sequence[str], room: int) -> list[str]:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What stands under the table: protocols, warnings, and runs that have other scores."""
+    """The lines under the table: protocols, warnings, and runs that have other scores."""
     lines = [""]
     if comparison.columns:
         column = comparison.columns[0]
@@ -99,7 +99,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def shown(score: Score | None) -> str:
-    """A score with its interval, four digits that count."""
+    """A score with its interval, four significant digits."""
     if score is None:
         return ""
     if score.low is None or score.high is None:

@@ -1,4 +1,4 @@
-"""Sample grids made small enough to stand in the page itself."""
+"""Sample grids made small enough to embed in the page."""
 
 import base64
 from collections.abc import Mapping

@@ -14,7 +14,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def read_wandb_run(folder: Path) -> Run:
-    """The run of `offline-run-<time>_<id>/`; what cannot be read is said in `warnings`.
+    """The run of `offline-run-<time>_<id>/`; what cannot be read is named in `warnings`.
 
     Images seen are the logged `images`, if any; seconds are W&B's `_runtime`; the step is the trainer's
     (`trainer/global_step`), else W&B's own.

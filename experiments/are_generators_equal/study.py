@@ -5,7 +5,7 @@
 
 `--mnist` is a folder with MNIST/raw, `--cifar` one of parquet files with CIFAR-10 as JPEG; either may be left out.
 Every other argument is handed to `aigc.train`, e.g. budget.minutes=10 or hydra.launcher.max_parallel=2. The same
-command goes on where it was interrupted.
+command resumes after an interruption.
 """
 
 import sys

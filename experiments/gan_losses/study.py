@@ -4,8 +4,8 @@
     python experiments/gan_losses/study.py --report                            reports the existing runs
 
 Every other argument is handed to `aigc.train`; lists are gone through for every loss alike, e.g.
-model.generator_rate=2.5e-4,5e-4 for a small search of the same size for each. The same command goes on where it was
-interrupted.
+model.generator_rate=2.5e-4,5e-4 for a small search of the same size for each. The same command resumes after an
+interruption.
 """
 
 import sys

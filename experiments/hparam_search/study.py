@@ -4,8 +4,8 @@
     python experiments/hparam_search/study.py --report                            reports the existing runs
 
 The best trial is the best of 20 that saw one seed, so it is judged on others: it and the recipe are trained again with
-three new seeds each. Every other argument is handed to `aigc.train`. The same command goes on where it was
-interrupted.
+three new seeds each. Every other argument is handed to `aigc.train`. The same command resumes after an
+interruption.
 """
 
 import json
