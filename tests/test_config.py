@@ -147,7 +147,7 @@ def test_no_experiment_is_the_default_and_a_lightning_callback_may_be_added(tmp_
     seen = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training, "fit", lambda cfg, folder, **_: seen.append(cfg) or {"status": "finished"})
-    monkeypatch.setattr(train, "report", lambda *_: None)
+    monkeypatch.setattr("aigc.report.closing.closing", lambda *_: [])
     monitor = "lightning.pytorch.callbacks.LearningRateMonitor"
     words = ["data=digits", "experiment=quick_check", "experiment=null", f"+callbacks.x._target_={monitor}"]
     monkeypatch.setattr(sys, "argv", ["aigc.train", *words, "hydra.run.dir=my runs (1), d'été = [x] #日本"])

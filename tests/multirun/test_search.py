@@ -365,8 +365,8 @@ def test_pruning_survives_jobs_that_come_meanwhile_and_looks_that_fail(start, mo
     monkeypatch.setattr(module, "WATCH_SECONDS", 0.001)
     monkeypatch.setattr(module.Searching, "hopeless", slow)
     start("pruned", optimum, LOG, "metrics.every_images=100", "hydra.sweeper.n_trials=8", launcher=Three)
-    said = [line for line in capsys.readouterr().out.splitlines() if "looks again" in line]
-    assert said == ["pruning    looks again: database is locked"] and len(looks) > 3
+    said = [line for line in capsys.readouterr().out.splitlines() if "is retried" in line]
+    assert said == ["pruning    failed and is retried: database is locked"] and len(looks) > 3
 
 
 def test_other_launchers_get_batches(start, tmp_path):
