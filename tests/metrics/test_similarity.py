@@ -67,7 +67,8 @@ def test_lpips_is_left_out_where_its_weights_are_not_at_hand(backbone, tmp_path,
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     caplog.set_level("INFO")
     shape = {"channels": 3, "size": (64, 64)}
-    assert lpips_at_hand("auto", None, **shape) is None and "no lpips: torch.hub's folder holds no backbone weights" in caplog.text
+    assert lpips_at_hand("auto", None, **shape) is None
+    assert "no lpips: torch.hub's folder holds no backbone weights" in caplog.text
     assert lpips_at_hand(None, None, **shape) is None
     with pytest.raises(UserError, match=r"metrics.lpips=vgg needs .*vgg16.*metrics.lpips_weights=<file>"):
         lpips_at_hand("vgg", None, **shape)
