@@ -143,6 +143,16 @@ def test_a_start_that_is_refused_touches_nothing_in_the_users_folder(words, tmp_
     assert {str(path): path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def test_one_image_a_step_is_refused_where_batch_norm_needs_two_and_trains_elsewhere(tmp_path):
+    one = ["model=dcgan", *FAST, "batch_size=1", "budget.images=2"]
+    with pytest.raises(UserError, match="batch_size=1 is too small: the batch norm of this GAN needs at least 2"):
+        fit(compose_train(*one), tmp_path / "small")       # 8 px: the generator starts from a single pixel
+    assert not (tmp_path / "small").exists()
+    large = ["data=shapes", "data.train=8", "data.validation=4", "data.test=4", "model.generator_widths=[8,8,8]",
+             "model.discriminator_widths=[8,8,8]"]
+    assert fit(compose_train(*one, *large), tmp_path / "large")["images"] == 2
+
+
 PARTS = {"family": "x", "state_dict": {}, "hyper_parameters": {}, "progress": {}}  # what a checkpoint has at least
 
 

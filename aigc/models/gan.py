@@ -209,6 +209,7 @@ class GAN(Family):
         self.discriminator = Discriminator(
             channels, size, widths=discriminator_widths, norm=discriminator_norm, head=discriminator_head, **shared
         )
+        self.least_batch = 2 if self.generator.grid == (1, 1) else 1  # a batch norm of one value has no variance
         self.ema = EMA(self.generator, halflife_images=ema_halflife_images, ramp=ema_ramp)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
