@@ -1,0 +1,129 @@
+"""Every family on every data set of conf/: trains two steps, scores, draws, is evaluated, makes pictures, resumes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from aigc.config import CONFIG_DIR, register_schemas
+from aigc.edit import edit
+from aigc.errors import UserError
+from aigc.evaluate import evaluate
+from aigc.generate import generate
+from aigc.metrics import classifier, oracle
+from aigc.models.family import Translator
+from aigc.run import resumed_config
+from aigc.targets import locate
+from aigc.training import check_pair, fit, prepare_data
+
+from .conftest import compose_train
+from .families import READER, SMALLEST, words
+from .stand_ins import CONDITIONS, DATA, kind_of, picture, stand_in, write
+
+MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
+SIDES = {"cyclegan": ("unpaired", "paired"), "cut": ("unpaired", "paired"), "pix2pix": ("paired",)}
+READERS = ("gan", "dcgan", "diffusion", "ddpm", "edm")        # of captions
+FITTING = [(model, data) for model in MODELS for data in DATA if kind_of(data) in SIDES.get(model, ("images",))]
+RUNS = [(model, data, condition) for model, data in FITTING for condition in ("none", *CONDITIONS.get(data, ()))
+        if condition != "text" or model in READERS]
+REFUSED = [(model, data) for model in MODELS for data in DATA if (model, data) not in FITTING]
+QUICK = ["trainer=cpu", "trainer.precision=32", "logger=none", "batch_size=4", "budget.minutes=null",
+         "budget.images=8", "metrics.every_images=4", "metrics.validation_images=4", "metrics.batch_size=8",
+         "metrics.kd_subsets=2", "callbacks.samples.n=4"]
+SCORED = ["metrics.num_samples=8", "metrics.num_reals=8", "metrics.attribute_samples=4"]
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory: pytest.TempPathFactory):
+    """The overrides of a data set's stand-in, made when it is first asked for; networks that score are untrained."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIGC_DATA", str(tmp_path_factory.mktemp("downloaded")))
+        patch.setattr(classifier, "_train", lambda *args, **options: None)
+        patch.setattr(oracle, "train_oracle", lambda size, **options: oracle.ShapesOracle(size).eval())
+        served, made = tmp_path_factory.mktemp("served"), {}
+
+        def choose(name: str) -> list[str]:
+            if name not in made:
+                made[name] = stand_in(name, served, patch)
+            return made[name]
+
+        yield choose
+
+
+def composed(verb: str, *overrides: str) -> DictConfig:
+    register_schemas()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose(verb, overrides=[str(word) for word in overrides])
+
+
+def test_the_table_of_families_is_that_of_conf() -> None:
+    assert sorted(SMALLEST) == MODELS and set(CONDITIONS) == {name for name in DATA if kind_of(name) == "images"}
+
+
+@pytest.mark.parametrize(("model", "data", "condition"), RUNS)
+def test_what_composes_works_to_the_end(chosen, tmp_path: Path, model: str, data: str, condition: str) -> None:
+    translates = model in SIDES
+    run = tmp_path / "run"
+    text = READER if condition == "text" else []
+    cfg = compose_train(*words(model), *chosen(data), *QUICK, *text, *([] if translates else SCORED),
+                        f"condition={condition}", common=False)
+    (run / ".hydra").mkdir(parents=True)
+    OmegaConf.save(cfg, run / ".hydra" / "config.yaml")
+    summary = fit(cfg, run)
+    assert (summary["status"], summary["images"]) == ("finished", 8)
+    assert summary["data"]["kind"] in (("unpaired" if model != "pix2pix" else "paired",) if translates else
+                                       ("images", "captioned"))
+    monitor = summary["scores"]["monitor"]
+    assert summary["scores"]["last"][monitor] >= 0 and any("singular" in note for note in summary["scores_notes"])
+    assert any(name.startswith("val/") for name in summary["scores"]["last"])
+    grids = sorted(path.name for path in (run / "samples").iterdir())
+    assert any(name.startswith("000000008") for name in grids), grids
+    record = tmp_path / "record.json"
+    evaluate(composed("evaluate", f"run={run}", f"out={record}", "num_samples=8", "num_reals=8", "resamples=4",
+                      "neighbours=2", "kd_subsets=2", "attribute_samples=4", "device=cpu"))
+    found = json.loads(record.read_text())
+    assert found["scores"][monitor]["value"] >= 0 and found["target"]["images"] in (4, 8)
+    out = tmp_path / "out"
+    if translates:
+        photos = write(tmp_path / "photos", {"1.png": picture(ending="PNG")})
+        edit(composed("edit", "task=translate", f"run={run}", f"images={photos}", f"out={out}", "device=cpu"))
+        assert (out / "1.png").is_file()
+    else:
+        prompt = ["text=a picture"] if condition == "text" else []
+        generate(composed("generate", f"run={run}", "n=2", f"out={out}", "device=cpu", *prompt))
+        assert len(list(out.glob("0*.png"))) == 2
+    again = resumed_config(compose_train(*words(model), *chosen(data), *QUICK, "budget.images=16", common=False), run,
+                           ["budget.images=16"])
+    summary = fit(again, run, resumed=True)
+    assert (summary["status"], summary["images"], len(summary["resumes"])) == ("finished", 16, 1)
+
+
+@pytest.mark.parametrize(("model", "data"), REFUSED)
+def test_what_does_not_fit_is_refused_in_a_sentence_that_names_what_does(model: str, data: str) -> None:
+    chosen = {group: OmegaConf.load(CONFIG_DIR / group / f"{name}.yaml")
+              for group, name in (("model", "diffusion" if model in ("ddpm", "edm") else model), ("data", data))}
+    target = chosen["model"].model["_target_"]
+    cfg = OmegaConf.create({"model": {"_target_": target}, "data": {"_target_": chosen["data"]["_target_"]},
+                            "trainer": {"_target_": "lightning.Trainer"}, "callbacks": {}, "logger": {},
+                            "metrics": None, "condition": "none"})
+    with pytest.raises(UserError) as error:
+        check_pair(cfg)
+    family = locate(target, "model")
+    said = re.fullmatch(rf"{family.__name__} learns from .* data, \w+ gives (\w+): choose data=(\S+)",
+                        str(error.value))
+    assert said is not None, error.value
+    assert said[1] == ("captioned" if data == "shapes" else kind_of(data))
+    assert set(said[2].split("|")) == {name for other, name in FITTING if other == model}
+    assert issubclass(family, Translator) == (model in SIDES)
+
+
+@pytest.mark.parametrize("data", [name for name in sorted(CONDITIONS) if "text" not in CONDITIONS[name]])
+def test_captions_are_missed_in_a_sentence(chosen, data: str) -> None:
+    cfg = compose_train(*words("gan"), *chosen(data), *QUICK, "condition=text", common=False)
+    with pytest.raises(UserError, match=rf"condition=text needs captions, and {data} has none: choose data=shapes"):
+        prepare_data(cfg, check_pair(cfg))
+
+
