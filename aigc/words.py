@@ -25,6 +25,7 @@ PATHS = (  # options whose value is a file, folder, address or hub name; tests/t
 TEXTS = ("text", "title", "label", "study", "data.text", "data.licence")  # what people read; columns in braces
 LISTS = ("runs", "text", "label")      # of these, a value in brackets is a list
 QUOTED = re.compile(r"""(['"])(.*)\1""", re.DOTALL)
+PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_][\w./-]*", re.IGNORECASE | re.ASCII)   # reads as itself
 SWEEP = re.compile(r"(choice|range|interval|glob|tag|sort|shuffle|extend_list)\(.*\)", re.DOTALL)
 
 
@@ -93,7 +94,7 @@ def quoted(word: str, *, multirun: bool = False) -> str:
     """
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
-    if not equals or word.startswith(("-", "~")):
+    if not equals or word.startswith(("-", "~")) or PLAIN.fullmatch(value):
         return word
     if is_path(name):
         return _path(key, name, value, multirun=multirun)
@@ -159,7 +160,7 @@ def _listed(key: str, value: str) -> str:
 def as_typed(word: str) -> str:
     """An override as Hydra writes it, ready for the command line of another process."""
     key, _, value = word.partition("=")
-    if not (is_path(key) or key in TEXTS):
+    if PLAIN.fullmatch(value) or not (is_path(key) or key in TEXTS):
         return word
     parsed = OverridesParser.create().parse_override(word).value()
     return f"{key}={literal(parsed)}" if isinstance(parsed, str) and "${" not in value else word

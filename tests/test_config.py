@@ -143,11 +143,18 @@ def test_a_mistyped_command_line_is_one_sentence(line, tmp_path, monkeypatch, ca
 
 def test_no_experiment_is_the_default_and_a_lightning_callback_may_be_added(tmp_path, monkeypatch):
     from aigc import train, training
+    from aigc.report import closing
 
     seen = []
+
+    def fit(cfg, folder, **_):
+        seen.append(cfg)
+        (folder / "summary.json").write_text("{}")                  # it has begun: its folder stays
+        return {"status": "finished"}
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "fit", lambda cfg, folder, **_: seen.append(cfg) or {"status": "finished"})
-    monkeypatch.setattr("aigc.report.closing.closing", lambda *_: [])
+    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(closing, "closing", lambda *_: [])
     monitor = "lightning.pytorch.callbacks.LearningRateMonitor"
     words = ["data=digits", "experiment=quick_check", "experiment=null", f"+callbacks.x._target_={monitor}"]
     monkeypatch.setattr(sys, "argv", ["aigc.train", *words, "hydra.run.dir=my runs (1), d'été = [x] #日本"])

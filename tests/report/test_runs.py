@@ -114,8 +114,8 @@ run.finish()
 
 
 def test_offline_wandb_runs_of_other_programs_are_read(tmp_path):
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=tmp_path, env=environment(WANDB_SILENT="true"),
-                          capture_output=True, text=True)
+    here = environment(WANDB_SILENT="true", WANDB_DIR=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=tmp_path, env=here, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (folder,) = find_runs(tmp_path)
     run = read_run(folder)
