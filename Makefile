@@ -11,25 +11,32 @@ ARGS ?=
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
-setup: $(VENV)/.installed  ## make .venv and install everything at the versions of constraints.txt
+setup: $(VENV)/.train-installed  ## make .venv and install what training needs, at the versions of constraints.txt
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "aigc: no Python 3.11 to 3.13 was found: install one, or name it with PYTHON="; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "aigc: making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@$(BIN)/python tools/install.py .
+	@touch $@
+
+$(VENV)/.dev-installed: $(VENV)/.train-installed
+	@$(BIN)/python tools/install.py '.[dev]'
 	@touch $@
 
 train: setup  ## train the default model on embedded data, about 5 minutes on two cores (ARGS="model=gan data=mnist")
 	$(BIN)/python -m aigc.train $(ARGS)
 
-test: setup  ## run the whole test suite, two processes of one thread each (ARGS="-k resume")
-	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+test: $(VENV)/.dev-installed  ## run the whole test suite, two processes of one thread each (ARGS="-k resume")
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15 --durations-min=3 $(ARGS)
 
-lint: setup  ## style (ruff) and types (mypy)
+lint: $(VENV)/.dev-installed  ## style (ruff) and types (mypy)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup  ## measure speed: our steps against bare loops, precision, loader, sampling, scoring
+bench: $(VENV)/.dev-installed  ## measure speed: our steps against bare loops, precision, loader, sampling, scoring
 	$(BIN)/python experiments/speed/measure.py $(ARGS)
 
 clean:  ## remove the environment and caches; runs stay

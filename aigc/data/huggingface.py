@@ -204,7 +204,7 @@ class HuggingFace(ImageData):
 
     def _load_tables(self) -> Mapping[str, Any]:
         """The library's splits by its own names."""
-        import datasets
+        datasets = library()
 
         datasets.logging.set_verbosity_error()
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, before our sentence
@@ -337,7 +337,7 @@ def _beside_zip(folder: Path) -> Any:
     metadata = [name for name in listing.beside if name.lower() in METADATA]
     if listing.names or len(listing.zips) != 1 or len(metadata) != 1:
         return None
-    import datasets
+    datasets = library()
 
     archive = folder / listing.zips[0]
     names = look(archive, "data.path").names
@@ -393,3 +393,16 @@ def _captions(table: Any, text: str) -> list[str]:
     columns = {name: list(table[name]) for name in names}
     return [text.format(**{name: first_text(values[i]) for name, values in columns.items()})
             for i in range(len(table))]
+
+
+def library() -> Any:
+    """The package `datasets`, which `data=huggingface` alone needs.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("data=huggingface needs the package 'datasets': pip install 'aigc[huggingface]'") from error
+    return datasets
