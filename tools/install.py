@@ -44,6 +44,8 @@ def main(spec: str) -> int:
     if stage("getting uv", [*PIP, "install", "--constraint", "constraints.txt", "uv"]):
         listed = subprocess.run([*PIP[:3], "config", "list"], capture_output=True, text=True, check=False).stdout
         uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", sys.executable]
+        if sys.dont_write_bytecode:                        # otherwise the first start compiles what it imports, once
+            uv.append("--compile-bytecode")
         if stage(f"installing {spec} by uv", [*uv, *what], **indexes(listed)):
             return 0
     return 0 if stage(f"installing {spec} by pip, which takes minutes", [*PIP, "install", *what]) else 2
