@@ -63,4 +63,4 @@ def python_train(*overrides: str) -> list[str]:
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a child process: this checkout on its path, one thread."""
     root = str(Path(__file__).resolve().parents[1])
-    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **extra}
+    return {**os.environ, isolation.CHILD_VARIABLE: "yes", "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **extra}

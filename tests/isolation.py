@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 HOME_VARIABLE = "AIGC_TEST_HOME"         # the folder of one session, shared by the workers of xdist
+CHILD_VARIABLE = "AIGC_TEST_CHILD"       # set for what a test starts, which keeps the environment that it was given
 MARK_VARIABLE = "AIGC_TEST_MARK"         # what is in the environment of every process that the tests start
 GUARDED = ("AIGC_", "WANDB_", "HF_", "HYDRA_", "SLURM_", "TORCHELASTIC_", "OMPI_", "PMI_", "COLUMNS", "LINES")
 ALONE = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
@@ -31,6 +32,8 @@ TICKS = os.sysconf("SC_CLK_TCK")         # of /proc's start times, a second
 
 def isolate() -> Path:
     """Gives this process, and all that it starts, an environment and signals of its own; returns its folder."""
+    if CHILD_VARIABLE in os.environ:                          # one of two ranks, which imports what tests share
+        return Path(os.environ[HOME_VARIABLE])
     worker, outer = os.environ.get("PYTEST_XDIST_WORKER"), os.environ.get(MARK_VARIABLE, "")
     home = os.environ.get(HOME_VARIABLE) if worker else None
     if home is None:

@@ -12,6 +12,7 @@ import pytest
 from aigc.metrics.cache import cache_folder
 
 from . import isolation
+from .conftest import environment
 
 SMALL = """
 import os, signal, subprocess, sys, time
@@ -93,3 +94,10 @@ def test_a_session_keeps_apart_and_leaves_nothing_running(wait, tmp_path):
 
 def test_the_users_cache_is_neither_read_nor_written():
     assert cache_folder().is_relative_to(isolation.HOME) and Path(os.environ["HF_HOME"]).is_relative_to(isolation.HOME)
+
+
+def test_what_a_test_starts_keeps_what_it_was_given():
+    told = environment(MASTER_PORT="1234", AIGC_ALLOW_TARGETS="tests")
+    shown = "import os, tests.isolation as own; print(own.HOME, os.environ['MASTER_PORT'], os.environ['AIGC_CACHE'])"
+    done = subprocess.run([sys.executable, "-c", shown], env=told, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(isolation.HOME), "1234", os.environ["AIGC_CACHE"]]
