@@ -109,7 +109,7 @@ CHECKPOINTS = {
     "function": (lambda marker: parts(family="os.system", hyper_parameters={"command": f"touch {marker}"}),
                  "family=os.system is not allowed there"),
     "loader": (lambda marker: parts(family="lightning.fabric.utilities.cloud_io._load"), "is private"),
-    "class": (lambda marker: parts(family="lightning.LightningModule"), "family=lightning.LightningModule may not"),
+    "class": (lambda marker: parts(family="lightning.LightningModule"), "family=lightning.LightningModule is not allowed there"),
     "data": (lambda marker: parts(family="aigc.data.digits.Digits"), "is not allowed there"),
     "no name": (lambda marker: parts(family=5), "is not a checkpoint of aigc"),
     "wrong": (lambda marker: parts(hyper_parameters={"nonsense": 1}), "does not fit VAE as installed"),

@@ -131,7 +131,7 @@ def test_nodes_inside_are_decided_by_the_parameter_that_takes_them(package, monk
     inner = {"_target_": "mine.Note", "limit": 1}
     built = instantiate({"_target_": "mine.Note", "limit": 2, "on": inner}, "callbacks.x")
     assert (built.limit, built.on.limit) == (2, 1)
-    with pytest.raises(UserError, match=r"'callbacks.x.other' takes no object, so no _target_ may stand there"):
+    with pytest.raises(UserError, match=r"'callbacks.x.other' takes no object, so _target_ is not allowed there"):
         instantiate({"_target_": "mine.Note", "limit": 2, "other": inner}, "callbacks.x")
     with pytest.raises(UserError, match=r"callbacks.x.on._target_=mine.Mine is not a Callback"):
         instantiate({"_target_": "mine.Note", "limit": 2, "on": {"_target_": "mine.Mine"}}, "callbacks.x")
@@ -207,7 +207,7 @@ def test_a_wrong_callback_is_refused_before_the_data_are_touched(monkeypatch, tm
         "+logger.x._target_=lightning.pytorch.callbacks.Timer": "logger.x._target_=.* is not allowed there",
         "trainer._target_=aigc.models.gan.GAN": "trainer._target_=.* is not allowed there: give Lightning's Trainer",
         "model._target_=lightning.LightningModule": "model._target_=lightning.LightningModule is not allowed there",
-        "data._target_=lightning.LightningDataModule": "data._target_=lightning.LightningDataModule may not",
+        "data._target_=lightning.LightningDataModule": "data._target_=lightning.LightningDataModule is not allowed there",
         "+trainer.plugins=[]": "'trainer.plugins' is set by the program",
     }.items():
         with pytest.raises(UserError, match=sentence):
