@@ -207,7 +207,7 @@ def test_a_wrong_callback_is_refused_before_the_data_are_touched(monkeypatch, tm
         "+logger.x._target_=lightning.pytorch.callbacks.Timer": "logger.x._target_=.* is not allowed there",
         "trainer._target_=aigc.models.gan.GAN": "trainer._target_=.* is not allowed there: give Lightning's Trainer",
         "model._target_=lightning.LightningModule": "model._target_=lightning.LightningModule is not allowed there",
-        "data._target_=lightning.LightningDataModule": "data._target_=lightning.LightningDataModule is not allowed there",
+        "data._target_=lightning.LightningDataModule": "data._target_=lightning.LightningDataModule is not allowed",
         "+trainer.plugins=[]": "'trainer.plugins' is set by the program",
     }.items():
         with pytest.raises(UserError, match=sentence):
