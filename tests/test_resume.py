@@ -133,7 +133,7 @@ def test_resume_refuses_what_would_make_another_experiment(tmp_path):
     cfg.budget.images = 999
     changed = resumed_config(cfg, tmp_path, ["resume=x", "budget.images=999"])
     assert changed.budget.images == 999
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(UserError, match="not a run folder"):
         resumed_config(cfg, tmp_path / "none", [])
 
 

@@ -192,5 +192,5 @@ def test_a_multirun_finds_its_finished_runs_under_auto(tmp_path):
     write_summary(tmp_path, status="finished", signature=signature({**cfg, "condition": "text"}))
     assert job.finished
     write_summary(tmp_path, signature=signature({**cfg, "condition": "label"}))
-    with pytest.raises(UserError, match="another configuration"):
+    with pytest.raises(UserError, match="configuration has changed"):
         assert job.finished

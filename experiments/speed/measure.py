@@ -109,9 +109,10 @@ def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictC
     source = ["data=mnist", f"data.root={args.root}"] if args.root else ["data=digits", "data.size=28"]
     source = [*source, "condition=label"]
     if family == "pix2pix":
-        source = ["data=shapes_paired", "data.train=512"]
+        source = ["data=shapes_paired", "data.train=512", "condition=none"]
     if family in TRANSLATORS:
-        source = ["data=shapes_unpaired", "data.train=512", "model.decay_from=1"]  # the bare loops' rates are constant
+        source = ["data=shapes_unpaired", "data.train=512", "condition=none"]
+        source += ["model.decay_from=1"]                      # the bare loops' rates are constant
     common = ["metrics=none", "logger=none", f"seed={SEED}", "budget.minutes=null",
               "budget.images=1000000000", "callbacks.samples.every_images=1000000000", "callbacks.samples.n=10"]
     register_schemas()

@@ -211,7 +211,7 @@ def check(plan: Plan, skip: bool) -> bool:
     assert len(lines) == 1 + bool(data.left_out) and all(line.isprintable() for line in lines)
     assert lines[0].startswith(f"data      {len(everything):,} images")
     torn = 1 if "torn.png" in plan.broken else 0
-    assert len(everything) + left_out(data, "hidden|links|more names|cannot be read") + torn == len(walked(plan.root))
+    assert len(everything) + left_out(data, "hidden|links|duplicate|cannot be read") + torn == len(walked(plan.root))
     known = {plan.group[n] for n in everything}
     if None in known or len(known) < 2:
         assert data.classes is None

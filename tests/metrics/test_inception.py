@@ -139,7 +139,7 @@ def test_only_the_published_weights_are_called_fid(weights, network, monkeypatch
 
 
 def test_missing_and_wrong_files_are_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         InceptionV3(tmp_path / "nothing.pth")
     (tmp_path / "text.pth").write_text("no weights")
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")

@@ -189,7 +189,7 @@ def test_files_that_hold_no_classifier_are_refused_in_one_sentence(handed_on, tm
     (tmp_path / "text.safetensors").write_text("no network")
     with pytest.raises(UserError, match="damaged, or not a network that aigc trained"):
         classifier_of(data, weights=str(tmp_path / "text.safetensors"))
-    with pytest.raises(UserError, match="holds the network oracle, no classifier"):
+    with pytest.raises(UserError, match="holds the network oracle, not a classifier"):
         classifier_of(data, weights=str(stored.FOLDER / "oracle.safetensors"))
     found = read(path)
     less = {name: value for name, value in found.weights.items() if name != "head.bias"}
