@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,7 +98,9 @@ def mine(tmp_path_factory):
     (folder / "mine" / "realnvp.py").write_text(family)
     (folder / "mine" / "model" / "realnvp.yaml").write_text(blocks(TUTORIAL, "yaml")[0])
     (folder / "test_realnvp.py").write_text(test)
-    return folder
+    yield folder
+    for module in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+        del sys.modules[module]                              # another test's package may have the same name
 
 
 @pytest.mark.parametrize(("page", "verb", "words"), COMMANDS,

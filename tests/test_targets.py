@@ -103,6 +103,7 @@ def package(tmp_path, monkeypatch):
         "        self.limit, self.on = limit, on\n"
         "class Broken(Callback):\n    def __init__(self): raise KeyError('its own mistake')\n"
     )
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path / "imported"
     sys.modules.pop("mine", None)
