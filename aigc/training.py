@@ -1,4 +1,4 @@
-"""Puts a configuration to work: data, family, callbacks, loggers and trainer, and the record of the run."""
+"""Turns a configuration into a run: data, family, callbacks, loggers and trainer, and the run's record."""
 
 import contextlib
 import ctypes
@@ -29,7 +29,7 @@ from aigc.targets import check_targets, instantiate, locate
 
 log = logging.getLogger(__name__)
 
-KINDS_OF = {  # what a family that accepts a kind of batch can be given
+KINDS_OF = {  # kinds of data that can serve each kind of batch
     "images": ("images", "captioned"),
     "captioned": ("captioned",),
     "unpaired": ("unpaired", "paired"),
@@ -65,13 +65,13 @@ def check_pair(cfg: DictConfig) -> type[Family]:
 
 
 def callbacks_of(cfg: DictConfig) -> dict[str, Any]:
-    """The nodes of callbacks by config key, in their order; one of null or {} is none."""
+    """The configured callbacks by key, in order; null or {} means none."""
     nodes = {"metrics" if name == "scores" else f"callbacks.{name}": node for name, node in cfg.callbacks.items()}
     return {where: node for where, node in nodes.items() if node is not None and node != {}}
 
 
 def loggers_of(cfg: DictConfig) -> dict[str, Any]:
-    """The nodes of loggers by config key; one of null is none."""
+    """The configured loggers by key; null means none."""
     return {f"logger.{name}": node for name, node in cfg.logger.items() if node is not None}
 
 
@@ -79,9 +79,9 @@ def prepare_data(cfg: DictConfig, family: type[Family] | None) -> ImageData:
     """The data module, downloaded, checked and set up.
 
     Args:
-        cfg: what was asked for.
-        family: what is to learn from the data, or to be measured on them: one that learns without pairs gets the two
-            sides of paired data in orders of their own. None: a folder of images, which learns nothing.
+        cfg: the configuration.
+        family: what learns from the data or is measured on them; one that learns without pairs gets the two sides of
+            paired data in independent orders. None: a folder of images, which learns nothing.
 
     Raises:
         UserError: data are missing, broken, or have no labels for `condition=label`, no captions for text.
@@ -105,12 +105,12 @@ def prepare_data(cfg: DictConfig, family: type[Family] | None) -> ImageData:
 
 
 def settle_condition(cfg: DictConfig, family: type[Family], data: ImageData, before: dict[str, Any]) -> None:
-    """Replaces `condition=auto` by what it means here; a resumed run keeps what it began with.
+    """Replaces `condition=auto` by what it means here; a resumed run keeps its condition.
 
     Args:
         cfg: the configuration, changed in place before anything is built from it or recorded.
-        family: what is to learn.
-        data: what from, set up.
+        family: the family to train.
+        data: the data module, set up.
         before: the summary so far of a resumed run; empty for a new one.
     """
     if cfg.condition != "auto":
@@ -122,7 +122,7 @@ def settle_condition(cfg: DictConfig, family: type[Family], data: ImageData, bef
 
 
 def vocabulary_of(cfg: DictConfig, data: ImageData) -> list[str] | None:
-    """With `condition=text` and an encoder of one's own: the vocabulary of the training captions."""
+    """The vocabulary of the training captions, with `condition=text` and an encoder trained from scratch."""
     text = cfg.model.get("text")
     if cfg.condition != "text" or text is None or text.encoder != "own":
         return None
@@ -135,7 +135,7 @@ def device_type(accelerator: str) -> str:
     """`cuda` or `cpu`: what `trainer.accelerator` means here.
 
     Raises:
-        UserError: a GPU is wanted, and there is none.
+        UserError: a GPU is asked for and there is none.
     """
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if accelerator in ("gpu", "cuda") and not cuda:
@@ -152,8 +152,8 @@ def build_trainer(
         cfg: a complete training configuration.
         folder: the run folder.
         model: the family.
-        record: what the run's summary says at its start.
-        precision: what `auto` was settled to (aigc/precision.py); None: as configured.
+        record: the run's summary at its start.
+        precision: what `auto` was resolved to (aigc/precision.py); None: as configured.
 
     Raises:
         UserError: there is no such device, or the family does not train in this precision or sharded.
@@ -190,7 +190,7 @@ def build_trainer(
         max_epochs=-1,                  # the loader is endless; the budget ends the run
         limit_val_batches=0,            # the scores callback looks at held-out images, counted in images seen
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the loader deals the global batch out itself
+        use_distributed_sampler=False,  # the loader divides the global batch itself
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -207,7 +207,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
 
     Raises:
         UserError: a mistake in what was asked; nothing has been trained.
-        RunError: the run could not go on; `summary.json` says why.
+        RunError: the run could not continue; `summary.json` says why.
     """
     family = check_pair(cfg)
     quiet()
@@ -239,7 +239,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
         seen, stand = content["progress"]["images"], content.get(type(data).__qualname__, {})
         del content
     if data.own_files and "data" in before:
-        data.name = before["data"]["name"]  # also where the files lie elsewhere now
+        data.name = before["data"]["name"]  # even if the files have moved
     record = {"recipe": recipe_of(folder, before) or type(model).__name__.lower(),
               **identity(cfg, model, data, before, seen)}
     precision, measured = settle_precision(
@@ -254,7 +254,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
             f"'{folder}' was trained with {before['global_batch']} images a step over all devices, this would be "
             f"{images}: give batch_size={before['global_batch'] // trainer.world_size}"
         )
-    if stand:  # Lightning asks the data again, but only after the record has been cut back
+    if stand:  # Lightning checks too, but only after the record has been truncated
         data.trainer = trainer
         check_same_data(data, before)
         data.load_state_dict(stand)
@@ -277,7 +277,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
     finally:
         summary = {"status": status, "reason": reason}
         if trainer.is_global_zero:
-            with contextlib.suppress(RunError):  # the disk that ended the run does not take its summary either
+            with contextlib.suppress(RunError):  # a full disk that ended the run refuses its summary too
                 summary = write_summary(folder, **(before if refused else outcome(trainer, model, status, reason)))
             if not refused:
                 with contextlib.suppress(OSError):
@@ -296,18 +296,18 @@ def quiet() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep what a step frees for the next one, instead of giving it back and faulting it in again.
+    """Lets glibc keep the memory that a step frees for the next one, instead of returning it and faulting it in again.
 
-    On two CPU cores a VAE then makes about 15% more steps, a GAN 5%, for 60 MB. Other C libraries are left alone.
+    On two CPU cores a VAE then takes about 15% more steps, a GAN 5%, for 60 MB. Other C libraries are left alone.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 1 << 30)       # M_MMAP_THRESHOLD: no mapping of its own for each large tensor
-        libc.mallopt(-1, 2**31 - 1)     # M_TRIM_THRESHOLD: nothing goes back to the kernel before the end
+        libc.mallopt(-3, 1 << 30)       # M_MMAP_THRESHOLD: no separate mapping for each large tensor
+        libc.mallopt(-1, 2**31 - 1)     # M_TRIM_THRESHOLD: nothing returns to the kernel before exit
 
 
 def check_resumable(content: dict[str, Any], model: Family, path: Path) -> None:
-    """Refuses a checkpoint of another family, or of the same with another shape.
+    """Refuses a checkpoint of another family.
 
     Raises:
         UserError: says which.
@@ -319,7 +319,7 @@ def check_resumable(content: dict[str, Any], model: Family, path: Path) -> None:
 
 
 def check_same_data(data: ImageData, before: dict[str, Any]) -> None:
-    """Refuses to resume a run with data of another shape; the data themselves compare seed, number and fingerprint.
+    """Refuses to resume with data of another shape; the data module itself checks seed, number and fingerprint.
 
     Raises:
         UserError: names what differs.
@@ -336,14 +336,14 @@ def check_same_data(data: ImageData, before: dict[str, Any]) -> None:
 def identity(
     cfg: DictConfig, model: Family, data: ImageData, before: dict[str, Any], seen: int | None
 ) -> dict[str, Any]:
-    """What a run's summary says from its start: who it is, and what was asked for.
+    """The part of a run's summary that is known at its start: what it is and what was configured.
 
     Args:
         cfg: a complete training configuration.
         model: the family.
         data: the data module, set up.
-        before: the summary so far of a run that goes on; empty for a new one.
-        seen: images seen by the checkpoint that it goes on from; None for a new one.
+        before: the summary so far of a resumed run; empty for a new one.
+        seen: images seen by the checkpoint that is resumed; None for a new run.
     """
     typed = HydraConfig.get() if HydraConfig.initialized() else None
     resumes = list(before.get("resumes", []))
@@ -352,7 +352,7 @@ def identity(
     return {
         "study": cfg.study,
         "seed": cfg.seed,
-        "signature": before.get("signature") or signature(to_plain(cfg)),  # a resumed run stays the experiment it is
+        "signature": before.get("signature") or signature(to_plain(cfg)),  # a resumed run keeps its identity
         "family": type(model).__name__,
         "condition": cfg.condition,
         "prompt": next(iter(data.texts("train") or []), None) if cfg.condition == "text" else None,
@@ -367,11 +367,11 @@ def identity(
 
 
 def recipe_of(folder: Path, before: dict[str, Any]) -> str | None:
-    """What `model=` named when the run was started first, where that is known.
+    """What `model=` named when the run was first started, where that is known.
 
     Args:
         folder: the run folder.
-        before: the summary so far of a run that goes on.
+        before: the summary so far of a resumed run.
     """
     if before.get("recipe"):
         return before["recipe"]
@@ -382,7 +382,7 @@ def recipe_of(folder: Path, before: dict[str, Any]) -> str | None:
 
 
 def begin(cfg: DictConfig, model: Family, trainer: L.Trainer, seen: int | None) -> dict[str, Any]:
-    """Tells the loggers that a run starts, or goes on after `seen` images; what its summary adds to `identity`."""
+    """Tells the loggers that a run starts or continues after `seen` images; returns what its summary adds then."""
     found = {}
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
@@ -394,7 +394,7 @@ def begin(cfg: DictConfig, model: Family, trainer: L.Trainer, seen: int | None) 
         "reason": None,
         "precision": trainer.precision,
         "devices": trainer.world_size,
-        "global_batch": cfg.batch_size * trainer.world_size,  # images a step
+        "global_batch": cfg.batch_size * trainer.world_size,  # images per step
         **found,
         **environment(),
     }

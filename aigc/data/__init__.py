@@ -1,1 +1,1 @@
-"""Data: one LightningDataModule for each kind of source, all with the same endless, resumable batches."""
+"""Data: one LightningDataModule per kind of source, all with the same endless, resumable batches."""

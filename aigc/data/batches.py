@@ -1,4 +1,4 @@
-"""Which images make batch k: a pure function of (seed, k), so that any run resumes anywhere, with any workers."""
+"""Which images form batch k: a pure function of (seed, k), so any run resumes at any batch, with any workers."""
 
 import itertools
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from torch.utils.data import Dataset, Sampler
 from aigc.data.split import Batch, Split
 from aigc.noise import mix
 
-ORDER, AUGMENT, EVALUATE = 1, 2, 3  # what a seed is for: keeps the streams of random numbers apart
+ORDER, AUGMENT, EVALUATE = 1, 2, 3  # the purpose of a seed: keeps the random streams apart
 
 
-@lru_cache(maxsize=4)  # two sides, each at the turn of an epoch
+@lru_cache(maxsize=4)  # two sides, each across the end of an epoch
 def _epoch(seed: int, epoch: int, n: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, ORDER, epoch)))
 
@@ -31,7 +31,7 @@ def stream(seed: int, n: int, start: int, stop: int) -> Tensor:
 
 
 class TrainBatches(Dataset):
-    """Batch k of rank r: the r-th of `world` equal parts of global batch k, augmented; there is no last batch.
+    """Batch k of rank r: the r-th of `world` equal parts of global batch k, augmented; batches never end.
 
     Neither the images of a global batch nor their augmentation depend on the number of ranks or workers.
     """
@@ -59,7 +59,7 @@ class TrainBatches(Dataset):
 
 
 class EvalBatches(Dataset):
-    """A fixed, finite list of batches for measuring: a seeded permutation cut to `limit`, every `world`-th of it."""
+    """A fixed, finite list of batches for evaluation: every `world`-th of a seeded permutation cut to `limit`."""
 
     def __init__(self, split: Split, *, batch_size: int, seed: int, limit: int | None, rank: int, world: int):
         generator = torch.Generator().manual_seed(mix(seed, EVALUATE))
@@ -85,5 +85,5 @@ class Endless(Sampler):
         self.start = start
 
     def __iter__(self) -> Iterator[int]:
-        """Counts up for ever."""
+        """Counts up forever."""
         return itertools.count(self.start)

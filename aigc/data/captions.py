@@ -12,7 +12,7 @@ from aigc.errors import UserError
 WORDS = (".txt", ".caption")
 METADATA = ("metadata.jsonl", "metadata.csv")
 TEXT_NAMES = ("text", "caption", "captions", "prompt", "sentence", "sentences", "description", "title", "txt")
-LONGEST = 2**16     # bytes of a file that is read as one caption
+LONGEST = 2**16     # most bytes of a file that is read as one caption
 
 
 def first_text(value: Any) -> str:
@@ -23,10 +23,10 @@ def first_text(value: Any) -> str:
 
 
 def metadata_rows(name: str, data: bytes, where: str) -> list[dict[str, Any]]:
-    """The rows of a metadata file, each with `file_name`.
+    """The rows of a metadata file, each with a `file_name`.
 
     Raises:
-        UserError: it is torn, or has no such column.
+        UserError: it is damaged, or has no such column.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -46,16 +46,16 @@ def metadata_rows(name: str, data: bytes, where: str) -> list[dict[str, Any]]:
 def captions_beside(
     names: Sequence[str], beside: Iterable[str], read: Callable[[str], bytes], where: str
 ) -> dict[str, str]:
-    """Captions by image name, of those images that have one.
+    """Captions by image name, for the images that have one.
 
     Args:
-        names: of images, relative, with forward slashes.
-        beside: of files that may hold captions.
-        read: content of such a file.
-        where: what a person calls the folder, for errors.
+        names: of the images, relative, with forward slashes.
+        beside: names of files that may hold captions.
+        read: returns the content of such a file.
+        where: the folder's name in error messages.
 
     Raises:
-        UserError: a metadata file is torn, or a caption is no text.
+        UserError: a metadata file is damaged, or a caption is not text.
     """
     found: dict[str, str] = {}
     sidecars = set()
@@ -88,13 +88,13 @@ def captions_beside(
 def _read(read: Callable[[str], bytes], name: str, where: str) -> bytes:
     try:
         return read(name)
-    except Exception as error:  # a pipe, no permission, a torn zip
+    except Exception as error:  # a pipe, no permission, a damaged zip
         raise UserError(f"{shown(name)} in {where} cannot be read ({error}): move it, or set data.captions=false"
                         ) from error
 
 
 def complete(names: Sequence[str], captions: dict[str, str]) -> tuple[list[str], str]:
-    """A caption for every image, empty where there is none, and a remark about those."""
+    """A caption for every image, empty where there is none, and a remark about the images without one."""
     without = [name for name in names if not captions.get(name)]
     remark = f"{len(without):,} without a caption, taken as empty: {listed(without)}" if without else ""
     return [captions.get(name, "") for name in names], remark

@@ -1,9 +1,9 @@
-"""What every set of images has in common: batches that are pure functions of their number, and facts about the data.
+"""What all image data share: batches that are pure functions of their number, and facts about the data.
 
 - Batch k of training depends on (seed, k, global batch) alone: resume is exact, with any number of workers.
-- Images that fit in memory are decoded once and gathered by one `index_select` a batch; others stream through workers.
+- Images that fit in memory are decoded once, then gathered with one `index_select` per batch; others are streamed.
 - Loaders give uint8; images become float32 in [-1, 1] on the device (`to_float`).
-- `split_seed` cuts (and renders) the data, `seed` orders it: runs with other seeds are scored on the same images.
+- `split_seed` splits (and renders) the data, `seed` orders it: runs with different seeds are scored on equal images.
 """
 
 import hashlib
@@ -23,28 +23,28 @@ from aigc.data.names import counted, listed, shown
 from aigc.data.split import Batch, Split
 from aigc.errors import UserError, choices
 
-IMAGE_KEYS = ("image", "a", "b", "source", "target")  # of a batch, whatever its kind
+IMAGE_KEYS = ("image", "a", "b", "source", "target")  # keys of images in batches of any kind
 
 
 class ImageData(L.LightningDataModule):
     """Images, with labels or captions where the data have them.
 
-    A subclass defines `load()`, and `prepare_data()` where something is to be downloaded. `name`, `licence`, `classes`
-    and `class_names` are its to set; `channels`, `size` and `fingerprint` follow from what `load` returns.
+    A subclass defines `load()`, and `prepare_data()` if it downloads. It sets `name`, `licence`, `classes` and
+    `class_names`; `channels`, `size` and `fingerprint` follow from what `load` returns.
     """
 
     kind: str = "images"  # captioned where batches have `text`; unpaired and paired: aigc/data/pairs.py
-    own_files = False  # True: `name` says where the images lie, and is no part of what they are
-    licence: str | None = None  # what its authors allow, in a few words; None: not known here
+    own_files = False  # True: `name` is a location, not part of the data's identity
+    licence: str | None = None  # what its authors allow, in a few words; None: not known
 
     def __init__(
         self,
         *,
-        batch_size: int,                # images a batch on every device
+        batch_size: int,                # images per batch on each device
         seed: int = 0,                  # order and augmentation of the training images
-        split_seed: int = 0,            # what is held out (and rendered)
+        split_seed: int = 0,            # of the held-out images (and of rendering)
         flip: bool = False,             # mirror training images left to right, half of the time
-        workers: int | str = "auto",    # processes that decode what does not fit in memory; auto: one a core, up to 8
+        workers: int | str = "auto",    # processes that decode what does not fit in memory; auto: one per core, up to 8
         memory_gb: float = 2.0,         # decode up to this much (2^30 bytes) once; stream what is larger
     ):
         super().__init__()
@@ -64,9 +64,9 @@ class ImageData(L.LightningDataModule):
         self.classes: int | None = None
         self.class_names: list[str] | None = None
         self.fingerprint: str = ""
-        self.left_out: list[str] = []                            # what was not taken: "<reason>: <n> (<names>)"
-        self.notes: list[str] = []                               # what else a person should know about the data
-        self.unlabelled = ""                                     # why there are no classes where there might be
+        self.left_out: list[str] = []                            # files left out: "<reason>: <n> (<names>)"
+        self.notes: list[str] = []                               # further remarks about the data, for the log
+        self.unlabelled = ""                                     # why there are no classes where one might expect them
         self.seen: Any = None                                    # encoded.Seen, where the images come from files
         self.start_batch = 0                                     # number of the first training batch
         self.splits: dict[str, Split] = {}
@@ -74,7 +74,7 @@ class ImageData(L.LightningDataModule):
     # ---- what a subclass defines ----
 
     def load(self) -> dict[str, Split]:
-        """The splits by name, all of one shape: train, and validation and test where images are held out for them.
+        """The splits by name, of one image shape: train, and validation and test where images are held out for them.
 
         Raises:
             UserError: missing or corrupt data.
@@ -82,7 +82,7 @@ class ImageData(L.LightningDataModule):
         raise TypeError(f"{type(self).__name__} must define load()")
 
     def facts(self) -> dict[str, Any]:
-        """What a run's record says about its data, plain values."""
+        """What a run's record says about its data, as plain values."""
         self.setup()
         return {
             "name": self.name, "licence": self.licence, "kind": self.kind, "channels": self.channels,
@@ -92,7 +92,7 @@ class ImageData(L.LightningDataModule):
         }
 
     def found(self) -> list[str]:
-        """Says what the data hold, in a line, and in a second one what was left out, if anything was."""
+        """One line that describes the data, and a second one if anything was left out."""
         self.setup()
         counts = {name: len(split) for name, split in self.splits.items()}
         parts = [f"{counted(sum(counts.values()), 'image')}{self._classes()}, {self._sizes()}, "
@@ -130,20 +130,20 @@ class ImageData(L.LightningDataModule):
         return [f"{count:,} for {name} are copies of training images" for name, count in n.items() if count]
 
     def look_at(self, parts: Mapping[str, Any]) -> None:
-        """Keeps what reading the files of `encoded.Part`s found out, for `found`."""
+        """Keeps the findings about the files of `encoded.Part`s, for `found`."""
         self.seen = next(iter(parts.values())).seen
         if self.seen.broken:
             self.left_out.append(f"files that cannot be read: {len(self.seen.broken):,} ({listed(self.seen.broken)})")
 
     def fits(self, n: int, channels: int, size: tuple[int, int]) -> bool:
-        """Whether n images of this shape may be held in memory, `memory_gb` in all."""
+        """Whether n images of this shape fit in `memory_gb`."""
         return n * channels * size[0] * size[1] <= self.memory_gb * 2**30
 
     # ---- facts ----
 
     @property
     def sequence(self) -> str:
-        """Names the images and their order in `eval_dataloader`, `split_seed`'s even where it cuts nothing."""
+        """Identifies the images and their order in `eval_dataloader` (`split_seed` orders given splits, too)."""
         return f"{self.fingerprint} in order {self.split_seed}"
 
     def setup(self, stage: str | None = None) -> None:
@@ -157,7 +157,7 @@ class ImageData(L.LightningDataModule):
         self.fingerprint = self._fingerprint(None if self.own_files else self.name)
 
     def _fingerprint(self, called: str | None) -> str:
-        """Identifies the data, if they are called so; None: by what they are alone."""
+        """Identifies the data under the name `called`; None: by their content alone."""
         digest = hashlib.sha256(repr((called, self.classes, self.class_names)).encode())
         for name, split in sorted(self.splits.items()):
             digest.update(name.encode())
@@ -168,7 +168,7 @@ class ImageData(L.LightningDataModule):
         """The split called `name`.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: there is no such split.
         """
         self.setup()
         if name not in self.splits:
@@ -182,7 +182,7 @@ class ImageData(L.LightningDataModule):
         return len(self.split(split))
 
     def images(self, split: str, *, limit: int | None = None) -> Tensor:
-        """The first `limit` images of a split in their own order, uint8 `(n, c, h, w)`; streamed ones are decoded."""
+        """The first `limit` images of a split in stored order, uint8 `(n, c, h, w)`; streamed ones are decoded."""
         source = self.split(split).images
         if isinstance(source, Tensor):
             return source[:limit]
@@ -207,7 +207,7 @@ class ImageData(L.LightningDataModule):
 
     @property
     def global_batch(self) -> int:
-        """Images a training step, all devices together."""
+        """Images per training step over all devices."""
         return self.batch_size * self._place[1]
 
     def train_dataloader(self) -> DataLoader:
@@ -221,7 +221,7 @@ class ImageData(L.LightningDataModule):
     def eval_dataloader(
         self, split: str, *, limit: int | None = None, batch_size: int | None = None, rank: int = 0, world: int = 1
     ) -> DataLoader:
-        """Up to `limit` images of a split once, always the same ones in the same order, every `world`-th from `rank`.
+        """Up to `limit` images of a split once, always the same in the same order; every `world`-th from `rank` on.
 
         Raises:
             UserError: there is no such split.
@@ -257,14 +257,14 @@ class ImageData(L.LightningDataModule):
 
     @staticmethod
     def to_float(batch: Batch) -> Batch:
-        """The batch, images uint8, with all its images as float32 in [-1, 1]."""
+        """The batch with its uint8 images converted to float32 in [-1, 1]."""
         images = {key: batch[key] for key in IMAGE_KEYS if key in batch}
         for image in images.values():
             assert image.dtype == torch.uint8, f"images are {image.dtype} already"
         return {**batch, **{key: image.to(torch.float32).div_(127.5).sub_(1) for key, image in images.items()}}
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Converts on the device: a quarter of the bytes travel."""
+        """Converts on the device, so that a quarter of the bytes is transferred."""
         return self.to_float(batch)
 
     def prepare(self, batch: Batch, device: torch.device | str) -> Batch:
@@ -276,7 +276,7 @@ class ImageData(L.LightningDataModule):
     # ---- resume ----
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands, and what must be equal for the same batches to follow."""
+        """The number of the next batch, and what must match for the same batches to follow."""
         family: Any = self.trainer.lightning_module if self.trainer else None
         batches = family.progress.batches if family else self.start_batch
         return {"batches": batches, "global_batch": self.global_batch, "seed": self.seed,
@@ -290,7 +290,7 @@ class ImageData(L.LightningDataModule):
         """
         self.setup()
         now = self.state_dict()
-        called = state.get("name", self.name)  # of when own files counted with their folder's name
+        called = state.get("name", self.name)  # from when the folder's name counted for own files too
         if state["fingerprint"] != self.fingerprint and state["fingerprint"] == self._fingerprint(called):
             now["fingerprint"] = state["fingerprint"]
         for key, word in {"global_batch": "global batch (batch_size x devices)", "seed": "seed",
@@ -303,6 +303,6 @@ class ImageData(L.LightningDataModule):
 
 
 def _start_worker(_: int) -> None:
-    """Ctrl-C and termination are the trainer's to handle; a worker ends when the trainer does."""
+    """The trainer handles Ctrl-C and termination; a worker ends when the trainer does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

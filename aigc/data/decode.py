@@ -17,7 +17,7 @@ GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 ORIENTED = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # where PNG and JPEG keep an orientation
 ORIENTATION = 0x0112  # number of the EXIF tag
-VERSION = 1  # of the pixels that come out of 8 bits; part of a data set's fingerprint, as is the range of others
+VERSION = 1  # of decoding 8-bit files; part of a data set's fingerprint, as is the range of deeper ones
 
 
 def parse_size(size: Any, name: str = "size") -> tuple[int, int] | None:
@@ -47,10 +47,10 @@ def parse_channels(channels: Any) -> int | None:
 
 @dataclass
 class Wanted:
-    """How images shall come out of their files: the options of every source of files, checked.
+    """How images are to be decoded: the options that all sources of files share, checked.
 
     Raises:
-        UserError: an option is none of those listed.
+        UserError: an option has none of the values listed.
     """
 
     size: Any = None                # pixels or [height, width]; (h, w) once checked
@@ -71,23 +71,23 @@ def header(data: bytes) -> tuple[tuple[int, int], bool]:
     """((height, width) as displayed, whether it is grey) of an image file, without decoding its pixels.
 
     Raises:
-        OSError: not an image, or unreadable (also other exceptions: Pillow's decoders raise what they like).
+        OSError: not an image, or unreadable (Pillow's decoders also raise other exceptions).
     """
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
-        looked_up = image.format != "PNG" or "exif" in image.info   # Pillow decodes a PNG to look for more
+        looked_up = image.format != "PNG" or "exif" in image.info   # for others Pillow would decode the whole PNG
         if looked_up and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8):  # EXIF orientation: a quarter turn
             width, height = height, width
         return (height, width), image.mode in GREY_MODES
 
 
 def extremes(data: bytes) -> Extremes | None:
-    """The least and the greatest value of an image file with more than 8 bits a channel; None: it has 8.
+    """The least and the greatest value of an image file with more than 8 bits per channel; None: it has 8.
 
     Raises:
-        OSError: broken, or it holds NaN (also other exceptions: Pillow's decoders raise what they like).
+        OSError: broken, or it holds NaN (Pillow's decoders also raise other exceptions).
     """
     from PIL import Image
 
@@ -106,13 +106,13 @@ def decode(
     """An image file as uint8 `(channels, h, w)`: turned upright, on white where transparent, at 8 bits.
 
     Resized with antialiasing (bicubic). Another aspect ratio is centre-cropped (`fit="crop"`), padded with white
-    (`"pad"`) or stretched (`"stretch"`). `margin` is the share of a side that stays white at each end of it: what is
-    fitted is smaller by twice that. With `halves`, the left and the right half are an image each, one after the
-    other: `(2 * channels, h, w)`. `limits` are black and white of a file with more than 8 bits (None: by its own
-    extremes); `stretched`: those of files with 8 bits, too.
+    (`"pad"`) or stretched (`"stretch"`). `margin` is the share of each side that stays white at both ends: the image is
+    fitted into what remains. With `halves`, the left and the right half are two images, one after the
+    other: `(2 * channels, h, w)`. `limits` are black and white of a file with more than 8 bits (None: its own
+    extremes); with `stretched`, also of files with 8 bits.
 
     Raises:
-        OSError: broken or truncated (also other exceptions: Pillow's decoders raise what they like).
+        OSError: broken or truncated (Pillow's decoders also raise other exceptions).
     """
     from PIL import Image, ImageOps
 
@@ -120,8 +120,8 @@ def decode(
     with Image.open(io.BytesIO(data)) as opened:
         image: Image.Image = opened
         enough = (2 + 2 * halves) * max(size)
-        opened.draft(None, (enough, enough))               # JPEG: decode at 1/2, 1/4, 1/8 where that is enough
-        opened.load()                                      # also finds what a PNG says after its pixels
+        opened.draft(None, (enough, enough))               # JPEG: decode at 1/2, 1/4, 1/8 if large enough
+        opened.load()                                      # also reads PNG chunks after the pixels
         if _may_be_deep(opened, data) and (deep := deep_values(opened, data)) is not None:
             image = eight_bits(deep[0], limits or range_of(extremes_of(*deep))[0])
             image.getexif()[ORIENTATION] = opened.getexif().get(ORIENTATION, 1)
@@ -142,7 +142,7 @@ def decode(
 
 
 def _may_be_deep(image: Any, data: bytes) -> bool:
-    """Whether an opened file may hold more than 8 bits a channel."""
+    """Whether an opened file may hold more than 8 bits per channel."""
     return image.mode.startswith(("I", "F")) or image.format == "TIFF" or (image.format == "PNG" and data[24] == 16)
 
 
@@ -171,9 +171,9 @@ def _centred(image: Any, size: tuple[int, int]) -> Any:
 
 
 def fit_images(images: Tensor, *, size: tuple[int, int] | None, channels: int | None) -> Tensor:
-    """Decoded images uint8 `(n, c, h, w)` at another size (stretched, antialiased bicubic) or number of channels.
+    """Converts uint8 images `(n, c, h, w)` to another size (stretched, antialiased bicubic) or number of channels.
 
-    Grey is ITU-R 601 luma, as Pillow's.
+    Grey is ITU-R 601 luma, as in Pillow.
     """
     if channels == 3 and images.shape[1] == 1:
         images = images.repeat(1, 3, 1, 1)

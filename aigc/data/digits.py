@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 real handwritten digits, 8 x 8 grey: embedded, nothing to download."""
+"""scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, grey: part of that package, nothing to download."""
 
 from collections.abc import Sequence
 
@@ -13,16 +13,16 @@ from aigc.data.split import Split, cut
 class Digits(ImageData):
     """The test set of the "Optical Recognition of Handwritten Digits" collection (Alpaydin and Kaynak, UCI, 1998)."""
 
-    licence = "CC BY 4.0"                    # as UCI's page of the collection says
+    licence = "CC BY 4.0"                    # according to the collection's page at UCI
 
     def __init__(
         self,
         *,
-        batch_size: int,                     # images a batch on every device
+        batch_size: int,                     # images per batch on each device
         seed: int = 0,                       # order and augmentation of the training images
         split_seed: int = 0,                 # what is held out
         flip: bool = False,                  # mirror training images left to right, half of the time
-        validation: int | float = 0.1,       # number or fraction held out of all; 0: none
+        validation: int | float = 0.1,       # number or fraction of all images; 0: none
         test: int | float = 0.1,             # likewise
         size: int | Sequence[int] | None = None,  # pixels or [height, width]; None: 8
         channels: int | str = "auto",        # 1, 3, or auto: 1
@@ -36,7 +36,7 @@ class Digits(ImageData):
         self.class_names = [str(d) for d in range(10)]
 
     def load(self) -> dict[str, Split]:
-        """Train, validation and test, cut by `split_seed`."""
+        """Train, validation and test, drawn with `split_seed`."""
         from sklearn.datasets import load_digits
 
         source = load_digits()

@@ -1,4 +1,4 @@
-"""Archives from the network: fetched on one process, gone on with after a break, checked, unpacked whole."""
+"""Archives from the network: fetched by one process, resumed after an interruption, verified, unpacked as a whole."""
 
 import errno
 import hashlib
@@ -21,9 +21,9 @@ from typing import NoReturn
 
 from aigc.errors import UserError
 
-TRIES = 5            # connections in a row that may break off before we give up
-PAUSE = 2.0          # seconds before another try
-TIMEOUT = 60.0       # seconds without a byte
+TRIES = 5            # failed connections in a row before giving up
+PAUSE = 2.0          # seconds before the next attempt
+TIMEOUT = 60.0       # seconds without data
 CHUNK = 2**18        # bytes read at a time
 BROKEN_OFF = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip or tar archive and what is known about it; without a checksum, its length is checked alone."""
+    """A zip or tar archive and what is known about it; without a checksum, only its length is checked."""
 
     url: str
     bytes: int | None = None        # length of the original
@@ -40,13 +40,13 @@ class Archive:
 
 
 def fetch(archive: Archive, root: Path) -> None:
-    """Makes the folder `root` from an archive, unless it is there: downloads, checks and unpacks it.
+    """Makes the folder `root` from an archive, unless it exists: downloads, verifies and unpacks it.
 
-    A folder that everything in the archive lies in becomes `root` itself. Several processes may ask at once: one
-    works, the others wait for it.
+    A single top folder of the archive becomes `root` itself. Several processes may call this at once: one
+    works while the others wait.
 
     Raises:
-        UserError: no network, another length or checksum than the original's, a damaged archive, a full disk.
+        UserError: no network, a wrong length or checksum, a damaged archive, a full disk.
     """
     from filelock import FileLock
 
@@ -85,7 +85,7 @@ def _ending(url: str) -> str:
 
 
 def _download(archive: Archive, part: Path) -> None:
-    """Completes the file `part`, from where it ends."""
+    """Completes the partial file `part`."""
     log.info("downloading %s", archive.url)
     tries = 0
     while True:
@@ -114,13 +114,13 @@ def _connect(archive: Archive, part: Path, have: int) -> int:
     try:
         answer = urllib.request.urlopen(urllib.request.Request(archive.url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:              # 416: there is nothing after `have` bytes
+        if error.code != 416 or not have:              # 416: nothing follows `have` bytes
             raise
         error.close()
         total = _number(error.headers.get("Content-Range", "").rpartition("/")[2])
         if total == have:
             return have
-        part.unlink()                                  # longer than the archive: another file's beginning
+        part.unlink()                                  # longer than the archive: part of another file
         return _connect(archive, part, 0)
     with answer:
         resumed = answer.status == 206
@@ -156,7 +156,7 @@ def _refuse(archive: Archive, part: Path, reason: str, cause: BaseException | No
 
 
 def _check(archive: Archive, part: Path) -> None:
-    """Compares the checksum, where one is known; the file is deleted if it is another."""
+    """Verifies the checksum, where one is known; deletes the file if it differs."""
     if archive.sha256 is None:
         return
     with open(part, "rb") as file:
@@ -171,9 +171,9 @@ def _check(archive: Archive, part: Path) -> None:
 
 
 def _unpack(packed: Path, root: Path, url: str) -> None:
-    """Unpacks into a temporary folder, which then becomes `root`; a damaged archive is deleted."""
+    """Unpacks into a temporary folder, which then becomes `root`; deletes a damaged archive."""
     temporary = root.parent / f".{root.name}.unpacking"
-    shutil.rmtree(temporary, ignore_errors=True)       # of a process that was killed
+    shutil.rmtree(temporary, ignore_errors=True)       # left by a process that was killed
     try:
         temporary.mkdir()
         if zipfile.is_zipfile(packed):
@@ -214,7 +214,7 @@ def _untar(packed: Path, folder: Path) -> None:
 
 
 def _refuse_escape(name: str, packed: Path) -> None:
-    """Refuses names that would be written outside the folder that an archive is unpacked into."""
+    """Refuses names that lead outside the folder that an archive is unpacked into."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[:1]:
         raise UserError(f"{packed} holds '{name}', which would be written outside its folder: do not use this archive")

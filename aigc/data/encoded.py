@@ -1,8 +1,8 @@
-"""Sets of encoded image files, wherever they lie: checked together, then decoded once or streamed.
+"""Sets of encoded image files from any source: checked together, then decoded once or streamed.
 
-Every file is opened and decoded before training starts, so that all broken ones are named at once. What that finds
-out about a set of many files is kept in the cache folder, and so are its decoded images if they are small, for the
-next run and the other ranks: 60,000 JPEGs of 32 px took 36 s to decode on two busy cores, and 2 s to read back.
+Every file is opened and decoded before training starts, so that all broken ones are named at once. The findings about
+large sets, and their decoded images if these are small, are cached for the next run and the other ranks: 60,000 JPEGs
+of 32 px took 36 s to decode on two busy cores, and 2 s to read back.
 """
 
 import hashlib
@@ -22,25 +22,25 @@ from aigc.data.values import Extremes, Range, common, range_of
 from aigc.errors import UserError
 from aigc.metrics.cache import keep_cached, load_cached
 
-SCANNED = 4          # version of what is kept of looking at files
-NAMED = 20           # broken files named in an error; the rest are counted
-MIXED_SIZE = 32      # pixels of images whose own sizes differ, unless a size is chosen
-CHUNK = 64           # files a thread takes at a time
-MANY = 2_000         # files from which on the next run is spared looking at them again
+SCANNED = 4          # version of the stored findings about files
+NAMED = 20           # broken files named in an error; the rest is counted
+MIXED_SIZE = 32      # pixels, where the images' sizes differ and none is chosen
+CHUNK = 64           # files that a thread takes at a time
+MANY = 2_000         # from this many files on, the next run reuses the findings
 KEPT = 2**28         # bytes of decoded images kept for the next run
-SMALL = 16_384       # bytes of a file that is not worth a thread
+SMALL = 16_384       # bytes; reading smaller files in threads does not pay
 
 
 class Files(Protocol):
     """Encoded images by number; survives pickling into a worker."""
 
-    key: str  # changes when any file may have changed
+    key: str  # differs if any file may have changed
 
     def __len__(self) -> int:
         """Number of files."""
 
     def name(self, i: int) -> str:
-        """What a person calls file i."""
+        """The name of file i in messages."""
 
     def read(self, i: int) -> bytes:
         """The content of file i."""
@@ -48,29 +48,29 @@ class Files(Protocol):
 
 @dataclass
 class Scan:
-    """What looking at every file found out."""
+    """The findings about every file."""
 
-    native: tuple[int, int] | None      # (h, w) that all images have, or None: they differ
+    native: tuple[int, int] | None      # (h, w) of all images; None: they differ
     grey: bool                          # no image has colour
-    broken: dict[str, dict[int, str]]   # by part: number of a broken file, and why
-    digests: dict[str, str]             # by part: hash of the content of the others
-    sides: list[int]                    # of the images: the shortest and the longest, in pixels
-    mixed: bool                         # some files have more than 8 bits, and some have 8
-    deep: list[list[Any]]               # kind, least and greatest value of files with more than 8 bits, by kind
+    broken: dict[str, dict[int, str]]   # by part: broken files by number, with the reason
+    digests: dict[str, str]             # by part: hash of the other files' content
+    sides: list[int]                    # shortest and longest side of all images, in pixels
+    mixed: bool                         # some files have more than 8 bits, some have 8
+    deep: list[list[Any]]               # of files with more than 8 bits: [kind, least, greatest value]
     prints: dict[str, Tensor]           # by part: 64 bits of every file's hash, (n,) int64
     shapes: dict[str, Tensor]           # by part: height and width of every file, (n, 2) int32; 0 of broken ones
 
     @property
     def extremes(self) -> list[Extremes]:
-        """Of the values of files with more than 8 bits."""
+        """The extremes of files with more than 8 bits, by kind of numbers."""
         return [Extremes(*one) for one in self.deep]
 
 
 class Seen(NamedTuple):
-    """What a person should know about the files of a set."""
+    """What the log says about the files of a set."""
 
     sides: tuple[int, int]              # pixels of the shortest and of the longest side
-    values: str                         # how values beyond 8 bits are understood; empty: there are none
+    values: str                         # how values beyond 8 bits are read; empty: there are none
     broken: list[str]                   # files that were skipped, each with the reason
 
 
@@ -79,7 +79,7 @@ class Encoded:
 
     def __init__(self, files: Files, rows: Tensor, **options: Any):
         self.files = files
-        self.rows = rows                # numbers of the files that are images 0, 1, ...
+        self.rows = rows                # file numbers of images 0, 1, ...
         self.options = options          # of `decode`
         self.shape = (len(rows), _channels(options), *options["size"])
 
@@ -98,7 +98,7 @@ class Part(NamedTuple):
     rows: Tensor
     images: Tensor | Encoded
     digest: str
-    prints: Tensor                      # one number for each image, (n,) int64; those of equal files are equal
+    prints: Tensor                      # one number per image, (n,) int64, equal for equal files
     seen: Seen                          # of all parts together
 
     def split(self, rows: Tensor, labels: Tensor | None, texts: Sequence[str] | None) -> Split:
@@ -116,15 +116,14 @@ def open_parts(
     margins: Mapping[str, float] | None = None,
     check: Callable[[Mapping[str, Files], Mapping[str, Tensor]], None] | None = None,
 ) -> dict[str, Part]:
-    """Opens every part as `wanted`: at its size, or with `sizes` at one for each part, with 1 channel if all are grey.
+    """Opens every part as `wanted`; `sizes` gives parts their own sizes; one channel if all images are grey.
 
-    Without a size, images keep their own if all agree, and else become squares of `mixed_size`. With `halves` every
-    file is two images side by side, whose channels follow one another; `margins` are the parts' (see `decode`).
-    `check` is shown height and width of all files, `(n, 2)` by part, before they are decoded.
+    Without a size, images keep theirs if all agree, and otherwise become squares of `mixed_size`. With `halves`, every
+    file is two images side by side, whose channels are stacked; `margins` are those of the parts (see `decode`).
+    `check` receives height and width of all files, `(n, 2)` by part, before they are decoded.
 
     Raises:
-        UserError: broken files, all of them together, unless they are to be skipped; or no good ones; or values that
-            no one range fits.
+        UserError: files are broken (all are named) and not to be skipped, none is good, or no single range fits.
     """
     key = hashlib.sha256(repr([(part, files.key) for part, files in parts.items()]).encode()).hexdigest()[:24]
     key = f"images_{VERSION}.{SCANNED}_{key}"
@@ -168,15 +167,15 @@ def open_parts(
 
 
 def _channels(options: Mapping[str, Any]) -> int:
-    """Channels of what `decode` gives."""
+    """Channels of `decode`'s output."""
     return options["channels"] * (2 if options.get("halves") else 1)
 
 
 def _limits(scan: Scan, wanted: Wanted, name: str) -> tuple[Range | None, str]:
-    """Black and white of the whole set, where it is not of 8 bits or they are chosen; and in words how they came.
+    """Black and white of the whole set, where it has more than 8 bits or they are chosen; and their origin in words.
 
     Raises:
-        UserError: files hold whole numbers and floats, which no one range fits.
+        UserError: some files hold whole numbers and some floats, which no single range fits.
     """
     if wanted.range is not None:
         return wanted.range, f"values from {wanted.range[0]:g} (black) to {wanted.range[1]:g} (white)"
@@ -219,7 +218,7 @@ def _scan_headers(parts: Mapping[str, Files]) -> Scan:
 
 
 def _decode_all(part: str, files: Files, scan: Scan, options: dict[str, Any], *, keep: bool) -> Tensor:
-    """Decodes every file, completing `scan`; uint8 `(n, c, h, w)`, or one image again and again unless `keep`."""
+    """Decodes every file, completing `scan`; uint8 `(n, c, h, w)`, or without `keep` one reused image."""
     n = len(files)
     images = torch.zeros(n if keep else 1, _channels(options), *options["size"], dtype=torch.uint8)
 
@@ -241,10 +240,10 @@ def _decode_all(part: str, files: Files, scan: Scan, options: dict[str, Any], *,
 
 
 def _each(files: Files, work: Callable[[int, bytes], Any], rows: Sequence[int]) -> list[Any]:
-    """`work(i, content)` of every file, or the reason (a str) why it is broken.
+    """`work(i, content)` for every file, or the reason (a str) why it is broken.
 
-    Large files in threads, because decoders free the interpreter's lock; small ones without, because taking turns at
-    it costs more than it gains (6,000 JPEGs of 32 px: 1.1 s in one thread, 2.7 s in two).
+    Large files are read in threads, because decoders release the interpreter's lock. Small ones are not: there the
+    contention costs more than the threads gain (6,000 JPEGs of 32 px: 1.1 s in one thread, 2.7 s in two).
     """
 
     def chunk(start: int) -> list[Any]:
@@ -252,7 +251,7 @@ def _each(files: Files, work: Callable[[int, bytes], Any], rows: Sequence[int]) 
         for i in rows[start : start + CHUNK]:
             try:
                 found.append(work(i, files.read(i)))
-            except Exception as error:  # decoders raise what they like: any failure means a broken file
+            except Exception as error:  # decoders raise anything: every failure means a broken file
                 found.append(_reason(error))
         return found
 
@@ -262,12 +261,12 @@ def _each(files: Files, work: Callable[[int, bytes], Any], rows: Sequence[int]) 
 
 
 def _typical_bytes(files: Files, rows: Sequence[int]) -> int:
-    """Size of the middle one of a few files."""
+    """Median size of a few files."""
     sizes = []
     for i in rows[:: max(1, len(rows) // 15)]:
         try:
             sizes.append(len(files.read(i)))
-        except Exception:  # a broken one, which is to be named later
+        except Exception:  # broken: named later
             sizes.append(0)
     return sorted(sizes)[len(sizes) // 2] if sizes else 0
 

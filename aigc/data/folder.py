@@ -1,4 +1,4 @@
-"""Your own images: a folder or a zip, with class subfolders or without, split into train/val/test folders or not."""
+"""Your own images: a folder or a zip, with or without class subfolders, with or without train/val/test folders."""
 
 import hashlib
 import os
@@ -34,7 +34,7 @@ class FolderFiles:
     def _facts(self, name: str) -> tuple[int, ...]:
         try:
             found = os.stat(self.root / name)
-        except OSError:                 # a link to nowhere: to be named when it is read
+        except OSError:                 # a dangling link: named when it is read
             return ()
         return found.st_size, found.st_mtime_ns
 
@@ -50,16 +50,16 @@ class FolderFiles:
         """Content of file i.
 
         Raises:
-            OSError: it cannot be read, or is no ordinary file: a pipe would wait for ever.
+            OSError: it cannot be read, or is not a regular file: reading a pipe would block forever.
         """
         return read_file(self.root / self.names[i])
 
 
 def read_file(path: Path) -> bytes:
-    """Content of an ordinary file.
+    """Content of a regular file.
 
     Raises:
-        OSError: it is none, or cannot be read.
+        OSError: it is not a regular file, or cannot be read.
     """
     if os.path.islink(path) and not os.path.exists(path):
         raise OSError("a dangling link")
@@ -69,7 +69,7 @@ def read_file(path: Path) -> bytes:
 
 
 class ZipFiles:
-    """Image files in a zip; every process opens it for itself."""
+    """Image files in a zip; every process opens its own handle."""
 
     def __init__(self, path: Path, names: list[str]):
         self.path = path
@@ -102,12 +102,12 @@ class ZipFiles:
 
 
 def image_files(path: Path, names: list[str]) -> Files:
-    """The files of these names in a folder or a zip."""
+    """The files with these names in a folder or a zip."""
     return FolderFiles(path, names) if path.is_dir() else ZipFiles(path, names)
 
 
 def leave_out_own(listing: Listing, root: Path) -> None:
-    """Takes what this program wrote off the list of images in `root`."""
+    """Removes what this program wrote from the list of images in `root`."""
     own: dict[str, list[str]] = {}
     for name, reason in ours(root, listing.plain).items():
         own.setdefault(reason, []).append(name)
@@ -118,10 +118,10 @@ def leave_out_own(listing: Listing, root: Path) -> None:
 class ImageFolder(ImageData):
     """A folder or zip of images, each taken once.
 
-    Folders `train`, `val` (or `valid`, `validation`) and `test` beside one another are the splits, whatever else lies
-    there; a missing one is held out of `train`, and without them all images are one set to cut (aigc/data/layout.py).
-    Below that, subfolders are classes, in natural order, if every image lies in one and there are at least two.
-    Captions beside the images make the set `captioned`. What this program wrote is not taken.
+    Sibling folders `train`, `val` (or `valid`, `validation`) and `test` are the splits, whatever else lies
+    beside them; a missing one is held out of `train`; without such folders, all are (aigc/data/layout.py).
+    Below them, subfolders are classes, in natural order, if there are at least two and every image lies in one.
+    Captions beside the images make the set `captioned`. Files that this program wrote are left out.
     """
 
     own_files = True
@@ -130,7 +130,7 @@ class ImageFolder(ImageData):
         self,
         *,
         path: str,                                  # folder or .zip
-        batch_size: int,                            # images a batch on every device
+        batch_size: int,                            # images per batch on each device
         seed: int = 0,                              # order and augmentation of the training images
         split_seed: int = 0,                        # what is held out
         flip: bool = False,                         # mirror training images left to right, half of the time
@@ -143,7 +143,7 @@ class ImageFolder(ImageData):
         range: Sequence[float] | None = None,       # [black, white] of 16-bit and float files; None: from the set
         fit: str = "crop",                          # other aspect ratios: crop, pad or stretch
         skip_broken: bool = False,                  # leave unreadable images out instead of stopping
-        follow_links: bool = False,                 # also take what links lead to outside the folder
+        follow_links: bool = False,                 # also follow links that lead out of the folder
         workers: int | str = "auto",                # processes that decode what does not fit in memory
         memory_gb: float = 2.0,                     # decode up to this much (2^30 bytes) once
         licence: str | None = None,                 # what its owner allows, for the record; None: not known
@@ -163,11 +163,11 @@ class ImageFolder(ImageData):
         self.wanted = Wanted(size, channels, fit, skip_broken, range)
 
     def prepare_data(self) -> None:
-        """Fails early, on one rank, and leaves the findings about large sets in the cache for the others."""
+        """Fails early, on one rank, and caches the findings about large sets for the others."""
         self.setup()
 
     def load(self) -> dict[str, Split]:
-        """Lists, checks and decodes the images, and cuts the splits that have no folder of their own."""
+        """Lists, checks and decodes the images, and holds out the splits that have no folder."""
         listing, root = self._list()
         captions = self._captions(listing, root)
         layout = lay_out(listing.names, str(self.path), labels=self.use_labels)
@@ -190,7 +190,7 @@ class ImageFolder(ImageData):
                 for split, (part, rows) in cut.items()}
 
     def _list(self) -> tuple[Listing, Path]:
-        """The images, without those that this program wrote, and the folder or zip that holds them."""
+        """The images, except those that this program wrote, and the folder or zip that holds them."""
         listing, root = look(self.path, "data.path", follow_links=self.follow_links), self.path
         refuse_unreadable(listing, "data.path", skip=self.wanted.skip_broken)
         if not listing.names and len(listing.zips) == 1:     # images.zip beside metadata.jsonl
@@ -248,7 +248,7 @@ class ImageFolder(ImageData):
 
 
 def cuts(parts: Mapping[str, Part], *, validation: int | float, test: int | float) -> bool:
-    """Whether images of train are held out for a split that has no part of its own."""
+    """Whether images of train are held out for a split that has no part."""
     return bool((validation and "validation" not in parts) or (test and "test" not in parts))
 
 
@@ -256,11 +256,10 @@ def cut_splits(
     parts: dict[str, Part], *, validation: int | float, test: int | float, seed: int,
     groups: Sequence[object] | None = None, labels: Tensor | None = None,
 ) -> dict[str, tuple[str, Tensor]]:
-    """Where each split comes from: the part and its rows; splits without a part of their own are held out of train.
+    """The part and the rows that form each split; splits without a part are held out of train.
 
-    `groups` (one value for each image of the part train) keeps images of one group in one split; without them, equal
-    files stay together. Every one of `labels` (of the part train) keeps an image to train on. A share of 0
-    is no split.
+    `groups` (one value per image of the part train) keeps the images of a group in one split; without it, equal files
+    stay together. Every class of `labels` (of the part train) keeps an image to train on. A share of 0 makes no split.
     """
     prints = parts["train"].prints
     if groups is None and len(prints.unique()) < len(prints):

@@ -1,7 +1,7 @@
-"""Whatever the `datasets` library can load: a Hub name, parquet files, or an image folder with `metadata.jsonl`.
+"""Anything that the `datasets` library loads: a Hub name, parquet files, or an image folder with `metadata.jsonl`.
 
-The columns that hold the images, the classes and the captions are found by their types and usual names, or named.
-Images are decoded by our own decoder, like every other source's.
+The columns of images, classes and captions are found by their types and usual names, or configured. Images are decoded
+by aigc/data/decode.py, as from every other source.
 """
 
 import logging
@@ -35,7 +35,7 @@ class RowFiles:
     """The image column of a `datasets.Dataset`: bytes in the table, or paths of files beside it."""
 
     def __init__(self, rows: Any, column: str, split: str):
-        self.rows = rows                # datasets.Dataset; its memory map is opened again in every worker
+        self.rows = rows                # datasets.Dataset; every worker reopens its memory map
         self.column = column
         self.split = split
         self.key = f"{rows._fingerprint} {column}"
@@ -48,7 +48,7 @@ class RowFiles:
         return self.rows.data.column(self.column)[i].as_py()
 
     def path(self, i: int) -> str | None:
-        """The path of row i's file, as the table has it."""
+        """The path of row i's file, as stored in the table."""
         value = self._value(i)
         return value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
 
@@ -67,11 +67,11 @@ class RowFiles:
 
 
 class HuggingFace(ImageData):
-    """Images, with labels and captions where there are any, through the `datasets` library.
+    """Images, with labels and captions where the source has them, through the `datasets` library.
 
-    The library's splits are used where they exist (train, validation or val or dev, test); a missing one is held out
-    of train. A set with one split of another name is cut into three. Classes are those that occur in train, in natural
-    order (a ClassLabel's in its own), under their original values as names; held-out rows of other classes are left
+    The library's splits are used where they exist (train; validation, val or dev; test); a missing one is held out
+    of train. A single split of another name is divided into three. The classes are those that occur in train, in
+    natural order (a ClassLabel's in its own), named by their original values; held-out rows of other classes are left
     out, as are files that this program wrote.
     """
 
@@ -81,15 +81,15 @@ class HuggingFace(ImageData):
         self,
         *,
         path: str,                                  # Hub name, folder, or .parquet file
-        batch_size: int,                            # images a batch on every device
+        batch_size: int,                            # images per batch on each device
         seed: int = 0,                              # order and augmentation of the training images
         split_seed: int = 0,                        # what is held out
         flip: bool = False,                         # mirror training images left to right, half of the time
-        subset: str | None = None,                  # configuration of a Hub data set that has several
+        subset: str | None = None,                  # configuration of a Hub data set with several
         image: str = "auto",                        # column of the images
         label: str | None = "auto",                 # column of the classes; None: no labels
         text: str | None = "auto",                  # column of the captions, or "{style} emoji of {text}"; None: none
-        validation: int | float = 0.1,              # number or fraction held out where there is no such split; 0: none
+        validation: int | float = 0.1,              # number or fraction held out for a missing split; 0: none
         test: int | float = 0.1,                    # likewise
         group: str | None = None,                   # column: rows with the same value are held out together
         size: int | Sequence[int] | None = None,    # pixels or [height, width]; None: their own if equal, else 32
@@ -107,18 +107,18 @@ class HuggingFace(ImageData):
         self.path = path
         self.name = Path(path).stem
         self.subset = subset
-        self.only: str | None = None                # the held-out split that is all there is, and so is cut into three
+        self.only: str | None = None                # the only split, if a held-out one: divided into three
         self.columns = {"image": image, "label": label, "text": text, "group": group}
         self.validation = validation
         self.test = test
         self.wanted = Wanted(size, channels, fit, skip_broken, range)
 
     def prepare_data(self) -> None:
-        """Downloads and converts on one rank, and checks the images; the others then read the library's cache."""
+        """Downloads, converts and checks the images on one rank; the others then read the library's cache."""
         self.setup()
 
     def load(self) -> dict[str, Split]:
-        """Finds the columns, checks and decodes the images, and cuts the splits that the source lacks."""
+        """Finds the columns, checks and decodes the images, and holds out the splits that the source lacks."""
         left_out: dict[str, list[str]] = {}
         found = self._load_tables()
         held = [SPLIT_NAMES.get(name.lower()) for name in found]
@@ -141,7 +141,7 @@ class HuggingFace(ImageData):
             self.kind = "captioned"
         files = {split: RowFiles(table, image, split) for split, table in tables.items()}
         parts = open_parts(files, self.wanted, name=self.path, fits=self.fits)
-        numbers = values is not None and len(set(values["train"])) == len(values["train"])   # of rows, not of classes
+        numbers = values is not None and len(set(values["train"])) == len(values["train"])   # row numbers, not classes
         if numbers and self.columns["label"] == "auto" and cuts(parts, validation=self.validation, test=self.test):
             values, self.unlabelled = None, f"column '{label}' has a different value in every row"
         labels = None if values is None else self._labels(values, parts, tables["train"].features[str(label)])
@@ -163,7 +163,7 @@ class HuggingFace(ImageData):
         return splits
 
     def _names(self, table: Any, column: str) -> dict[str, list[int]]:
-        """Names of the files of a local folder that a table's rows are, relative to it, and the rows of each."""
+        """Names of the files in a local folder that a table's rows refer to, relative to it, with the rows of each."""
         local, names = Path(self.path).expanduser(), dict[str, list[int]]()
         files = RowFiles(table, column, "")
         for i in range(len(table)) if local.is_dir() else ():
@@ -175,10 +175,10 @@ class HuggingFace(ImageData):
         return names
 
     def _not_taken(self, tables: Mapping[str, Any], column: str, left_out: dict[str, list[str]]) -> None:
-        """Names the pictures of a local folder that the library passed over.
+        """Names the pictures in a local folder that the library skipped.
 
         Raises:
-            UserError: it took what is called test or validation alone, and not what lies beside that.
+            UserError: it took only a test or validation folder, and skipped the pictures beside it.
         """
         taken = {name for table in tables.values() for name in self._names(table, column)}
         if not taken:
@@ -192,7 +192,7 @@ class HuggingFace(ImageData):
         left_out |= {"pictures that the datasets library passes over": missing} if missing else {}
 
     def _without_ours(self, table: Any, column: str, left_out: dict[str, list[str]]) -> Any:
-        """The rows of a local folder without those of files that this program wrote."""
+        """The rows of a local folder, except files that this program wrote."""
         names = self._names(table, column)
         own = ours(Path(self.path).expanduser(), list(names)) if names else {}
         for name, reason in own.items():
@@ -203,11 +203,11 @@ class HuggingFace(ImageData):
         return table.select([i for i in range(len(table)) if i not in gone]).flatten_indices() if gone else table
 
     def _load_tables(self) -> Mapping[str, Any]:
-        """The library's splits by its own names."""
+        """The library's splits under its own names."""
         datasets = library()
 
         datasets.logging.set_verbosity_error()
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, before our sentence
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides its retries before our message
         local = Path(self.path).expanduser()
         if not local.exists() and (self.path.startswith((".", "/", "~")) or self.path.endswith(".parquet")):
             raise UserError(f"data.path={self.path} does not exist: name a folder, a .parquet file or a Hub data set")
@@ -219,7 +219,7 @@ class HuggingFace(ImageData):
             return datasets.load_dataset(str(local) if local.exists() else self.path, self.subset)
         except UserError:
             raise
-        except Exception as error:  # the library raises dozens of kinds: missing, torn, unreachable, ambiguous
+        except Exception as error:  # the library raises dozens of kinds: missing, damaged, unreachable, ambiguous
             reason = (str(error).splitlines() or [""])[0].rstrip(". ") or type(error).__name__
             if isinstance(error.__cause__, Exception):
                 reason += f": {str(error.__cause__).splitlines()[0] if str(error.__cause__) else error.__cause__!r}"
@@ -229,7 +229,7 @@ class HuggingFace(ImageData):
                             "network") from error
 
     def _find(self, role: str, features: Mapping[str, Any], found: list[str]) -> str | None:
-        """The column for a role: as named, or the first of those found; a text may be a template of columns."""
+        """The column for a role: as configured, or the first of those found; a text may be a template of columns."""
         wanted = self.columns[role]
         if wanted is None:
             return None
@@ -248,16 +248,16 @@ class HuggingFace(ImageData):
         return wanted
 
     def _values(self, tables: Mapping[str, Any], column: str) -> dict[str, list[Any]] | None:
-        """The labels of all rows by split as they are in the table; None where a column that was found holds none.
+        """The labels of all rows by split, as in the table; None where the column that was found holds none.
 
         Raises:
-            UserError: some are missing, or no classes.
+            UserError: some are missing, or are not classes.
         """
         feature = tables["train"].features[column]
         values = {split: list(table[column]) for split, table in tables.items() if column in table.features}
         everything = [value for split in values.values() for value in split]
         known = getattr(feature, "names", None)
-        missing = [None, -1] if known else [None]                # the library's own word for an unknown ClassLabel
+        missing = [None, -1] if known else [None]                # the library's value for an unknown ClassLabel
         if any(value in missing for value in everything if not isinstance(value, list)) or len(values) < len(tables):
             raise UserError(f"column '{column}' of {self.path} has rows without a label: name another with "
                             "data.label, or set data.label=null")
@@ -275,11 +275,11 @@ class HuggingFace(ImageData):
                         "data.label, or set data.label=null")
 
     def _labels(self, values: dict[str, list[Any]], parts: Mapping[str, Part], feature: Any) -> dict[str, Tensor]:
-        """Class numbers of the good images by split, -1 where train lacks it; sets `classes` and `class_names`."""
+        """Class numbers of the good images by split, -1 for classes not in train; sets `classes` and `class_names`."""
         known = getattr(feature, "names", None)
         good = {split: [values[split][i] for i in part.rows.tolist()] for split, part in parts.items()}
         words = any(isinstance(value, str) for value in good["train"])
-        if known and list(known) == sorted(known):         # an order of no meaning: folders, as the library has them
+        if known and list(known) == sorted(known):         # no meaningful order: folders, as the library sorts them
             order: Any = lambda value: natural(known[value])  # noqa: E731
         else:
             order = (lambda value: natural(value)) if words else None
@@ -308,7 +308,7 @@ class HuggingFace(ImageData):
 
 
 def _by_split(tables: Mapping[str, Any], path: str, left_out: dict[str, list[str]]) -> dict[str, Any]:
-    """Tables under our split names."""
+    """The tables under our names of splits."""
     found: dict[str, Any] = {}
     for name, table in tables.items():
         split = "train" if len(tables) == 1 else SPLIT_NAMES.get(name.lower())
@@ -326,10 +326,10 @@ def _by_split(tables: Mapping[str, Any], path: str, left_out: dict[str, list[str
 
 
 def _beside_zip(folder: Path) -> Any:
-    """The table of a folder that holds a zip of images and, beside it, their metadata; None: it holds other things.
+    """The table of a folder that holds a zip of images with their metadata beside it; None for other folders.
 
     Raises:
-        UserError: the metadata are torn, or name what is not in the zip.
+        UserError: the metadata are damaged, or name a file that is not in the zip.
     """
     if not folder.is_dir():
         return None
@@ -343,8 +343,8 @@ def _beside_zip(folder: Path) -> Any:
     names = look(archive, "data.path").names
     files = ZipFiles(archive, names)
     top = shared_folders(names, ())
-    number = {"/".join(name.split("/")[top:]): i for i, name in enumerate(names)}    # file_name may leave out the
-    number |= {name: i for i, name in enumerate(names)}                              # folder that everything is in
+    number = {"/".join(name.split("/")[top:]): i for i, name in enumerate(names)}    # file_name may omit the
+    number |= {name: i for i, name in enumerate(names)}                              # folder that holds everything
     rows = metadata_rows(metadata[0], (folder / metadata[0]).read_bytes(), str(folder))
     missing = [row["file_name"] for row in rows if row["file_name"] not in number]
     if missing:
@@ -357,7 +357,7 @@ def _beside_zip(folder: Path) -> Any:
 
 
 def _usual(names: Sequence[str], usual: Sequence[str]) -> list[str]:
-    """Those with a usual name first, in the order of the usual names."""
+    """`names` with the usual ones first, in the order of `usual`."""
     rank = {name: k for k, name in enumerate(usual)}
     return sorted(names, key=lambda name: rank.get(name.lower(), len(usual)))
 
@@ -386,7 +386,7 @@ def _text_columns(features: Mapping[str, Any]) -> list[str]:
 
 
 def _captions(table: Any, text: str) -> list[str]:
-    """Captions of all rows: a column's (the first where a row has several), or a template filled with columns."""
+    """Captions of all rows: from a column (the first where a row has several), or a template filled from columns."""
     if "{" not in text:
         return [first_text(value) for value in table[text]]
     names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
@@ -396,7 +396,7 @@ def _captions(table: Any, text: str) -> list[str]:
 
 
 def library() -> Any:
-    """The package `datasets`, which `data=huggingface` alone needs.
+    """The package `datasets`, which only `data=huggingface` needs.
 
     Raises:
         UserError: it is not installed.

@@ -1,9 +1,8 @@
-"""What the folders of a set of images mean: splits, classes, or neither; what does not belong is left out or refused.
+"""What the folders of a set of images mean: splits, classes, or neither; anything else is left out or refused.
 
-Splits are folders `train` and `val` or `test` (or alike) beside one another: at the top, inside one folder that holds
-everything, or inside each of several class folders. Images that such folders hold never become training images
-because something else lies beside them: loose pictures and other folders beside the splits are left out, and where it
-cannot be told what was meant the set is refused in a sentence.
+Splits are sibling folders `train` and `val` or `test` (or similar names): at the top, inside one folder that holds
+everything, or inside each of several class folders. Held-out images never become training images because of what lies
+beside their folders: loose pictures and other folders beside the splits are left out, and an ambiguous set is refused.
 """
 
 from collections.abc import Container, Sequence
@@ -16,7 +15,7 @@ Folder = tuple[str, ...]
 
 
 def shared_folders(names: Sequence[str], meaningful: Container[str]) -> int:
-    """How many leading folders all files share, up to the first one whose name (in lower case) says something."""
+    """The number of leading folders that all files share, up to the first whose lower-case name is meaningful."""
     folders = [name.split("/")[:-1] for name in names]
     top = 0
     while all(len(f) > top for f in folders) and len({f[top] for f in folders}) == 1 and (
@@ -27,7 +26,7 @@ def shared_folders(names: Sequence[str], meaningful: Container[str]) -> int:
 
 
 class _Splits:
-    """The folder names that say a split."""
+    """The folder names that denote a split."""
 
     def __contains__(self, name: object) -> bool:
         return split_of(str(name)) is not None
@@ -38,10 +37,10 @@ class Layout:
     """Which images are in which split and class folder.
 
     Attributes:
-        files: names by split; always some in train.
-        folders: the class folder of each of them, or None where it lies in none.
-        left_out: names of what does not belong, by the reason.
-        note: what a person should know about how names were understood; empty: nothing.
+        files: names by split; train is never empty.
+        folders: the class folder of each file, or None where it is in none.
+        left_out: names of files that do not belong, by reason.
+        note: a remark on how names were interpreted; empty: none.
     """
 
     files: dict[str, list[str]] = field(default_factory=dict)
@@ -60,10 +59,10 @@ class Layout:
 
 
 def lay_out(names: Sequence[str], root: str, *, labels: bool | str = "auto") -> Layout:
-    """What the folders of these images mean; `root` names the whole in errors, `labels` is ImageFolder's.
+    """Interprets the folders of these images; `root` names the whole in errors, `labels` is ImageFolder's option.
 
     Raises:
-        UserError: there is no folder to train on, or it cannot be told which is.
+        UserError: there is no folder to train on, or it is ambiguous which one is.
     """
     parts = [tuple(name.split("/")) for name in names]
     places: dict[Folder, dict[str, set[str]]] = {}
@@ -101,12 +100,12 @@ def lay_out(names: Sequence[str], root: str, *, labels: bool | str = "auto") -> 
 
 
 def _class_of(part: Folder, depth: int) -> str | None:
-    """The folder at a depth, if the image lies in one there."""
+    """The image's folder at a depth, if there is one."""
     return part[depth] if len(part) > depth + 1 else None
 
 
 def _beside(parts: list[Folder], places: dict, place: Folder, root: str) -> Layout:
-    """Splits in one folder; what else lies in it, or loose above it, is left out."""
+    """Splits in one folder; anything else in it, or loose above it, is left out."""
     _refuse_twice(places[place], place, root)
     layout, depth = Layout(), len(place)
     beside = "/".join([*place, *sorted(places[place].get("train", ()))])
@@ -127,7 +126,7 @@ def _beside(parts: list[Folder], places: dict, place: Folder, root: str) -> Layo
 
 
 def _in_classes(parts: list[Folder], places: dict, whole: list[Folder], root: str) -> Layout:
-    """Class folders that hold their own splits (cat/train, cat/test, dog/train, dog/test)."""
+    """Class folders that each hold splits (cat/train, cat/test, dog/train, dog/test)."""
     above = whole[0][:-1]
     if not above and not whole[0]:
         raise _unclear(whole, root, "at several depths")
@@ -154,10 +153,10 @@ def _in_classes(parts: list[Folder], places: dict, whole: list[Folder], root: st
 
 
 def _is_split(parts: list[Folder], top: Folder, folders: set[str], root: str, labels: bool | str) -> bool:
-    """Whether a folder train, with no other split beside it, is a split: not if it is a class among classes.
+    """Whether a folder `train` without another split beside it is a split rather than one class among others.
 
     Raises:
-        UserError: it cannot be told.
+        UserError: it is ambiguous.
     """
     depth = len(top)
     others = sorted({part[depth] for part in parts if len(part) > depth + 1 and part[depth] not in folders})
@@ -177,7 +176,7 @@ def _refuse_held_out(parts: list[Folder], top: Folder, kinds: dict[str, set[str]
     """Refuses folders for validation or test without one for training, unless it is one class among others.
 
     Raises:
-        UserError: says what there is.
+        UserError: says what was found.
     """
     held = sorted(folder for folders in kinds.values() for folder in folders)
     others = sorted({part[len(top)] for part in parts if len(part) > len(top) + 1} - set(held))
@@ -191,7 +190,7 @@ def _refuse_held_out(parts: list[Folder], top: Folder, kinds: dict[str, set[str]
 
 
 def _refuse_twice(kinds: dict[str, set[str]], place: Folder, root: str) -> None:
-    """Refuses two folders that mean one split.
+    """Refuses two folders that mean the same split.
 
     Raises:
         UserError: names them.

@@ -1,11 +1,11 @@
-"""Which image files lie in a folder or zip, each of them once, and what there is beside them.
+"""Lists the image files in a folder or zip, each once, and other files of interest beside them.
 
-- Hidden files and folders, and what systems leave behind (`__MACOSX`, `@eaDir`), are no data.
-- A picture that several names lead to (links, hard links) is taken once: from a held-out split's folder if it has a
-  name there, so that nothing is both trained on and tested with.
-- Links that lead out of the folder are followed only on request; a folder is walked once, so that loops end.
-- Names that promise a picture and hold none (links to nowhere, pipes, unreadable files) stay in the list: whoever
-  reads them names them as broken.
+- Hidden files and folders, and those that systems leave behind (`__MACOSX`, `@eaDir`), are not data.
+- A picture with several names (links, hard links) is taken once: from a held-out split's folder if it has a
+  name there, so that no picture is used for both training and testing.
+- Links that lead out of the folder are followed only on request; a folder is walked once, so loops end.
+- Names with an image suffix but no readable image (dangling links, pipes, unreadable files) stay in the list: whoever
+  reads them reports them as broken.
 """
 
 import os
@@ -19,22 +19,22 @@ from aigc.data.captions import METADATA, WORDS
 from aigc.data.names import ENDINGS, counted, is_hidden, is_image, shown, split_of, told, zip_name
 from aigc.errors import UserError
 
-Identity = tuple[int, int]                          # device and number of a file: the same under all its names
+Identity = tuple[int, int]                          # device and inode of a file: the same for all its names
 
 
 @dataclass
 class Listing:
-    """What lies in a folder or a zip.
+    """The content of a folder or a zip.
 
     Attributes:
         path: of the folder or zip.
         names: image files, sorted; relative, with forward slashes.
         beside: files that may hold captions.
-        outer: such files beside the zip.
+        outer: such files beside the zip itself.
         zips: zips in the folder itself.
-        left_out: names of what was not taken, by the reason.
-        unreadable: folders that could not be looked into, with the reason.
-        plain: those of `names` that are ordinary files, safe to open.
+        left_out: names of files left out, by reason.
+        unreadable: folders that could not be read, with the reason.
+        plain: those of `names` that are regular files, safe to open.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Listing:
     plain: list[str] = field(default_factory=list)
 
     def leave_out(self, names: Iterable[str], reason: str) -> None:
-        """Takes names off the list, for a reason."""
+        """Removes names from the list, for a reason."""
         gone = set(names)
         if gone:
             self.left_out.setdefault(reason, []).extend(sorted(gone))
@@ -56,7 +56,7 @@ class Listing:
 
 
 def look(path: Path, option: str, *, follow_links: bool = False) -> Listing:
-    """What lies in a folder or a zip; `option` names it in errors.
+    """Lists a folder or a zip; `option` names it in errors.
 
     Raises:
         UserError: it is missing, unreadable, or neither.
@@ -75,7 +75,7 @@ def look(path: Path, option: str, *, follow_links: bool = False) -> Listing:
 
 
 def refuse_unreadable(listing: Listing, option: str, *, skip: bool = False) -> None:
-    """Refuses a folder with folders in it that cannot be looked into; with `skip` they are left out.
+    """Refuses a folder with unreadable subfolders; with `skip` they are left out.
 
     Raises:
         UserError: names them.
@@ -128,7 +128,7 @@ def _in_zip(path: Path) -> Listing:
 
 
 def _sort_in(listing: Listing, name: str) -> None:
-    """Notes a file that is no image, if it may say something about one."""
+    """Notes a file that is not an image, if it may describe one."""
     base = name.rsplit("/", 1)[-1].lower()
     if base in METADATA or base.endswith(WORDS):
         listing.beside.append(name)
@@ -137,17 +137,17 @@ def _sort_in(listing: Listing, name: str) -> None:
 
 
 class _Walk:
-    """A walk over a folder and what links in it lead to."""
+    """A walk over a folder and the targets of its links."""
 
     def __init__(self, root: Path, follow_links: bool):
         self.listing = Listing(root)
         self.root = os.path.realpath(root)
         self.follow = follow_links
         self.walked: set[Identity] = set()
-        self.names_of: dict[Identity, list[tuple[bool, str]]] = {}   # of image files: whether by a link, and the name
+        self.names_of: dict[Identity, list[tuple[bool, str]]] = {}   # of image files: (whether by a link, name)
         self.links: list[str] = []
         self.folder("", os.fspath(root))
-        while self.links:                                # of real folders first, then of those behind links
+        while self.links:                                # real folders first, then those behind links
             links, self.links = sorted(self.links), []
             for link in links:
                 self.link(link)
@@ -157,7 +157,7 @@ class _Walk:
         self.listing.left_out.setdefault(reason, []).append(name)
 
     def folder(self, name: str, path: str) -> None:
-        """Walks a folder and those in it, once; links wait."""
+        """Walks a folder and its subfolders once; links wait."""
         waiting = [(name, path)]
         while waiting:
             name, path = waiting.pop()
@@ -187,9 +187,9 @@ class _Walk:
                     _sort_in(self.listing, full)
 
     def is_new(self, found: os.stat_result) -> bool:
-        """Whether a folder has not been walked; it counts as walked then."""
+        """Whether a folder has not been walked yet; marks it as walked."""
         identity = (found.st_dev, found.st_ino)
-        if found.st_ino and identity in self.walked:     # some network file systems number nothing
+        if found.st_ino and identity in self.walked:     # some network file systems have no inodes
             return False
         self.walked.add(identity)
         return True
@@ -207,7 +207,7 @@ class _Walk:
         path = os.path.join(self.listing.path, name)
         try:
             found = os.stat(path)
-        except OSError:                                  # to nowhere, or in a circle
+        except OSError:                                  # dangling, or a loop
             if is_image(name):
                 self.listing.names.append(name)
             elif "." not in os.path.basename(name):
@@ -227,7 +227,7 @@ class _Walk:
             self.image(name, found, linked=True)
 
     def choose(self) -> None:
-        """One name for each image: in a held-out split, else of the file itself, else the first."""
+        """Chooses one name per image: one in a held-out split, else the file's own, else the first."""
         for names in self.names_of.values():
             if len(names) > 1:
                 names.sort(key=lambda found: (
@@ -241,5 +241,5 @@ class _Walk:
 
 
 def _within(path: str, folder: str) -> bool:
-    """Whether a real path is a folder's or lies in it."""
+    """Whether a real path is a folder or lies in it."""
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)

@@ -1,4 +1,4 @@
-"""What the names of files and folders say, and how names are said."""
+"""What the names of files and folders mean, and how messages show them."""
 
 import re
 from collections.abc import Sequence
@@ -13,35 +13,35 @@ _NUMBER = re.compile("([0-9]+)")
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's ending promises an image."""
+    """Whether a file has the suffix of an image."""
     return name.lower().endswith(ENDINGS)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or one that systems leave behind."""
+    """Whether a file or folder is hidden, or was left behind by an operating system."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
 def zip_name(entry: str) -> str:
-    """The name of a zip's entry with forward slashes, without those in front."""
+    """The name of a zip's entry with forward slashes and no leading ones."""
     return entry.replace("\\", "/").removeprefix("./").lstrip("/")
 
 
 def split_of(folder: str) -> str | None:
-    """The split that a folder's name says: `train`, `Val`, `test2017`, `training_set`; None: it says none."""
+    """The split that a folder's name denotes (`train`, `Val`, `test2017`, `training_set`), or None."""
     found = _SPLIT.fullmatch(folder.lower())
     return SPLIT_NAMES[found[1]] if found else None
 
 
 def natural(name: str) -> tuple:
-    """Sorts names as people do: "2" before "10", capitals beside small letters; no two names are equal."""
+    """Sort key of names in natural order: "2" before "10", upper beside lower case; different names stay different."""
     words = _NUMBER.split(name.casefold())
     digits = [word.lstrip("0") for word in words]
     return [(0, len(d), d) if k % 2 else (1, 0, w) for k, (w, d) in enumerate(zip(words, digits, strict=True))], name
 
 
 def shown(name: str) -> str:
-    """A name on one line that any terminal takes."""
+    """A name on one line, safe for any terminal."""
     clean = name.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in clean)
 

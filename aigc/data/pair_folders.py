@@ -1,4 +1,4 @@
-"""Your own images of two kinds: folders trainA, trainB, testA, testB, or pairs side by side in one image each."""
+"""Your own images of two kinds: folders trainA, trainB, testA, testB, or both images of a pair in one file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ from aigc.data.split import Lazy, Split, hold_out
 from aigc.errors import UserError, choices
 
 DIRECTIONS = ("a2b", "b2a")
-MIXED_SIZE = 64  # pixels of images whose own sizes differ, unless a size is chosen
-EVEN = (1.9, 2.1)  # width over height of two square images side by side, about
-Named = Mapping[str, Mapping[str, list[tuple[str, str]]]]  # by split and side: what a pair is called, and the file
+MIXED_SIZE = 64  # pixels, where the images' sizes differ and none is chosen
+EVEN = (1.9, 2.1)  # approximate width over height of two square images side by side
+Named = Mapping[str, Mapping[str, list[tuple[str, str]]]]  # by split and side: (name of the pair, file)
 
 
 class Half:
-    """One side of images that lie side by side, with `Lazy`'s interface; both sides share what was decoded last."""
+    """One half of images that lie side by side, with `Lazy`'s interface; both halves share the last decoded images."""
 
     def __init__(self, whole: "Whole", side: int):
         n, channels, height, width = whole.images.shape
@@ -39,14 +39,14 @@ class Half:
 
 
 class Whole:
-    """Images that lie side by side; remembers the last ones."""
+    """Pairs of images side by side; keeps the last decoded ones."""
 
     def __init__(self, images: Lazy):
         self.images = images
         self.last: tuple[list[int], Tensor] | None = None
 
     def take(self, index: Tensor) -> Tensor:
-        """Both sides of images `index` `(k,)`, channels after channels: uint8 `(k, 2 * c, h, w)`."""
+        """Both halves of images `index` `(k,)`, stacked along the channels: uint8 `(k, 2 * c, h, w)`."""
         asked = index.tolist()
         if self.last is None or self.last[0] != asked:
             self.last = (asked, self.images.take(index))
@@ -54,40 +54,40 @@ class Whole:
 
 
 class UnpairedFolder(PairData):
-    """A folder or zip with trainA, trainB and, if they are there, valA, valB, testA, testB (or train/A, A/train, ...).
+    """A folder or zip with trainA, trainB and optionally valA, valB, testA, testB (or train/A, A/train, ...).
 
-    A missing split is held out of train. Where both sides of a split have the same file names (or `12_A.jpg` beside
-    `12_B.jpg`), they are true pairs: no family learns from that, but tests compare with them.
+    A missing split is held out of train. Where both sides of a split have the same file names (or `12_A.jpg` and
+    `12_B.jpg`), they are true pairs: families do not train on the pairing, but evaluation uses it.
     """
 
     own_files = True
-    of_pairs = False               # whether two files, or the halves of one, belong together
+    of_pairs = False               # whether two files, or the halves of one, form a pair
 
     def __init__(
         self,
         *,
         root: str,                                  # folder or .zip
-        batch_size: int,                            # images of each side a batch on every device
+        batch_size: int,                            # images of each side per batch on each device
         seed: int = 0,                              # order and augmentation of the training images
         split_seed: int = 0,                        # what is held out
         load_size: int | Sequence[int] | None = None,  # training images before cropping; None: crop_size
-        crop_size: int | Sequence[int] | None = None,  # of training images; None: load_size, or own size, or 64
+        crop_size: int | Sequence[int] | None = None,  # of training images; None: load_size, else their own, else 64
         test_size: int | Sequence[int] | None = None,  # of whole images for validation and test; None: crop_size
         flip: bool = False,                         # mirror training images left to right, half of the time
-        validation: int | float = 0.1,              # number or fraction held out where there is no such folder
+        validation: int | float = 0.1,              # number or fraction held out for a missing folder
         test: int | float = 0.1,                    # likewise
         direction: str = "a2b",                     # b2a: folder B is the first side
         channels: int | str = "auto",               # 1, 3, or auto: 1 if all images are grey
         fit: str = "stretch",                       # other aspect ratios: stretch, crop or pad
-        margins: Sequence[float] = (0.0, 0.0),      # white around images of sides A and B, as a share of their sides
-        layout: str = "auto",                       # of PairedFolder: what says which images are a pair
+        margins: Sequence[float] = (0.0, 0.0),      # white around images of A and of B, as a share of width and height
+        layout: str = "auto",                       # of PairedFolder: what tells which images form a pair
         skip_broken: bool = False,                  # leave unreadable images out instead of stopping
-        follow_links: bool = False,                 # also take what links lead to outside the folder
+        follow_links: bool = False,                 # also follow links that lead out of the folder
         workers: int | str = "auto",                # processes that decode what does not fit in memory
         memory_gb: float = 2.0,                     # decode up to this much (2^30 bytes) once
         licence: str | None = None,                 # what its owner allows, for the record; None: not known
-        archive: Archive | None = None,             # what is downloaded and unpacked into `root` when that is missing
-        download: bool = True,                      # whether it may be
+        archive: Archive | None = None,             # downloaded and unpacked into `root` if that is missing
+        download: bool = True,                      # whether that is allowed
     ):
         super().__init__(batch_size=batch_size, seed=seed, split_seed=split_seed, flip=flip, workers=workers,
                          memory_gb=memory_gb)
@@ -119,10 +119,10 @@ class UnpairedFolder(PairData):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Downloads what is missing, on one rank, and fails early; leaves the findings about large sets in the cache.
+        """Downloads what is missing, on one rank, and fails early; caches the findings about large sets.
 
         Raises:
-            UserError: it may not or cannot be downloaded, or the data are broken.
+            UserError: the download is not allowed or fails, or the data are broken.
         """
         if self.archive is not None and not self.root.exists():
             if not self.download:
@@ -132,11 +132,11 @@ class UnpairedFolder(PairData):
         self.setup()
 
     def load(self) -> dict[str, Split]:
-        """Lists, checks and decodes the images of both sides, and cuts the splits that have no folders."""
+        """Lists, checks and decodes the images of both sides, and holds out the splits that have no folders."""
         return self._load_sides(self._list())
 
     def _list(self) -> PairLayout:
-        """The files of both sides, without those that this program wrote."""
+        """The files of both sides, except those that this program wrote."""
         listing = look(self.root, "data.root", follow_links=self.follow_links)
         refuse_unreadable(listing, "data.root", skip=self.wanted.skip_broken)
         leave_out_own(listing, self.root)
@@ -147,7 +147,7 @@ class UnpairedFolder(PairData):
         return layout
 
     def _load_sides(self, layout: PairLayout) -> dict[str, Split]:
-        """The splits of two folders, or of two files a pair."""
+        """The splits of two folders, or of two files per pair."""
         listing = layout.files
         _check_sides(listing, self.root)
         named = {split: {side: sorted((partner_name(name, side), name) for name in found)
@@ -165,7 +165,7 @@ class UnpairedFolder(PairData):
             keys = [f"{split}{side.upper()}" for side in SIDES]
             both = [parts[key] for key in keys]
             rows = [torch.arange(len(part.rows)) for part in both]
-            if pairs.setdefault(split, pairs["train"]):  # a broken image takes its partner with it
+            if pairs.setdefault(split, pairs["train"]):  # a broken image also excludes its partner
                 rows = [torch.isin(one.rows, other.rows).nonzero()[:, 0] for one, other in (both, both[::-1])]
                 if not len(rows[0]):
                     raise UserError(f"no pair of {split} images in {self.root} is readable: repair them")
@@ -178,7 +178,7 @@ class UnpairedFolder(PairData):
         return self.pair_splits(splits, pairs=pairs, larger=larger)
 
     def _cut(self, chosen: Listing) -> Listing:
-        """Holds out of train what has no folder of its own: on all sides the same rows, where they are as many."""
+        """Holds missing splits out of train: the same rows on both sides if they have equally many."""
         for split, share in (("test", self.test), ("validation", self.validation)):
             if split not in chosen and share:
                 train, chosen["train"], chosen[split] = chosen["train"], {}, {}
@@ -198,7 +198,7 @@ class UnpairedFolder(PairData):
         return not self.load_size == self.crop_size == self.test_size
 
     def _open(self, files: Mapping[str, Files], *, halves: bool = False) -> dict[str, Part]:
-        """All parts, training images at the load size and the others at the test size."""
+        """All parts, training images at the load size and others at the test size."""
         sizes = None
         if self.load_size and self.test_size:
             sizes = {part: self.load_size if part.startswith("train") else self.test_size for part in files}
@@ -210,10 +210,10 @@ class UnpairedFolder(PairData):
                           halves=halves, margins=margins, check=self._check_halves if halves else None)
 
     def _check_halves(self, files: Mapping[str, Files], shapes: Mapping[str, Tensor]) -> None:
-        """Refuses files that do not look like two images side by side, unless the layout was told.
+        """Refuses files that do not look like two images side by side, unless the layout was chosen.
 
         Raises:
-            UserError: names a few, and the layouts that there are.
+            UserError: names a few of them, and the available layouts.
         """
         if self.layout == "halves":
             return
@@ -229,7 +229,7 @@ class UnpairedFolder(PairData):
                             "give data.layout=halves if every file does hold two images")
 
     def _whole(self, train: Split, files: Files, rows: Tensor, **options: Any) -> Split:
-        """The training images, files `rows`, at the test size as the other splits; decoded when asked for."""
+        """The training images, files `rows`, at the test size like the other splits; decoded on demand."""
         if self.load_size == self.test_size:
             return train
         channels = train.images.shape[1] // (2 if "halves" in options else 1)
@@ -242,10 +242,10 @@ class UnpairedFolder(PairData):
 
 
 class PairedFolder(UnpairedFolder):
-    """A folder or zip of pairs: two folders that hold the same file names, files like `1_A.png` and `1_B.png`, or two
+    """A folder or zip of pairs: two folders with the same file names, files like `1_A.png` and `1_B.png`, or two
     images side by side in each file (aigc/data/pair_layout.py).
 
-    Folders `train`, `val` and `test` are the splits, a missing one is held out of train. Two folders are laid out as
+    Folders `train`, `val` and `test` are the splits; a missing one is held out of train. Two folders are laid out as
     for `UnpairedFolder`: trainA and trainB, train/A and train/B, A/train and B/train, or A and B. The source is the
     left image (or A) and the target the right one (or B), unless `direction` is b2a.
     """
@@ -254,7 +254,7 @@ class PairedFolder(UnpairedFolder):
     of_pairs = True
 
     def load(self) -> dict[str, Split]:
-        """Lists, checks and decodes the pairs, and cuts the splits that have no folder of their own."""
+        """Lists, checks and decodes the pairs, and holds out the splits that have no folder."""
         layout = self._list()
         return self._load_halves(layout.files) if layout.kind == "halves" else self._load_sides(layout)
 
@@ -279,7 +279,7 @@ class PairedFolder(UnpairedFolder):
                             "data=unpaired_folder")
 
     def _load_halves(self, chosen: Listing) -> dict[str, Split]:
-        """The splits of files that are two images side by side."""
+        """The splits of files that hold two images side by side."""
         if "train" not in chosen:
             raise UserError(f"data.root={self.root} has images for {' and '.join(sorted(chosen))} but none for train: "
                             "add a folder called train")
@@ -298,7 +298,7 @@ class PairedFolder(UnpairedFolder):
 
 
 def _halves(split: Split) -> list[Split]:
-    """Both sides of images that lie side by side."""
+    """Both halves of images that lie side by side."""
     images = split.images
     if isinstance(images, Tensor):
         both: list[Tensor | Lazy] = list(images.chunk(2, dim=1))
@@ -314,7 +314,7 @@ def _agree(a: Sequence[str], b: Sequence[str]) -> bool:
 
 
 def _check_sides(listing: Listing, root: Path) -> None:
-    """Refuses what lacks a side, or has no training images.
+    """Refuses a set that lacks a side or training images.
 
     Raises:
         UserError: says what is missing.

@@ -1,7 +1,7 @@
-"""Which files of a folder or zip belong to which side, and which two of them are a pair.
+"""Which files of a folder or zip belong to which side, and which two of them form a pair.
 
-Two sides are told apart, in this order, by folders called A and B (trainA, train/A, A/train, A), by two folders of any
-names, by file names that end in _A and _B, or by the middle of each file, which then holds both images side by side.
+Sides are recognised, in this order, by folders called A and B (trainA, train/A, A/train, A), by two folders of any
+names, by file names that end in _A and _B, or as the two halves of each file, which then holds both images.
 """
 
 import re
@@ -36,8 +36,8 @@ class PairLayout:
     Attributes:
         kind: `folders`, `names` (of files in one folder) or `halves` (both images in one file).
         files: names by split and side; with halves the only side is "".
-        sides: what a person calls side A and side B: "photos/" and "maps/".
-        left_out: names of what belongs to neither, by the reason.
+        sides: names of side A and side B in messages: "photos/" and "maps/".
+        left_out: names of files that belong to neither, by reason.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class PairLayout:
 def by_side(names: Sequence[str]) -> Listing:
     """Files by split and side, from folders like trainA, train/A, A/train or A alone (which is all for training).
 
-    Files outside such folders are left out; so is everything where there are none.
+    Files outside such folders are left out.
     """
     top = shared_folders(names, _Meaningful())
     found: Listing = {}
@@ -69,7 +69,7 @@ def by_side(names: Sequence[str]) -> Listing:
 
 
 def partner_name(name: str, side: str) -> str:
-    """What both images of a pair are called: the file's name without its ending and without its side (`12_A.jpg`)."""
+    """The name that both images of a pair share: the file's, without suffix and side (`12` for `12_A.jpg`)."""
     stem = PurePosixPath(name).stem
     match = _SUFFIX.fullmatch(stem)
     return match[1] if match and match[2].lower() == side else stem
@@ -80,9 +80,9 @@ def lay_out_sides(names: Sequence[str], root: str, *, layout: str = "auto", pair
 
     Args:
         names: of the files, relative, with forward slashes.
-        root: what a person calls the whole.
-        layout: one of LAYOUTS; auto: the first that the files fit.
-        paired: whether images of both sides belong together; if not, there are folders only.
+        root: the name of the whole in messages.
+        layout: one of LAYOUTS; auto: the first that fits the files.
+        paired: whether the images form pairs; if not, only folders are considered.
 
     Raises:
         UserError: the files do not fit the layout.
@@ -113,7 +113,7 @@ def _without_strays(found: PairLayout, names: Sequence[str]) -> PairLayout:
 
 
 def _two_folders(names: Sequence[str], *, alike: bool) -> PairLayout | None:
-    """Two folders of any names, in order of these; if `alike`, only if most of their files have equal names."""
+    """Two folders of any names, sorted by name; with `alike`, only if most of their files have equal names.""" 
     top = shared_folders(names, _Meaningful())
     placed = []
     for name in names:
@@ -136,7 +136,7 @@ def _two_folders(names: Sequence[str], *, alike: bool) -> PairLayout | None:
 
 
 def _by_names(names: Sequence[str], root: str, *, told: bool) -> PairLayout | None:
-    """Pairs of files in one folder whose names end in _A and _B; None if most are none and nobody said they were.
+    """Pairs of files in one folder whose names end in _A and _B; None if most do not and the layout was not `told`.
 
     Raises:
         UserError: images have no partner.
@@ -164,7 +164,7 @@ def _by_names(names: Sequence[str], root: str, *, told: bool) -> PairLayout | No
 
 
 def _by_split(names: Sequence[str]) -> Listing:
-    """Files by the split that the first folder they do not share says, all as one side."""
+    """Files by split, which the first folder that they do not share denotes; all on one side."""
     top = shared_folders(names, _Meaningful())
     found: Listing = {}
     for name in names:

@@ -1,9 +1,9 @@
-"""Two sides of images for translation: unpaired (`a`, `b`) or paired (`source`, `target`), on `ImageData`'s stream.
+"""Two sides of images for translation: unpaired (`a`, `b`) or paired (`source`, `target`), streamed by `ImageData`.
 
-- Unpaired sides walk through permutations of their own and are cropped and mirrored each in its own way; the two
+- Unpaired sides follow independent permutations and are cropped and mirrored independently; the two
   images of a pair always get the same crop and the same mirror.
-- Training images are decoded at a load size and cropped at random to `crop_size`; for measuring, all images are
-  whole, at `size`.
+- Training images are decoded at a load size and cropped at random to `crop_size`; evaluation sees whole images,
+  at `size`.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class Both:
 
 
 class PairSplit(Split):
-    """One part of two-sided data. Row k is image k of both sides; the shorter side starts again at its end.
+    """One part of two-sided data. Row k is image k of both sides; the shorter side repeats.
 
     `images` are those of both sides, one side after the other.
     """
@@ -56,8 +56,8 @@ class PairSplit(Split):
         super().__init__(Both(a, b))
         self.a, self.b = a, b
         self.pairs = pairs              # images k of both sides show the same thing
-        self.keys = keys                # what a batch calls the sides
-        self.larger = larger            # the same images at the load size, to be cropped for training
+        self.keys = keys                # keys of the sides in a batch
+        self.larger = larger            # the same images at the load size, to crop for training
 
     def __len__(self) -> int:
         """Rows: the images of the longer side."""
@@ -65,7 +65,7 @@ class PairSplit(Split):
 
     @property
     def in_memory(self) -> bool:
-        """Whether all images are decoded and at hand."""
+        """Whether all images are decoded and in memory."""
         return self.a.in_memory and self.b.in_memory
 
     def batch(self, index: Tensor) -> Batch:
@@ -85,7 +85,7 @@ class PairSplit(Split):
 
 
 class PairBatches(Dataset):
-    """Batch k of rank r: the r-th of `world` equal parts of global batch k, cropped and mirrored; there is no last.
+    """Batch k of rank r: the r-th of `world` equal parts of global batch k, cropped and mirrored; batches never end.
 
     Neither the images of a global batch nor their augmentation depend on the number of ranks or workers.
     """
@@ -113,7 +113,7 @@ class PairBatches(Dataset):
         return batch
 
     def _augmented(self, images: Tensor, seed: int) -> Tensor:
-        """Images of this rank at `size`, each cropped and mirrored by its own random numbers."""
+        """Images of this rank at `size`, each cropped and mirrored with its own random numbers."""
         total = self.batch_size * self.world
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         draws = torch.rand(total, 3, generator=torch.Generator().manual_seed(seed))[mine]
@@ -130,22 +130,22 @@ class PairBatches(Dataset):
 
 
 class PairData(ImageData):
-    """Two-sided data: `kind` unpaired or paired; splits are `PairSplit`, of one `size` for measuring.
+    """Two-sided data: `kind` is unpaired or paired; splits are `PairSplit`s, of one `size` for evaluation.
 
     A subclass defines `load()` as for `ImageData`, and may give the training split a `larger` one to crop from.
     """
 
     kind = "unpaired"
     crop_size: Size | None = None       # (h, w) of training images; None: `size`
-    side_names: tuple[str, str] = ("a", "b")   # what a person calls the first and the second side
+    side_names: tuple[str, str] = ("a", "b")   # names of the first and the second side in messages
 
     def facts(self) -> dict[str, Any]:
-        """What a run's record says about its data, plain values."""
+        """What a run's record says about its data, as plain values."""
         return {**super().facts(), "sides": list(self.side_names),
                 "pairs": {name: self.has_pairs(name) for name in self.splits}}
 
     def found(self) -> list[str]:
-        """Says what is on which side and which images are pairs; in a second line what was left out, if anything."""
+        """One line on what each side holds and which images are pairs, and a second one if anything was left out."""
         self.setup()
         first, second = self.side_names
         if self.kind == "paired":
@@ -164,7 +164,7 @@ class PairData(ImageData):
         return lines + ["left out  " + "; ".join(self.left_out)] * bool(self.left_out)
 
     def unpair(self) -> None:
-        """Gives pairs to a family that learns without: as `a` and `b`, in orders of their own; tests keep them."""
+        """Turns pairs into unpaired training data `a` and `b`, in independent orders; evaluation keeps the pairs."""
         self.kind = "unpaired"
         for name in self.splits:
             split = self.pair_split(name)
@@ -176,7 +176,7 @@ class PairData(ImageData):
         self, splits: Mapping[str, tuple[Split, Split]], *, pairs: Mapping[str, bool],
         larger: tuple[Split, Split] | None = None,
     ) -> dict[str, Split]:
-        """Splits by name, from both sides of each and whether they are pairs; `larger`: the training sides to crop."""
+        """Splits by name, from both sides of each and whether they are pairs; `larger`: training sides to crop from."""
         keys = PAIRED if self.kind == "paired" else UNPAIRED
         made: dict[str, Split] = {}
         for name, (a, b) in splits.items():
@@ -190,7 +190,7 @@ class PairData(ImageData):
         """The split called `name`.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: there is no such split.
         """
         split = self.split(name)
         assert isinstance(split, PairSplit)

@@ -1,7 +1,7 @@
-"""Rendered shapes in two drawing styles: translation without a download, with true pairs to test it against.
+"""Rendered shapes in two drawing styles: translation without a download, and true pairs to test against.
 
-`data=shapes_unpaired` goes from painted shapes on paper to neon tubes at night: training images of both sides show
-different scenes, those for validation and test the same ones. `data=shapes_paired` goes from a drawing in colour
+`data=shapes_unpaired` goes from painted shapes on paper to neon tubes at night: the training images of both sides show
+different scenes, those for validation and test the same. `data=shapes_paired` goes from a drawing in coloured
 pencil to the painting of the same scene.
 """
 
@@ -18,7 +18,7 @@ from aigc.errors import UserError, choices
 
 
 class ShapesUnpaired(PairData):
-    """Painted shapes (`a`) and neon shapes (`b`); the training scenes of the two sides are different ones."""
+    """Painted shapes (`a`) and neon shapes (`b`); the two sides show different training scenes."""
 
     licence = Shapes.licence
     styles: ClassVar[tuple[str, str]] = ("flat", "neon")
@@ -28,9 +28,9 @@ class ShapesUnpaired(PairData):
     def __init__(
         self,
         *,
-        batch_size: int,                     # images of each side a batch on every device
+        batch_size: int,                     # images of each side per batch on each device
         seed: int = 0,                       # order and augmentation of the training images
-        split_seed: int = 0,                 # renders by this seed
+        split_seed: int = 0,                 # the seed of rendering
         train: int = 4000,                   # number of images on each side of each split
         validation: int = 500,
         test: int = 500,
@@ -55,7 +55,7 @@ class ShapesUnpaired(PairData):
             raise UserError(f"data.size={size} is too small to tell shapes apart: take at least 16")
 
     def load(self) -> dict[str, Split]:
-        """Renders every split, or leaves it to the workers where that would not fit in memory."""
+        """Renders every split, or leaves that to the workers if it does not fit in memory."""
         fits = self.fits(2 * sum(self.numbers.values()), 3, self.wanted_size)
         splits = {}
         for name, n in self.numbers.items():
@@ -73,7 +73,7 @@ class ShapesUnpaired(PairData):
 
 
 class ShapesPaired(ShapesUnpaired):
-    """Drawings in colour pencil (`source`) and the paintings of the same scenes (`target`)."""
+    """Drawings in coloured pencil (`source`) and paintings of the same scenes (`target`)."""
 
     kind = "paired"
     styles = ("outline", "flat")

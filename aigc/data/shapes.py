@@ -1,9 +1,9 @@
-"""Rendered shapes: one or two outlined objects on a quiet background, with every attribute and a caption known.
+"""Rendered shapes: one or two outlined objects on a plain background, with known attributes and a caption.
 
-- Image i of a split is a function of (seed, split, i) and the size alone: nothing is stored, nothing downloaded.
-- Two sizes x seven colours x five shapes = 70 combinations, 10 of them held out of training: for each size and shape
-  one colour. Train, validation and test have none of them; in `heldout` every image has one. Each colour, shape, size
-  and each pair of two of them is still seen in training, so `heldout` measures composition.
+- Image i of a split is a function of (seed, split, i) and the size alone: nothing is stored or downloaded.
+- Two sizes x seven colours x five shapes = 70 combinations, 10 of them held out of training: one colour for each size
+  and shape. Train, validation and test contain none of them; in `heldout` every image has one. Training still shows
+  every colour, shape and size, and every pair of two of these, so `heldout` measures composition.
 - The class label is colour x shape of the first object (35 classes, "red circle").
 - Edges are antialiased through signed distances (Quilez, "2D distance functions"), so any size looks right.
 """
@@ -22,7 +22,7 @@ from aigc.data.split import Split
 from aigc.errors import UserError, choices
 from aigc.noise import mix
 
-SIZES = {"small": (0.13, 0.145), "large": (0.2, 0.22)}  # radius range, in shorter sides of the image
+SIZES = {"small": (0.13, 0.145), "large": (0.2, 0.22)}  # range of radii, as a share of the image's shorter side
 COLOURS = {
     "red": (222, 44, 44), "orange": (245, 134, 22), "yellow": (250, 208, 28), "green": (46, 158, 66),
     "cyan": (34, 186, 206), "blue": (42, 82, 214), "purple": (146, 58, 190),
@@ -30,7 +30,7 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 RELATIONS = ("left of", "above")
 BACKGROUNDS = ("plain", "stripes", "dots", "gradient")
-TINTS = (  # pale pairs: ground, pattern
+TINTS = (  # pairs of pale colours: ground, pattern
     ((242, 236, 222), (222, 210, 184)), ((228, 235, 242), (198, 211, 224)),
     ((230, 240, 228), (202, 219, 199)), ((240, 230, 238), (220, 203, 217)),
 )
@@ -38,14 +38,14 @@ NIGHT = (  # the same grounds in the style neon
     ((40, 31, 24), (62, 48, 36)), ((18, 27, 40), (31, 45, 65)),
     ((17, 34, 26), (28, 55, 42)), ((38, 20, 38), (60, 33, 58)),
 )
-STYLES = ("flat", "neon", "outline")  # how a scene is drawn: painted; glowing tubes at night; lines in colour pencil
+STYLES = ("flat", "neon", "outline")  # painted; glowing tubes at night; lines in coloured pencil
 COLUMNS = ("count", "relation", "size", "colour", "shape", "size2", "colour2", "shape2", "background")
-STREAMS = {"train": 0, "validation": 1, "test": 2, "heldout": 3, "other": 4}  # other: as train, other images
+STREAMS = {"train": 0, "validation": 1, "test": 2, "heldout": 3, "other": 4}  # other: like train, different images
 OBJECTS = ("1", "2", "mixed")
 VERSION = 2       # of the pixels; part of the fingerprint, raised when the drawing changes
-MARGIN = 0.02     # between objects and the border, in shorter sides
-GAP = 0.03        # between two objects
-SLOTS = 32        # random numbers an image
+MARGIN = 0.02     # between objects and border, as a share of the shorter side
+GAP = 0.03        # between two objects, likewise
+SLOTS = 32        # random numbers per image
 
 
 def held_out(size: int, colour: int, shape: int) -> bool:
@@ -59,7 +59,7 @@ def _combinations(held: bool) -> np.ndarray:
 
 
 def _uniform(key: int, index: np.ndarray, slot: int) -> np.ndarray:
-    """Numbers in [0, 1), one for each image: splitmix64 of (key, index, slot), so order and batch do not matter."""
+    """Numbers in [0, 1), one per image: splitmix64 of (key, index, slot), independent of order and batch."""
     with np.errstate(over="ignore"):
         z = np.uint64(key) + (index.astype(np.uint64) * np.uint64(SLOTS) + np.uint64(slot + 1)) * np.uint64(
             0x9E3779B97F4A7C15)
@@ -79,20 +79,20 @@ class Scenes:
         self.held = split == "heldout"
         self.objects = objects                     # "1", "2" or "mixed" (half and half)
         self.size = size                           # (h, w) in pixels
-        self.style = style                         # of STYLES; the scene is the same in all of them
+        self.style = style                         # of STYLES; the scene is the same in all
 
     def attributes(self, index: Tensor) -> Tensor:
         """Attributes of images `index` `(k,)` as int64 `(k, 9)`, columns as in COLUMNS.
 
-        `count` is 1 or 2; the others index RELATIONS, SIZES, COLOURS, SHAPES and BACKGROUNDS. Relation and second
-        object are -1 where there is one object. The first object is the left or the upper one.
+        `count` is 1 or 2; the others are indices into RELATIONS, SIZES, COLOURS, SHAPES and BACKGROUNDS. Relation and
+        second object are -1 for a single object. The first object is the left or the upper one.
         """
         i = index.numpy()
         seen, unseen = _combinations(False), _combinations(True)
         count = {"1": np.ones(len(i), int), "2": np.full(len(i), 2)}.get(
             self.objects, 1 + (_uniform(self.key, i, 0) < 0.5))
         first = (_uniform(self.key, i, 1) * len(seen)).astype(int)
-        second = (first + 1 + (_uniform(self.key, i, 2) * (len(seen) - 1)).astype(int)) % len(seen)  # another one
+        second = (first + 1 + (_uniform(self.key, i, 2) * (len(seen) - 1)).astype(int)) % len(seen)  # a different one
         one, two = seen[first], seen[second]
         if self.held:
             rare = unseen[(_uniform(self.key, i, 3) * len(unseen)).astype(int)]
@@ -112,7 +112,7 @@ class Scenes:
         return torch.cat(parts) if parts else torch.empty(0, 3, *self.size, dtype=torch.uint8)
 
     def centres(self, index: Tensor) -> Tensor:
-        """Where both objects are, `(k, 2, 2)`: (x, y) as shares of width and height; NaN where there is no second."""
+        """Centres of both objects, `(k, 2, 2)`: (x, y) as shares of width and height; NaN for a missing second."""
         a = dict(zip(COLUMNS, self.attributes(index).unbind(1), strict=True))
         pair = a["count"] == 2
         places = self._places(index, pair, a["relation"], self._radii(index, a))
@@ -127,7 +127,7 @@ class Scenes:
 
     def _draw(self, index: Tensor, attributes: Tensor) -> Tensor:
         a = dict(zip(COLUMNS, attributes.unbind(1), strict=True))
-        unit = min(self.size)                                            # pixels of the shorter side
+        unit = min(self.size)                                            # shorter side in pixels
         x = (torch.arange(self.size[1]) + 0.5) / unit
         y = (torch.arange(self.size[0]) + 0.5) / unit
         canvas = self._background(index, a["background"], x[None, None, :], y[None, :, None], unit)
@@ -140,7 +140,7 @@ class Scenes:
         return canvas.round_().clamp_(0, 255).to(torch.uint8)
 
     def _radii(self, index: Tensor, a: dict[str, Tensor]) -> list[Tensor]:
-        """Radii of both objects, in shorter sides."""
+        """Radii of both objects, as a share of the shorter side."""
         low, high = torch.tensor(list(SIZES.values())).unbind(1)
         sizes = (a["size"], a["size2"].clamp(min=0))
         return [low[z] + (high - low)[z] * self._random(index, 10 + k) for k, z in enumerate(sizes)]
@@ -148,7 +148,7 @@ class Scenes:
     def _places(
         self, index: Tensor, pair: Tensor, relation: Tensor, radii: list[Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Centres (x, y) of both objects: one anywhere, two side by side or stacked in the middle square."""
+        """Centres (x, y) of both objects: a single one anywhere, two side by side or stacked in the central square."""
         u = [self._random(index, slot) for slot in range(12, 18)]
         width, height = self.size[1] / min(self.size), self.size[0] / min(self.size)
         edge = radii[0] * 1.05 + MARGIN
@@ -187,7 +187,7 @@ class Scenes:
                 pattern[rows] = (up + (1 - 2 * up) * y / (self.size[0] / unit)).expand(-1, *self.size) * 1.5 - 0.25
                 continue
             filled = (0.5 - distance).clamp(0, 1)
-            if self.style == "outline":                                  # a faint shade tells inside from outside
+            if self.style == "outline":                                  # a faint shade marks the inside
                 filled = torch.maximum(0.3 * filled, (0.85 - distance.abs()).clamp(0, 1))
             pattern[rows] = filled
         ground, ink = tints[:, 0, :, None, None], tints[:, 1, :, None, None]
@@ -273,7 +273,7 @@ def caption(attributes: Tensor, *, background: bool = False) -> str:
 
 
 def named(attributes: Tensor, *, background: bool = False) -> Tensor:
-    """Attributes `(n, 9)` as int64, -1 where `caption` does not say them."""
+    """Attributes `(n, 9)` as int64, -1 where `caption` does not mention them."""
     attributes = attributes.clone()
     if not background:
         attributes[:, COLUMNS.index("background")] = -1
@@ -293,7 +293,7 @@ def label(attributes: Tensor) -> Tensor:
 
 
 class Renders:
-    """Images of a split made on demand, with `Lazy`'s interface."""
+    """Images of a split rendered on demand, with `Lazy`'s interface."""
 
     def __init__(self, scenes: Scenes, n: int):
         self.scenes = scenes
@@ -313,7 +313,7 @@ class Shapes(ImageData):
     def __init__(
         self,
         *,
-        batch_size: int,                     # images a batch on every device
+        batch_size: int,                     # images per batch on each device
         seed: int = 0,                       # order and augmentation of the training images
         split_seed: int = 0,                 # renders by this seed
         train: int = 20000,                  # number of images in each split
@@ -343,7 +343,7 @@ class Shapes(ImageData):
         self.classes = len(self.class_names)
 
     def scenes(self, split: str) -> Scenes:
-        """The sequence of images that a split is the beginning of."""
+        """The endless sequence of images that a split starts."""
         return Scenes(self.split_seed, split, objects=self.objects, size=self.wanted_size)
 
     def attributes(self, split: str) -> Tensor:
@@ -352,7 +352,7 @@ class Shapes(ImageData):
 
     @cached_property
     def oracle(self) -> Any:
-        """What reads attributes from images of this size: from the cache, or trained now (20 s on two cores)."""
+        """The network that reads attributes from images of this size: cached, or trained now (20 s on two cores)."""
         from aigc.metrics.oracle import shapes_oracle
 
         return shapes_oracle(self.wanted_size)

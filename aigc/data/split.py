@@ -1,4 +1,4 @@
-"""One part of a data set (train, validation, test): its images, labels and captions, and how parts are cut."""
+"""One part of a data set (train, validation, test): its images, labels and captions, and how parts are held out."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ Batch = dict[str, Any]
 
 
 class Lazy(Protocol):
-    """Images made on demand, because all of them would not fit in memory; survives pickling into a worker."""
+    """Images made on demand because they do not all fit in memory; can be pickled into a worker."""
 
     shape: tuple[int, int, int, int]  # (n, c, h, w), as a tensor's
 
@@ -39,13 +39,13 @@ class Split:
 
     @property
     def in_memory(self) -> bool:
-        """Whether all images are decoded and at hand."""
+        """Whether all images are decoded and in memory."""
         return isinstance(self.images, Tensor)
 
     def batch(self, index: Tensor) -> Batch:
         """The batch of images `index` `(k,)` int64: `image` uint8, `index`, and `label` and `text` where known.
 
-        Its images are a copy, for the caller to change.
+        Its images are a copy that the caller may change.
         """
         if isinstance(self.images, Tensor):
             batch: Batch = {"image": self.images.index_select(0, index)}
@@ -78,7 +78,7 @@ def hold_out(
     """Rows `(kept, held)` of n, both sorted: the same `seed` holds out the same rows.
 
     `share` is a number of images, or a fraction of n where it is below 1 (at least one image); `what` names the
-    option in errors. Rows of one group (n values, equal within a group) stay together, so that up to a group more
+    option in errors. Rows of one group (n values, equal within a group) stay together, so up to one group more
     than `share` is held out.
 
     Raises:
@@ -108,10 +108,10 @@ def cut(
     n: int, shares: Mapping[str, int | float], seed: int, *, groups: Sequence[Any] | None = None,
     labels: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Rows of n that are left to train on, and those held out for each of `shares` (see `hold_out`), all sorted.
+    """Rows of n left for training, and those held out for each of `shares` (see `hold_out`), all sorted.
 
-    A share of 0 holds out nothing, and its split is missing. With `labels` `(n,)` every class keeps at least one row
-    to train on: it changes places with a row of a class that has more.
+    A share of 0 holds out nothing, and its split is absent. With `labels` `(n,)`, every class keeps at least one row
+    for training, which swaps places with a row of a larger class.
 
     Raises:
         UserError: a share would hold out nothing, or leave nothing.
@@ -128,7 +128,7 @@ def cut(
 
 
 def _keep_classes(rest: Tensor, held: dict[str, Tensor], labels: Tensor, groups: Sequence[Any] | None) -> Tensor:
-    """Brings a row (with groups: a group) of each class that would have none back from `held`; returns the rest."""
+    """Moves a row (or its group) of each class without training rows back from `held`; returns the training rows."""
     for label in sorted(set(labels.tolist()) - set(labels[rest].tolist())):
         name = next(split for split, rows in held.items() if (labels[rows] == label).any())
         rows = held[name]

@@ -1,7 +1,7 @@
-"""Values beyond 8 bits: from 16-bit and float files to 0..255, by one range for a whole set.
+"""Values beyond 8 bits: from 16-bit and float files to 0..255, with one range for a whole set.
 
-A file with 16 bits a channel often holds fewer (cameras and scanners: 10 or 12), a float file 0..1, -1..1 or anything.
-One file cannot tell, all of them together can: the range follows from the extremes of the set, or is given.
+A file with 16 bits per channel often uses fewer (cameras and scanners: 10 or 12), a float file 0..1, -1..1 or anything.
+A single file does not show which, but the whole set does: the range follows from the set's extremes, or is configured.
 """
 
 import math
@@ -14,8 +14,8 @@ import torch
 
 from aigc.errors import UserError
 
-BITS = (1, 8, 10, 12, 14, 16)       # that whole numbers without a sign are taken to have
-NEARLY = 0.01                       # of a float range may be exceeded: resampling overshoots
+BITS = (1, 8, 10, 12, 14, 16)       # depths considered for unsigned whole numbers
+NEARLY = 0.01                       # share by which floats may exceed a range: resampling overshoots
 Range = tuple[float, float]
 
 
@@ -32,7 +32,7 @@ def parse_range(given: Any) -> Range | None:
     """`data.range` as (low, high), or None.
 
     Raises:
-        UserError: it is no two numbers in order.
+        UserError: it is not two numbers in increasing order.
     """
     if given is None:
         return None
@@ -44,7 +44,7 @@ def parse_range(given: Any) -> Range | None:
 
 
 def common(found: Iterable[Extremes]) -> list[Extremes]:
-    """The extremes of all files together, for each kind of numbers."""
+    """The extremes over all files, for each kind of numbers."""
     merged: dict[str, Extremes] = {}
     for one in found:
         so_far = merged.get(one.kind, one)
@@ -53,10 +53,10 @@ def common(found: Iterable[Extremes]) -> list[Extremes]:
 
 
 def range_of(extremes: Extremes) -> tuple[Range, str]:
-    """What is black and what is white, and in words why.
+    """The values of black and white, and the reason in words.
 
-    Whole numbers from 0 on have the fewest bits that hold them; floats are 0..1, -1..1 or 0..255 where they come near;
-    anything else runs from its least to its greatest value.
+    Unsigned whole numbers get the fewest bits that hold them; floats near 0..1, -1..1 or 0..255 get that range;
+    anything else ranges from its least to its greatest value.
     """
     low, high = extremes.low, extremes.high
     seen = f"{low:,.6g} to {high:,.6g}"
@@ -72,12 +72,12 @@ def range_of(extremes: Extremes) -> tuple[Range, str]:
 
 
 def deep_values(image: Any, data: bytes) -> tuple[np.ndarray, str] | None:
-    """The values `(h, w)` or `(h, w, c)` of a loaded Pillow image with more than 8 bits a channel, and their kind.
+    """The values `(h, w)` or `(h, w, c)` of a loaded Pillow image with more than 8 bits per channel, and their kind.
 
-    None: it has 8 bits. Pillow keeps 8 bits of colour PNGs of 16; torchvision reads them whole.
+    None: it has 8 bits. Pillow reduces 16-bit colour PNGs to 8 bits; torchvision reads all 16.
 
     Raises:
-        OSError: there is NaN or infinity in it, or Pillow lost what matters.
+        OSError: it contains NaN or infinity, or Pillow lost precision.
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24] == 16 and data[25] in (2, 4, 6):
         from torchvision.io import ImageReadMode, decode_png
@@ -102,11 +102,11 @@ def extremes_of(values: np.ndarray, kind: str) -> Extremes:
 
 
 def eight_bits(values: np.ndarray, limits: Range) -> Any:
-    """Values as a Pillow image of 8 bits: the lower limit is black, the upper one white, what exceeds them is cut."""
+    """Values as an 8-bit Pillow image: the lower limit is black, the upper one white, values beyond are clipped."""
     from PIL import Image
 
     low, high = limits
     scaled = np.clip(np.rint((values.astype(np.float64) - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
-    if values.ndim == 3 and values.shape[2] in (2, 4):      # alpha has all its 16 bits, whatever the colours have
+    if values.ndim == 3 and values.shape[2] in (2, 4):      # alpha uses all 16 bits, whatever the colours use
         scaled[..., -1] = np.rint(values[..., -1] / 257)
     return Image.fromarray(scaled if scaled.ndim == 2 else np.ascontiguousarray(scaled))

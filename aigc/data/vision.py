@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and CIFAR-10 through torchvision: read from `root`, downloaded into it when allowed."""
+"""MNIST, Fashion-MNIST and CIFAR-10 through torchvision: read from `root`, or downloaded into it if allowed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from aigc.errors import UserError, choices
 
 
 class Source(NamedTuple):
-    """What torchvision calls a data set, the folder that it reads under its root, and what the authors allow."""
+    """A data set's class in torchvision, its folder under the root, and its licence."""
 
     attribute: str
     folder: str
@@ -37,11 +37,11 @@ class Vision(ImageData):
         self,
         source: str,                         # mnist, fashion_mnist or cifar10
         *,
-        batch_size: int,                     # images a batch on every device
+        batch_size: int,                     # images per batch on each device
         seed: int = 0,                       # order and augmentation of the training images
         split_seed: int = 0,                 # what is held out
         flip: bool = False,                  # mirror training images left to right, half of the time
-        root: str,                           # folder that holds torchvision's own: MNIST/, cifar-10-batches-py/
+        root: str,                           # folder that holds torchvision's MNIST/, cifar-10-batches-py/
         download: bool = True,               # fetch what `root` lacks
         validation: int | float = 5000,      # number or fraction of the training images; 0: none
         size: int | Sequence[int] | None = None,  # pixels or [height, width]; None: as they are (28 or 32)
@@ -63,7 +63,7 @@ class Vision(ImageData):
         """Downloads what is missing, where `download` allows it.
 
         Raises:
-            UserError: it is not there and may not or cannot be downloaded.
+            UserError: it is missing, and the download is not allowed or fails.
         """
         if self._read(train=True, or_none=True) is not None and self._read(train=False, or_none=True) is not None:
             return
@@ -80,7 +80,7 @@ class Vision(ImageData):
                             "take data=digits or data=shapes, which need no download") from error
 
     def load(self) -> dict[str, Split]:
-        """Train and validation (cut by `split_seed`), and the official test split."""
+        """Train and validation (drawn with `split_seed`), and the official test split."""
         images, labels = self._tensors(train=True)
         rest, held = cut(len(images), {"validation": self.validation}, self.split_seed)
         splits = {name: Split(images[rows], labels[rows]) for name, rows in {"train": rest, **held}.items()}
@@ -93,7 +93,7 @@ class Vision(ImageData):
         return getattr(datasets, self.source.attribute)(str(self.root), train=train, download=download)
 
     def _read(self, *, train: bool, or_none: bool = False) -> Any:
-        """The data set of torchvision, or None where it is missing and `or_none`."""
+        """Torchvision's data set; None if it is missing and `or_none`."""
         try:
             return self._dataset(train=train)
         except RuntimeError as error:
@@ -103,7 +103,7 @@ class Vision(ImageData):
                 raise UserError(f"{self.source.title} is incomplete at {self.root / self.source.folder}: put it "
                                 "there, name another data.root, or set data.download=true") from error
             raise self._corrupt(error) from error
-        except Exception as error:  # a torn file fails in as many ways as there are readers
+        except Exception as error:  # a damaged file fails differently in each reader
             raise self._corrupt(error) from error
 
     def _corrupt(self, error: Exception) -> UserError:

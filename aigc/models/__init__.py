@@ -1,1 +1,1 @@
-"""Families of generators, one a file."""
+"""Families of generators, one per file."""

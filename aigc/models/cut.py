@@ -1,12 +1,12 @@
 """CUT: contrastive unpaired translation (Park et al. 2020), one way, with one generator and one discriminator.
 
 Notable here:
-- no cycle: a patch of the translation must be nearer to the patch of the source at the same place than to all others,
-  by features of the generator's own encoder, each layer's through a small head (PatchNCE, equations 3 to 5)
-- the source's features come from the very pass that translated it; only the translation is encoded again
-- `nce_identity` asks the same of the target domain's images, which must then come out as they went in (CUT);
-  without it, with a heavier `lambda_nce` and mirrored sources, this is FastCUT
-- the heads are made with the family, so that checkpoints and optimizers hold nothing unusual
+- no cycle: a patch of the translation must be closer to the source's patch at the same place than to any other patch,
+  measured on features of the generator's own encoder, with a small head per layer (PatchNCE, equations 3 to 5)
+- the source's features come from the same pass that translates it; only the translation is encoded again
+- `nce_identity` applies the same loss to images of the target domain, which should come out unchanged (CUT);
+  without it, and with a larger `lambda_nce` and mirrored sources, this is FastCUT
+- the heads are created in the constructor, so checkpoints and optimizers need no special handling
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from aigc.networks.resnet import UPSAMPLE, ResNetGenerator, initialize
 
 
 class Heads(nn.Module):
-    """For every chosen layer two linear layers, from its features at some places to unit vectors."""
+    """Two linear layers for each chosen encoder layer; they map its features at sampled places to unit vectors."""
 
     def __init__(self, widths: Sequence[int], features: int, init_std: float | None):
         super().__init__()
@@ -38,7 +38,7 @@ class Heads(nn.Module):
         initialize(self, init_std)
 
     def forward(self, maps: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
-        """Unit vectors `(n, places, features)`, float32, one tensor a layer, from maps `(n, c, h, w)`."""
+        """Unit vectors `(n, places, features)`, float32, one tensor per layer, from maps `(n, c, h, w)`."""
         found = [x.flatten(2)[:, :, at].transpose(1, 2) for x, at in zip(maps, places, strict=True)]
         return [F.normalize(head(x).float(), dim=2) for head, x in zip(self.layers, found, strict=True)]
 
@@ -47,7 +47,7 @@ class CUT(Translator):
     """A translator from the first domain to the second that keeps every patch recognisable.
 
     Raises:
-        UserError: an option's value is unknown, a layer does not exist, or the loss needs a penalty that is not here.
+        UserError: an option's value is unknown, a layer does not exist, or the loss needs a penalty that CUT lacks.
     """
 
     directions = ("a2b",)
@@ -65,7 +65,7 @@ class CUT(Translator):
         halvings: int,                                     # of the generator's grid
         kernel: int,                                       # first and last convolution
         upsample: str,                                     # resize: no checkerboards; transposed
-        residual: bool,                                    # draw a change of the image instead of a new one
+        residual: bool,                                    # predict a change to the image, not a new image
         discriminator_width: int,                          # feature maps of its first layer
         discriminator_layers: int,                         # strided; patches of 16, 34, 70 px for 1, 2, 3
         discriminator_norm: str,                           # instance, spectral or none
@@ -74,17 +74,17 @@ class CUT(Translator):
         lambda_adversarial: float,                         # weight of the generator's adversarial loss
         lambda_nce: float,                                 # weight of PatchNCE
         nce_layers: list[int],                             # of the encoder; 0 is the image itself
-        nce_identity: bool,                                # PatchNCE on the target domain, too: the mean of both
+        nce_identity: bool,                                # PatchNCE on the target domain too: the mean of both
         nce_features: int,                                 # length of a patch's vector
-        nce_patches: int,                                  # places drawn in every layer, at most
+        nce_patches: int,                                  # places sampled per layer, at most
         nce_temperature: float,
-        flip_equivariance: bool,                           # mirror half of the batches, and their features back
+        flip_equivariance: bool,                           # mirror half of the batches, then mirror their features back
         augment: list[str],                                # DiffAugment policies for the discriminator, [] for none
         r1: float,                                         # gamma of R1 on the mean logit of an image, 0: none
         r1_every: int,                                     # steps between penalties, weighted up to match
-        generator_rate: float,                             # the heads', too
+        generator_rate: float,                             # of the generator and the heads
         discriminator_rate: float,
-        betas: list[float],                                # Adam's, of both
+        betas: list[float],                                # Adam, both optimizers
         warmup_images: float,
         decay_from: float,                                 # share of the budget after which the rates fall to 0
         ema_halflife_images: float,
@@ -131,8 +131,8 @@ class CUT(Translator):
         """Generator and heads, then the discriminator on the same translations."""
         generator, discriminator = cast(list[LightningOptimizer], self.optimizers())
         a, b = batch["a"], batch["b"]
-        self.discriminator.requires_grad_(False)           # which also keeps autocast from caching its weights,
-        loss, logs, fake = self.generator_loss(a, b)       # that change before their own turn is over
+        self.discriminator.requires_grad_(False)           # also keeps autocast from caching its weights,
+        loss, logs, fake = self.generator_loss(a, b)       # which change before its own step is over
         generator.zero_grad()
         self.manual_backward(loss)
         generator.step()
@@ -145,7 +145,7 @@ class CUT(Translator):
         return logs | more
 
     def generator_loss(self, a: Tensor, b: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """What generator and heads minimise, its parts, and the detached translations `(n, c, h, w)` of `a`."""
+        """The loss of generator and heads, its parts, and the detached translations `(n, c, h, w)` of `a`."""
         options, layers, n = self.hparams, self.hparams.nce_layers, len(a)
         source, crop = self.generator.pad(torch.cat([a, b]) if options.nce_identity else a)
         mirrored = options.flip_equivariance and bool(torch.rand(()) < 0.5)
@@ -153,7 +153,7 @@ class CUT(Translator):
         code, keys = self.generator.features(seen, layers)
         made = self.generator.draw(code, seen)
         queries = self.generator.features(made, layers)[1]
-        if mirrored:                                       # features of the source as it was
+        if mirrored:                                       # features of the unmirrored source
             queries = [x.flip(3) for x in queries]
             with torch.no_grad():
                 keys = self.generator.features(source, layers)[1]
@@ -168,12 +168,12 @@ class CUT(Translator):
         return loss, {name: value.detach() for name, value in logs.items()}, fake.detach()
 
     def contrast(self, queries: Sequence[Tensor], keys: Sequence[Tensor]) -> Tensor:
-        """PatchNCE of every image, the mean over the layers: `(n,)`, float32; all images look at the same places."""
+        """PatchNCE of every image, averaged over the layers: `(n,)`, float32; all images share the places."""
         options = self.hparams
         places = [
             torch.randperm(x.shape[2] * x.shape[3], device=x.device)[: options.nce_patches] for x in queries
         ]
-        found = self.heads(queries, places)                # first: what autocast caches under no_grad has no gradient
+        found = self.heads(queries, places)                # first: weights cached under no_grad carry no gradient
         with torch.no_grad():
             known = self.heads(keys, places)
         pairs = zip(found, known, strict=True)
@@ -187,7 +187,7 @@ class CUT(Translator):
         return self.loss.generator(on_real, on_fake)
 
     def discriminator_loss(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the discriminator minimises, and its parts, on real images and on detached translations."""
+        """The discriminator's loss and its parts, on real images and detached translations."""
         transform = self.augment.draw(len(real), real.device)
         on_real, on_fake = self.discriminator(torch.cat([transform(real), transform(fake)])).chunk(2)
         loss = total = self.loss.discriminator(on_real, on_fake)
@@ -203,10 +203,10 @@ class CUT(Translator):
         """The averaged generator."""
         return [(self.ema, self.generator)]
 
-    # ---- what it is for ----
+    # ---- validation ----
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """L1 on [-1, 1] of leaving alone what is in the target domain already."""
+        """L1 on [-1, 1] between images of the target domain and their translations, which should not differ."""
         target = self.sides(batch)[1]
         return {"identity_b": F.l1_loss(self.translate(target), target)}

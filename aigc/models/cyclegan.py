@@ -2,11 +2,11 @@
 
 Notable here:
 - two generators and two discriminators; adversarial, cycle and identity losses, equations 1 to 3 and section 5.2
-- a generator sees both domains in one pass: its translations and its identities; the cycle is the second pass
-- several images a batch lose nothing: every norm is per image, the pool takes images one at a time, and on equal
-  images the losses are means, so only the number of steps falls
+- one pass of a generator makes both its translations and its identities; the cycle is the second pass
+- larger batches change nothing but the number of steps: every norm is per image, the pool takes images one at a time,
+  and the losses are means over images
 - the pool of earlier translations is part of the checkpoint and the same on every rank
-- any size: generators pad by reflection and crop back; averaged generators translate, in float32
+- any size: generators pad by reflection and crop back; the averaged generators translate, in float32
 """
 
 from typing import Any, cast
@@ -28,7 +28,7 @@ from aigc.networks.resnet import UPSAMPLE, ResNetGenerator
 
 
 class CycleGAN(Translator):
-    """Two translators that undo each other, each against a discriminator of its own.
+    """Two translators that invert each other, each against its own discriminator.
 
     Raises:
         UserError: an option's value is unknown, or the loss needs a penalty that is not offered.
@@ -49,7 +49,7 @@ class CycleGAN(Translator):
         halvings: int,                                     # of a generator's grid
         kernel: int,                                       # first and last convolution (resnet)
         upsample: str,                                     # resize: no checkerboards; transposed: as published
-        residual: bool,                                    # draw a change of the image instead of a new one (resnet)
+        residual: bool,                                    # predict a change to the image, not a new image (resnet)
         discriminator_width: int,                          # feature maps of its first layer
         discriminator_layers: int,                         # strided; patches of 16, 34, 70 px for 1, 2, 3
         discriminator_norm: str,                           # instance, spectral or none
@@ -58,14 +58,14 @@ class CycleGAN(Translator):
         lambda_adversarial: float,                         # weight of the generators' adversarial loss
         lambda_a: float,                                   # weight of the cycle a -> b -> a
         lambda_b: float,                                   # weight of the cycle b -> a -> b
-        lambda_identity: float,                            # of leaving the target domain alone, times lambda_a or _b
+        lambda_identity: float,                            # weight of the identity loss, times lambda_a or _b
         pool: int,                                         # earlier translations shown to a discriminator, 0: none
         augment: list[str],                                # DiffAugment policies for both discriminators, [] for none
         r1: float,                                         # gamma of R1 on the mean logit of an image, 0: none
         r1_every: int,                                     # steps between penalties, weighted up to match
         generator_rate: float,
         discriminator_rate: float,
-        betas: list[float],                                # Adam's, of both
+        betas: list[float],                                # Adam, both optimizers
         warmup_images: float,
         decay_from: float,                                 # share of the budget after which the rates fall to 0
         ema_halflife_images: float,
@@ -114,11 +114,11 @@ class CycleGAN(Translator):
     # ---- training ----
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Both generators, then both discriminators on what the generators made of this batch and of earlier ones."""
+        """Both generators, then both discriminators on the generators' translations of this and earlier batches."""
         generators, discriminators = cast(list[LightningOptimizer], self.optimizers())
         a, b = batch["a"], batch["b"]
-        self.judge_a.requires_grad_(False)                 # which also keeps autocast from caching their weights,
-        self.judge_b.requires_grad_(False)                 # that change before their own turn is over
+        self.judge_a.requires_grad_(False)                 # also keeps autocast from caching their weights,
+        self.judge_b.requires_grad_(False)                 # which change before their own step is over
         loss, logs, fake_a, fake_b = self.generator_loss(a, b)
         generators.zero_grad()
         self.manual_backward(loss)
@@ -133,7 +133,7 @@ class CycleGAN(Translator):
         return logs | more
 
     def generator_loss(self, a: Tensor, b: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
-        """What the generators minimise, its parts, and the translations of `b` and of `a`, all `(n, c, h, w)`."""
+        """The generators' loss, its parts, and the detached translations of `b` and of `a`, both `(n, c, h, w)`."""
         options, n = self.hparams, len(a)
         seen = (a, b, a, b) if options.lambda_identity else (a, b)
         fake_b = self.a2b(torch.cat(seen[:2]) if options.lambda_identity else a)
@@ -154,7 +154,7 @@ class CycleGAN(Translator):
         return loss, {name: value.detach() for name, value in logs.items()}, fake_a.detach(), fake_b.detach()
 
     def deceive(self, judge: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-        """The adversarial loss of whoever made `fake`."""
+        """The adversarial loss of the generator that made `fake`."""
         transform = self.augment.draw(len(fake), fake.device)
         on_fake = judge(transform(fake))
         return self.loss.generator(judge(transform(real)) if self.loss.relativistic else on_fake, on_fake)
@@ -162,7 +162,7 @@ class CycleGAN(Translator):
     def discriminator_loss(
         self, a: Tensor, b: Tensor, fake_a: Tensor, fake_b: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the discriminators minimise, and its parts, on real images and on detached translations."""
+        """The discriminators' loss and its parts, on real images and detached translations."""
         total = torch.zeros((), device=a.device)
         logs: dict[str, Tensor] = {}
         for side, judge, real, fake in (("a", self.judge_a, a, fake_a), ("b", self.judge_b, b, fake_b)):
@@ -180,7 +180,7 @@ class CycleGAN(Translator):
         return total, {name: value.detach() for name, value in logs.items()}
 
     def earlier(self, side: str, fake: Tensor) -> Tensor:
-        """As many translations, some of them of earlier steps; the pool is fed by all ranks."""
+        """The same number of translations, some of them from earlier steps; all ranks feed the pool."""
         pool, n = self.pools[side], len(fake)
         if not (pool.size and torch.distributed.is_available() and torch.distributed.is_initialized()):
             return pool(fake, self.progress.batches)
@@ -197,16 +197,16 @@ class CycleGAN(Translator):
         checkpoint["pools"] = {side: pool.state_dict() for side, pool in self.pools.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the pools back."""
+        """Restores the pools."""
         super().on_load_checkpoint(checkpoint)
         for side, state in checkpoint["pools"].items():
             self.pools[side].load_state_dict(state)
 
-    # ---- what it is for ----
+    # ---- validation ----
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """L1 on [-1, 1] of both round trips, and of leaving alone what is in the target domain already."""
+        """L1 on [-1, 1] of both round trips, and between images of each domain and their translations into it."""
         scores = {}
         for direction, back in (("a2b", "b2a"), ("b2a", "a2b")):
             source, target = self.sides(batch, direction)

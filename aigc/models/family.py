@@ -1,4 +1,4 @@
-"""What every family of generator has in common; the contract that metrics, samples, resume and generate rely on."""
+"""What all families of generators share: the contract that metrics, samples, resume and generate rely on."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -26,17 +26,17 @@ class Family(L.LightningModule):
     - `sample(n, *, condition, seeds, **options) -> Tensor`: images `(n, c, h, w)` in [-1, 1].
     """
 
-    accepts: ClassVar[tuple[str, ...]] = ("images",)       # kinds of batch it can learn from
+    accepts: ClassVar[tuple[str, ...]] = ("images",)       # kinds of batches it can learn from
     conditions: ClassVar[tuple[str, ...]] = ("none", "label")  # what its images can be conditioned on
     find_unused_parameters: ClassVar[bool] = False         # DDP: a step leaves parameters out (adversarial families)
-    sharded: ClassVar[tuple[str, ...]] = ()                # networks that trainer=fsdp may cut (aigc/sharded.py)
-    least_batch: int = 1                                   # images that a step of one device needs
+    sharded: ClassVar[tuple[str, ...]] = ()                # networks that trainer=fsdp may shard (aigc/sharded.py)
+    least_batch: int = 1                                   # smallest batch per device
     hparams: Any                                           # Lightning's, readable as attributes
 
     def __init__(self) -> None:
         super().__init__()
         self.progress = Progress()
-        self.class_names: list[str] | None = None          # of the labels that it was trained on; None: not known
+        self.class_names: list[str] | None = None          # of the labels it was trained on; None: not known
         self._rates: list[tuple[dict, float]] | None = None
 
     # ---- what the metrics compare ----
@@ -48,12 +48,12 @@ class Family(L.LightningModule):
         raise UserError(f"{type(self).__name__} turns images into images: it cannot make them from noise")
 
     def condition_of(self, batch: Batch) -> Any:
-        """The part of a batch that this family is conditioned on, or None."""
+        """The part of a batch that conditions this family, or None."""
         kind = self.hparams.get("condition", "none")
         return None if kind == "none" else batch[kind]
 
     def fakes(self, batch: Batch, *, seeds: Sequence[int] | None = None) -> Tensor:
-        """This family's own images for a batch, `(n, c, h, w)` in [-1, 1]; by default samples of its conditions."""
+        """Generated images for a batch, `(n, c, h, w)` in [-1, 1]; by default samples for the batch's conditions."""
         return self.sample(len(self.reals(batch)), condition=self.condition_of(batch), seeds=seeds)
 
     def reals(self, batch: Batch) -> Tensor:
@@ -61,7 +61,7 @@ class Family(L.LightningModule):
         return batch["image"]
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:
-        """More pictures worth a grid by name, e.g. reconstructions next to their inputs; none by default."""
+        """Further pictures to draw as grids, by name, e.g. reconstructions beside their inputs; none by default."""
         return {}
 
     def check_options(self, options: dict[str, Any], known: Sequence[str]) -> None:
@@ -77,12 +77,12 @@ class Family(L.LightningModule):
     # ---- a step: backward, rates and averages ----
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Lightning's, outside autocast, which would lower what is float32 on its way back (PyTorch's AMP recipe)."""
+        """Lightning's, outside autocast, which would lower float32 parts of a backward pass (PyTorch's AMP recipe)."""
         with torch.autocast(self.device.type, enabled=False):
             super().manual_backward(loss, *args, **kwargs)
 
     def rate_factor(self) -> float:
-        """Multiplier of every learning rate now: linear warm-up in images, then linear decay to 0 by the budget.
+        """The current multiplier of all learning rates: linear warm-up in images, then linear decay to 0 by the budget.
 
         Reads the hyper-parameters `warmup_images` (0: none) and `decay_from` (share of the budget after which the
         rate falls linearly to zero; 1: constant).
@@ -104,26 +104,26 @@ class Family(L.LightningModule):
             group["lr"] = rate * factor
 
     def averages(self) -> list[tuple[EMA, nn.Module]]:
-        """Pairs (average, network that it follows); the EMA callback updates them after every step."""
+        """Pairs (average, averaged network); the EMA callback updates them after every step."""
         return []
 
     def sampling_networks(self) -> list[nn.Module]:
-        """The networks whose evaluations are what a sample costs; by default the first averaged one."""
+        """The networks whose evaluations count as the cost of a sample; by default the first averaged one."""
         return [average.network for average, _ in self.averages()[:1]]
 
     # ---- checkpoints ----
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a reader needs without the config: the family, its classes' names and how far it has come."""
+        """Adds what a reader without the config needs: the family, the names of its classes and its progress."""
         checkpoint["family"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["progress"] = self.progress.state_dict()
         checkpoint["class_names"] = None if self.class_names is None else [str(name) for name in self.class_names]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continues counting images and seconds where the checkpoint stopped; older ones name no classes.
+        """Continues the counts of images and seconds from the checkpoint; older checkpoints name no classes.
 
         Raises:
-            UserError: the classes that it names are not as many as the model has.
+            UserError: the number of classes that it names is not the model's.
         """
         self.progress.load_state_dict(checkpoint["progress"])
         names, classes = checkpoint.get("class_names"), self.hparams.get("classes")
@@ -136,7 +136,7 @@ class Family(L.LightningModule):
 
     @staticmethod
     def seeds_or_fresh(n: int, seeds: Sequence[int] | None) -> list[int]:
-        """`seeds`, checked to be n of them, or n fresh ones from torch's global generator."""
+        """`seeds`, checked to number n, or n fresh ones from torch's global generator."""
         if seeds is None:
             return torch.randint(2**62, (n,)).tolist()
         assert len(seeds) == n, f"{len(seeds)} seeds for {n} images"
@@ -144,10 +144,10 @@ class Family(L.LightningModule):
 
 
 class Translator(Family):
-    """A family that turns images into images: of another domain (unpaired data), or into their targets (paired).
+    """A family that turns images into images of another domain (unpaired data) or into their targets (paired).
 
-    A subclass says which `directions` it goes, and `averages` the generators of each, in that order; `a2b` reads the
-    batch's first image and gives its second: `a` and `b` of unpaired data, `source` and `target` of paired data.
+    A subclass declares its `directions`; `averages` holds their generators in the same order. `a2b` reads the
+    batch's first image and predicts its second: `a` and `b` of unpaired data, `source` and `target` of paired data.
     """
 
     accepts: ClassVar[tuple[str, ...]] = ("unpaired",)
@@ -156,9 +156,9 @@ class Translator(Family):
 
     @torch.no_grad()
     def translate(self, images: Tensor, *, direction: str = "a2b", seeds: Sequence[int] | None = None) -> Tensor:
-        """Images `(n, c, h, w)` in [-1, 1], of any size, as the averaged generator of `direction` draws them.
+        """Images `(n, c, h, w)` in [-1, 1], of any size, translated by the averaged generator of `direction`.
 
-        In float32, and each by itself: what becomes of an image depends on no other, and on no seed.
+        In float32. The translation of an image depends on no other image and on no seed.
 
         Raises:
             UserError: a direction that this family was not trained for.
@@ -169,10 +169,10 @@ class Translator(Family):
             return average(images.to(self.device, torch.float32))
 
     def check_direction(self, direction: str) -> None:
-        """Refuses a direction that this family does not go.
+        """Refuses a direction that this family does not translate in.
 
         Raises:
-            UserError: names those that it does.
+            UserError: names the known directions.
         """
         if direction not in self.directions:
             known = choices(direction, self.directions)
@@ -180,7 +180,7 @@ class Translator(Family):
 
     @staticmethod
     def sides(batch: Batch, direction: str = "a2b") -> tuple[Tensor, Tensor]:
-        """What goes in and what should come out, from an unpaired or a paired batch."""
+        """The input and the wanted output of an unpaired or a paired batch."""
         first, second = (batch["a"], batch["b"]) if "a" in batch else (batch["source"], batch["target"])
         return (first, second) if direction == "a2b" else (second, first)
 

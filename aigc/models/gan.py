@@ -1,12 +1,12 @@
 """Generative adversarial networks: DCGAN and a small conditional GAN that is good within minutes.
 
 Notable here:
-- one class for `model=dcgan` (Radford et al. 2016) and `model=gan`: the recipe chooses widths, norm, head and loss
+- `model=dcgan` (Radford et al. 2016) and `model=gan` share one class: the recipe chooses widths, norm, head and loss
 - any size and channel count: the starting grid is derived from the size, the last rows and columns are cropped
-- five losses, R1, R2 and WGAN-GP penalties, DiffAugment; conditional by concatenation, or by batch norm and a
-  projection head: then only z says what is where, and no text or label comes to mean one picture
+- five losses, R1, R2 and WGAN-GP penalties, DiffAugment; conditioned by concatenation, or by batch norm and a
+  projection head: then only z decides the layout, and no text or label collapses to one picture
 - the generator's images are made once per step: the discriminator learns from them first, then the generator
-- an exponential moving average of the generator is what samples
+- samples come from an exponential moving average of the generator
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ START = 8                                                  # a larger starting g
 
 
 class Generator(nn.Module):
-    """Latent to image: a linear layer to the starting grid, then doublings by transposed convolution; tanh."""
+    """Latent to image: a linear layer to the starting grid, doublings by transposed convolution, then tanh."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Generator(nn.Module):
         size: tuple[int, int],
         *,
         latent: int,                                       # length of the latent vector
-        widths: Sequence[int],                             # feature maps, the starting grid's first
+        widths: Sequence[int],                             # feature maps, from the starting grid on
         last: str,                                         # to pixels by "transposed" (doubles) or "convolution" (3x3)
         condition: dict[str, Any],                         # arguments of `build_encoder`
         conditioning: str,                                 # projection: modulates batch norm; concat: joins z
@@ -89,7 +89,7 @@ class Discriminator(nn.Module):
         *,
         widths: Sequence[int],                             # feature maps; convolutions stop halving at 4x4
         norm: str,                                         # spectral, batch (not after the first layer), or none
-        head: str,                                         # mean: averages the grid; flatten: keeps places apart
+        head: str,                                         # mean: averages the grid; flatten: keeps positions
         condition: dict[str, Any],
         conditioning: str,                                 # projection (Miyato and Koyama 2018) or concat
         embedding: int,
@@ -97,7 +97,7 @@ class Discriminator(nn.Module):
     ):
         super().__init__()
         self.mean, self.concat = head == "mean", conditioning == "concat"
-        self.batch_norm = norm == "batch"                  # real and generated images then need batches of their own
+        self.batch_norm = norm == "batch"                  # real and generated images then need separate batches
         self.encoder = build_encoder(width=embedding, **condition)
         joined = self.encoder is not None and self.concat  # the label's map is one more channel
         if joined:
@@ -137,7 +137,7 @@ class Discriminator(nn.Module):
 
 
 class GAN(Family):
-    """A generator against a discriminator, one step of each per batch, by manual optimization.
+    """A generator against a discriminator, one step of each per batch, with manual optimization.
 
     Raises:
         UserError: an option's value is unknown, or two of them contradict each other.
@@ -172,14 +172,14 @@ class GAN(Family):
         augment: list[str],                                # DiffAugment policies, [] for none
         generator_rate: float,
         discriminator_rate: float,
-        betas: list[float],                                # Adam's, of both
+        betas: list[float],                                # Adam, both optimizers
         clip: float,                                       # largest gradient norm of each network, 0: no limit
         warmup_images: float,
         decay_from: float,                                 # share of the budget after which the rates fall to 0
         ema_halflife_images: float,
         ema_ramp: float,                                   # halflife is at most this share of the images seen
         text: dict[str, Any] | None = None,                # arguments of `TextEncoder`
-        text_drop: float = 0.0,                            # share of training texts left out, for empty prompts
+        text_drop: float = 0.0,                            # share of training texts dropped, for empty prompts
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -224,8 +224,8 @@ class GAN(Family):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Discriminator, then generator, on the same generated images.
 
-        The discriminator's gradients are off while the generator learns. That also keeps autocast from reusing the
-        low-precision copies of its weights that it made before their update: only leaves that require gradients
+        The discriminator's gradients are off during the generator's step. That also keeps autocast from reusing the
+        low-precision copies of the discriminator's weights from before their update: only leaves that require gradients
         are cached.
         """
         discriminator_optimizer, generator_optimizer = cast(list[LightningOptimizer], self.optimizers())
@@ -233,7 +233,7 @@ class GAN(Family):
         if labels is not None and self.hparams.condition == "text":
             labels = torch.where(torch.rand(len(real), 1, device=self.device) < self.hparams.text_drop, -1, labels)
         step = self.progress.batches
-        turn = step % self.hparams.generator_every == 0    # the generator's, too
+        turn = step % self.hparams.generator_every == 0    # whether the generator steps too
         with torch.set_grad_enabled(turn):
             fake = self.generator(torch.randn(len(real), self.hparams.latent, device=self.device), labels)
 
@@ -256,9 +256,9 @@ class GAN(Family):
     def discriminator_loss(
         self, real: Tensor, fake: Tensor, labels: Tensor | None, penalise: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the discriminator minimises, and its parts, on images `(n, c, h, w)`; `fake` is detached.
+        """The discriminator's loss and its parts, on images `(n, c, h, w)`; `fake` is detached.
 
-        With `penalise` the penalties that the recipe asks for are added, `penalty_every` times as heavy.
+        With `penalise`, adds the recipe's penalties, multiplied by `penalty_every`.
         """
         options, n = self.hparams, len(real)
         transform = self.augment.draw(n, real.device)
@@ -286,7 +286,7 @@ class GAN(Family):
     def generator_loss(
         self, real: Tensor, fake: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the generator minimises, and its log, on images `(n, c, h, w)`."""
+        """The generator's loss and its log, on images `(n, c, h, w)`."""
         transform = self.augment.draw(len(real), real.device)
         if self.loss.relativistic:
             on_real, on_fake = self.logits(transform(real), transform(fake), labels)
@@ -303,13 +303,13 @@ class GAN(Family):
         return self.discriminator(torch.cat([real, fake]), twice).chunk(2)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Limits the gradient norm; here and not in the step, because here fp16 gradients are unscaled."""
+        """Clips the gradient norm; here rather than in the step, because fp16 gradients are unscaled here."""
         if self.hparams.clip:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.hparams.clip)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The mean logit on held-out images: far below `logits/real`, the discriminator knows its training images."""
+        """The mean logit on held-out images: far below `logits/real`, the discriminator has memorised its images."""
         with torch.no_grad():
             labels = as_tensor(self.condition_of(batch), self.discriminator.encoder)
             return {"logits/held_out": self.discriminator(batch["image"], labels).mean()}
@@ -322,11 +322,11 @@ class GAN(Family):
     def sample(
         self, n: int, *, condition: Any = None, seeds: Sequence[int] | None = None, **options: Any
     ) -> Tensor:
-        """Images `(n, c, h, w)` in [-1, 1] of the averaged generator; labels are drawn where `condition` is None.
+        """Images `(n, c, h, w)` in [-1, 1] of the averaged generator; labels are random where `condition` is None.
 
         Options: `truncation` (positive; latents from a normal cut off at +-truncation, Brock et al. 2019: smaller is
         more typical, None is the whole normal); `standing_statistics` (images; batch-norm statistics are recomputed
-        over so many images of the averaged weights themselves, Brock et al. 2019, instead of copied from training).
+        over this many images of the averaged generator, Brock et al. 2019, instead of copied from training).
 
         Raises:
             UserError: an option is unknown or out of range, or the labels are.
@@ -344,7 +344,7 @@ class GAN(Family):
             return generator(z.to(self.device), labels)
 
     def conditions_of(self, condition: Any, seeds: Sequence[int]) -> Tensor | None:
-        """What was asked for, checked, on this device."""
+        """The requested conditions, checked, on this device."""
         labels = condition_for(
             condition, kind=self.hparams.condition, classes=self.hparams.classes, seeds=seeds,
             encoder=self.generator.encoder,
@@ -355,7 +355,7 @@ class GAN(Family):
         """A copy of the averaged generator with batch-norm statistics over `images` images of fixed seeds.
 
         Raises:
-            UserError: the model was trained on texts, and holds none to measure with.
+            UserError: the model was trained on texts and keeps none to measure with.
         """
         if self.hparams.condition == "text":
             raise UserError("standing_statistics needs texts, which the model does not hold: leave it out")
@@ -368,7 +368,7 @@ class GAN(Family):
 
 
 def truncate(z: Tensor, threshold: float) -> Tensor:
-    """Standard normal numbers to normal ones cut off at +-threshold, by their quantiles: monotone and without redraws.
+    """Maps standard normal numbers to ones truncated at +-threshold, by quantile: monotone, without redrawing.
 
     Raises:
         UserError: the threshold is not positive.
@@ -380,7 +380,7 @@ def truncate(z: Tensor, threshold: float) -> Tensor:
 
 
 def initialize(network: nn.Module, std: float | None) -> None:
-    """Weights N(0, std), batch-norm gains N(1, std), biases 0 (Radford et al. 2016); None leaves torch's own.
+    """Weights N(0, std), batch-norm gains N(1, std), biases 0 (Radford et al. 2016); None keeps torch's defaults.
 
     A text encoder is left as it is.
     """

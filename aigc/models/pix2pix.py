@@ -2,9 +2,9 @@
 
 Notable here:
 - the generator is a U-Net with dropout in its coarsest doublings; the L1 loss does most of the work (equation 4)
-- the discriminator judges patches of source and image together (equation 1): it can tell a wrong translation
+- the discriminator judges patches of source and image together (equation 1), so it can reject a wrong translation
 - any size: the generator pads by reflection and crops back; the averaged generator translates, in float32, without
-  dropout, so that a translation is always the same
+  dropout, so a translation is always the same
 """
 
 from typing import Any, ClassVar, cast
@@ -44,7 +44,7 @@ class Pix2Pix(Translator):
         condition: str = "none",
         generator: str,                                    # unet, or resnet as in CycleGAN
         width: int,                                        # feature maps of its first layer
-        halvings: int,                                     # of its grid; a U-Net's go down to about a pixel
+        halvings: int,                                     # of its grid; a U-Net halves down to about a pixel
         dropout: float,                                    # share of features dropped in coarse doublings (unet)
         dropout_layers: int,                               # how many of them (unet)
         blocks: int,                                       # residual blocks (resnet)
@@ -60,7 +60,7 @@ class Pix2Pix(Translator):
         augment: list[str],                                # DiffAugment policies for the discriminator, [] for none
         generator_rate: float,
         discriminator_rate: float,
-        betas: list[float],                                # Adam's, of both
+        betas: list[float],                                # Adam, both optimizers
         warmup_images: float,
         decay_from: float,                                 # share of the budget after which the rates fall to 0
         ema_halflife_images: float,
@@ -109,7 +109,7 @@ class Pix2Pix(Translator):
         self.manual_backward(loss)
         discriminator.step()
 
-        self.discriminator.requires_grad_(False)           # which also keeps autocast from using its old weights
+        self.discriminator.requires_grad_(False)           # also keeps autocast from using its old weights
         loss, more = self.generator_loss(source, target, fake)
         generator.zero_grad()
         self.manual_backward(loss)
@@ -120,7 +120,7 @@ class Pix2Pix(Translator):
     def discriminator_loss(
         self, source: Tensor, target: Tensor, fake: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the discriminator minimises, and its parts, on images `(n, c, h, w)`; `fake` is detached."""
+        """The discriminator's loss and its parts, on images `(n, c, h, w)`; `fake` is detached."""
         transform = self.augment.draw(len(source), source.device)
         pairs = [transform(torch.cat([source, images], dim=1)) for images in (target, fake)]
         on_real, on_fake = self.discriminator(torch.cat(pairs)).chunk(2)
@@ -129,7 +129,7 @@ class Pix2Pix(Translator):
         return loss, {name: value.detach() for name, value in logs.items()}
 
     def generator_loss(self, source: Tensor, target: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the generator minimises (equation 4), and its parts, on images `(n, c, h, w)`."""
+        """The generator's loss (equation 4) and its parts, on images `(n, c, h, w)`."""
         transform = self.augment.draw(len(source), source.device)
         on_fake = on_real = self.discriminator(transform(torch.cat([source, fake], dim=1)))
         if self.loss.relativistic:
@@ -142,7 +142,7 @@ class Pix2Pix(Translator):
         """The averaged generator."""
         return [(self.ema, self.generator)]
 
-    # ---- what it is for ----
+    # ---- validation ----
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

@@ -3,9 +3,9 @@
 Notable here:
 - the objective is a true evidence lower bound in nats per image: log-likelihood summed over pixels minus KL
 - Gaussian likelihood with a learned or fixed scale, a density on the continuous scale [-1, 1], or Bernoulli on [0, 1]
-- what the likelihood sees is a choice: grey levels as they are, dequantised, or binarised
-- samples from the prior, or from a Gaussian mixture fitted on the latents of the last training images; these travel
-  in the checkpoint, so a checkpoint samples without data
+- the likelihood sees grey levels as they are, dequantised, or binarised
+- samples come from the prior, or from a Gaussian mixture fitted to the latents of the last training images, which
+  are part of the checkpoint: it samples without data
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +23,8 @@ from aigc.errors import UserError, check_choices, choices
 from aigc.models.family import Batch, Family
 from aigc.noise import SeededNoise
 
-GRID = 8                                                   # images are halved once more while a side is above this
-GREY_LEVEL = 2 / 255                                       # distance of two grey levels on [-1, 1]
+GRID = 8                                                   # images are halved until no side exceeds this
+GREY_LEVEL = 2 / 255                                       # distance between two grey levels on [-1, 1]
 
 
 class Residual(nn.Module):
@@ -36,12 +36,12 @@ class Residual(nn.Module):
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(n, width, h, w)` to the same."""
+        """`(n, width, h, w)` to the same shape."""
         return x + self.second(F.silu(self.first(F.silu(x))))
 
 
 class Autoencoder(nn.Module):
-    """Encoder, decoder and the likelihood's scale: what is averaged, and all that sampling needs."""
+    """Encoder, decoder and the likelihood's scale: everything that is averaged and that sampling needs."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Autoencoder(nn.Module):
         condition: str,                                    # none or label
         classes: int | None,
         embedding: int,                                    # length of the label's vector
-        scale: float,                                      # of the Gaussian likelihood, at first
+        scale: float,                                      # initial scale of the Gaussian likelihood
     ):
         super().__init__()
         widths = list(widths)
@@ -140,7 +140,7 @@ class Mixture:
 
 
 def fit_mixture(latents: Tensor, components: int) -> Mixture:
-    """Expectation maximisation (scikit-learn) on `latents` `(n, latent)`, 2 x latent of them or more a component.
+    """Expectation maximization (scikit-learn) on `latents` `(n, latent)`, at least 2 x latent of them per component.
 
     The same latents give the same mixture.
     """
@@ -179,17 +179,17 @@ class VAE(Family):
         blocks: int,                                       # residual blocks after each halving and doubling
         hidden: int,                                       # units between the last grid and the latent vector
         embedding: int,                                    # length of a label's vector
-        condition_drop: float,                             # share of images that are trained without their label
+        condition_drop: float,                             # share of images trained on without their label
         likelihood: str,                                   # gaussian or bernoulli
-        observe: str,                                      # what it sees: grey, dequantised or binarised images
-        scale: float,                                      # of the Gaussian, on [-1, 1]; at first, or throughout
+        observe: str,                                      # its input: grey, dequantised or binarised images
+        scale: float,                                      # of the Gaussian, on [-1, 1]; initial, or fixed
         scale_rate: float,                                 # learning rate of log scale, 0: fixed
         beta: float,                                       # weight of the KL term; 1: the bound itself
-        kl_warmup_images: float,                           # images over which that weight rises from 0
+        kl_warmup_images: float,                           # images over which this weight rises from 0
         prior: str,                                        # what samples come from: normal or mixture
-        mixture_components: int,                           # of all classes together
-        mixture_images: int,                               # last training images, whose latents the mixture fits
-        importance_samples: int,                           # of the tighter IWAE bound in validation, 0: none
+        mixture_components: int,                           # over all classes together
+        mixture_images: int,                               # last training images, whose latents it is fitted to
+        importance_samples: int,                           # for the tighter IWAE bound in validation, 0: none
         rate: float,
         betas: list[float],                                # Adam's
         clip: float,                                       # largest gradient norm, 0: no limit
@@ -221,10 +221,10 @@ class VAE(Family):
         self.register_buffer("latents", torch.zeros(mixture_images, latent))          # of the last training images
         self.register_buffer("latent_labels", torch.zeros(mixture_images, dtype=torch.int64))
         self.register_buffer("latents_seen", torch.zeros((), dtype=torch.int64))
-        self._mixtures: tuple[int, list[Mixture | None]] = (-1, [])                   # fitted at so many latents
+        self._mixtures: tuple[int, list[Mixture | None]] = (-1, [])                   # latents seen at the fit
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam; the likelihood's scale has a rate of its own."""
+        """Adam; the likelihood's scale has its own rate."""
         weights = [p for name, p in self.network.named_parameters() if name != "log_scale"]
         groups: list[dict[str, Any]] = [{"params": weights, "lr": self.hparams.rate}]
         if self.network.log_scale.requires_grad:
@@ -261,7 +261,7 @@ class VAE(Family):
         return images
 
     def log_likelihood(self, network: Autoencoder, x: Tensor, parameters: Tensor) -> Tensor:
-        """Log p(x | z) in nats, `(n,)`, float32, from what the decoder said."""
+        """Log p(x | z) in nats, `(n,)`, float32, from the decoder's output."""
         with torch.autocast(x.device.type, enabled=False):
             if self.hparams.likelihood == "bernoulli":
                 return bernoulli_log_likelihood(x, parameters)
@@ -269,7 +269,7 @@ class VAE(Family):
 
     @torch.no_grad()
     def remember(self, z: Tensor, labels: Tensor | None) -> None:
-        """Keeps the latents of the last training images, of all ranks, for the mixture."""
+        """Keeps the latents of the last training images of all ranks, for the mixture."""
         kept = torch.zeros(len(z), dtype=torch.int64, device=z.device) if labels is None else labels
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             every: Any = self.all_gather((z, kept))        # `(ranks, n, ...)`
@@ -280,7 +280,7 @@ class VAE(Family):
         self.latents_seen += len(z)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Limits the gradient norm."""
+        """Clips the gradient norm."""
         if self.hparams.clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.hparams.clip)
 
@@ -288,19 +288,19 @@ class VAE(Family):
         """The averaged autoencoder."""
         return [(self.ema, self.network)]
 
-    # ---- evaluation, all of the averaged weights ----
+    # ---- evaluation, always with the averaged weights ----
 
     @property
     def averaged(self) -> Autoencoder:
-        """The autoencoder that samples, reconstructs and is scored."""
+        """The autoencoder used for samples, reconstructions and scores."""
         return self.ema.network  # type: ignore[return-value]
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The bound and its two terms on held-out images, nats per image; its noise belongs to each image.
+        """The bound and its two terms on held-out images, nats per image; each image has its own fixed noise.
 
-        With `importance_samples` k also `iwae`, the tighter bound over k samples (Burda et al. 2016, equation 8), and
-        for dequantised images `bits_per_dim`, an upper bound at 256 grey levels.
+        With `importance_samples` k, also `iwae`, the tighter bound over k samples (Burda et al. 2016, equation 8);
+        for dequantised images, also `bits_per_dim`, an upper bound at 256 grey levels.
         """
         images, labels = batch["image"], self.condition_of(batch)
         noise = SeededNoise(batch.get("index", torch.arange(len(images))).tolist(), images.device)
@@ -309,7 +309,7 @@ class VAE(Family):
         x = self.observed(images, lambda: torch.special.ndtr(pixels))
         mean, deviation = network.encode(x, labels)
         kl = kl_to_standard_normal(mean, deviation)
-        ratios = []                                        # log p(x | z) p(z) / q(z | x), one (n,) a sample
+        ratios = []                                        # log p(x | z) p(z) / q(z | x), one (n,) per sample
         draws = noise(max(1, self.hparams.importance_samples), self.hparams.latent)
         for k, epsilon in enumerate(draws.unbind(1)):
             z = mean + deviation * epsilon
@@ -347,10 +347,10 @@ class VAE(Family):
     def sample(
         self, n: int, *, condition: Any = None, seeds: Sequence[int] | None = None, **options: Any
     ) -> Tensor:
-        """Images `(n, c, h, w)` in [-1, 1], the likelihood's mean; labels are drawn where `condition` is None.
+        """Images `(n, c, h, w)` in [-1, 1], the likelihood's mean; labels are random where `condition` is None.
 
-        Options: `prior` (normal, or mixture: fitted on the latents of the last training images, for each class on its
-        own; without enough of them the normal prior), `temperature` (scales the deviations; 1 is the model itself).
+        Options: `prior` (normal, or mixture: fitted to the latents of the last training images, one per class; with
+        too few of them, the normal prior), `temperature` (scales the deviations; 1 is the model itself).
 
         Raises:
             UserError: an option is unknown, or the labels are out of range.
@@ -371,7 +371,7 @@ class VAE(Family):
         return self.decode(z, condition=labels)
 
     def mixtures(self) -> list[Mixture | None]:
-        """One mixture for each class, or one in all; None where fewer than two latents per dimension are known."""
+        """One mixture per class, or a single one; None where fewer than two latents per dimension are known."""
         seen = int(self.latents_seen)
         if self._mixtures[0] != seen:
             known, labels = self.latents[:seen], self.latent_labels[:seen]
@@ -384,7 +384,7 @@ class VAE(Family):
         return self._mixtures[1]
 
     def _labels(self, condition: Any, n: int) -> Tensor | None:
-        """Checked labels on this device; None where there are none, which a conditional model has learned, too."""
+        """Checked labels on this device, or None: a conditional model also learns to sample without a label."""
         if condition is None:
             return None
         labels = labels_for(condition, kind=self.hparams.condition, classes=self.hparams.classes, seeds=range(n))
