@@ -1,4 +1,4 @@
-"""Scores samples of a family, or the pictures of a folder, against real images: all networks in one pass."""
+"""Scores samples of a family, or the pictures in a folder, against real images: all networks in one pass."""
 
 import time
 from collections.abc import Iterator
@@ -23,46 +23,46 @@ from aigc.metrics.items import counted, samples
 from aigc.metrics.memorisation import SHOWN, save_neighbours
 from aigc.models.family import Family
 
-PICTURED = 64 * 2**20      # bytes of images that are kept, to be shown beside their neighbours
+PICTURED = 64 * 2**20      # bytes of images kept, to be shown beside their neighbours
 
 Stream = Iterator[tuple[Tensor, Tensor | None, list[str] | None]]      # images uint8, labels, captions
 
 
 @dataclass
 class Found:
-    """What an evaluation came to."""
+    """The results of an evaluation."""
 
     scores: dict[str, Score] = field(default_factory=dict)
     protocol: dict[str, dict[str, Any]] = field(default_factory=dict)
     sampling: dict[str, Any] | None = None
-    notes: list[str] = field(default_factory=list)             # what to think of the scores
-    missing: dict[str, str] = field(default_factory=dict)      # why a score could not be taken, by its name
+    notes: list[str] = field(default_factory=list)             # remarks on the scores
+    missing: dict[str, str] = field(default_factory=dict)      # why a score could not be computed, by its name
 
     def note(self, note: str | None) -> None:
-        """Keeps a sentence, once."""
+        """Keeps a remark, once."""
         if note and note not in self.notes:
             self.notes.append(note)
 
     def add(self, scores: dict[str, Score], protocol: dict[str, Any]) -> None:
-        """Adds scores that were measured in one way."""
+        """Adds scores that share a protocol."""
         self.scores |= scores
         self.protocol |= {name: {"metric": name, **protocol} for name in scores}
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a family is asked for images."""
+    """How images are sampled from a family."""
 
     n: int
     batch_size: int
     seed: int
-    split: str                      # whose conditions are used
-    balanced: bool                  # labels: equally many of each class
-    options: dict[str, Any]         # of the family's `sample`; empty: as its recipe says
+    split: str                      # that gives the conditions
+    balanced: bool                  # labels: equally many per class
+    options: dict[str, Any]         # of the family's `sample`; empty: those of its recipe
 
 
 class Samples:
-    """The stream of a family's samples; counts what making them costs."""
+    """The stream of a family's samples; measures their cost."""
 
     def __init__(self, family: Family, data: ImageData, how: Sampling):
         self.family, self.data, self.how = family, data, how
@@ -85,7 +85,7 @@ class Samples:
                 yield images, batch["label"] if asked == "label" else None, batch["text"] if asked == "text" else None
 
     def cost(self) -> dict[str, Any]:
-        """Network evaluations and seconds an image took."""
+        """Network evaluations and seconds per image."""
         n = max(1, self.made)
         return {
             "evaluations": round(self.rows / n, 3) or 1.0,
@@ -96,25 +96,25 @@ class Samples:
 
 
 def pictures_of(source: Source, n: int, batch_size: int) -> Stream:
-    """The stream of a folder's pictures."""
+    """The stream of the pictures in a folder."""
     return ((batch["image"], None, None) for batch in source.batches(n, batch_size))
 
 
 def score_images(
     stream: Stream, n: int, panels: list[Panel], found: Found, *, clip: CLIPScore | None = None, facts: dict[str, Any]
 ) -> list[Tensor]:
-    """Lets every panel look at the n images of a stream, and adds their scores to `found`.
+    """Shows the n images of a stream to every panel, and adds the scores to `found`.
 
     Args:
-        stream: of images; each is looked at once, by all networks.
-        n: how many they are.
-        panels: that know the reference and their floors.
-        found: takes scores and protocols.
-        clip: reads captions, where the stream has some.
-        facts: what the protocols say besides: how the images were asked for.
+        stream: of images; each is shown once to all networks.
+        n: number of images.
+        panels: with their reference and floors.
+        found: receives scores and protocols.
+        clip: scores captions, if the stream has any.
+        facts: added to the protocols: how the images were sampled.
 
     Returns:
-        The first images, uint8 `(c, h, w)` each, `PICTURED` bytes of them.
+        The first images, uint8 `(c, h, w)` each, up to `PICTURED` bytes.
 
     Raises:
         UserError: fewer than two of the images could be read.
@@ -144,7 +144,7 @@ def score_images(
 
 
 def clip_floor(clip: CLIPScore, source: DataSource, n: int, batch_size: int) -> float | None:
-    """What n real images score with their own captions; None where there are no captions, or not as many images."""
+    """The score of n real images with their own captions; None without captions, or with fewer images."""
     if n > source.count or source.data.texts(source.split) is None:
         return None
     key = real_key(clip, source.sequence, source.split, "captions", n)  # type: ignore[arg-type]
@@ -156,10 +156,10 @@ def clip_floor(clip: CLIPScore, source: DataSource, n: int, batch_size: int) -> 
 
 
 def show_neighbours(panel: Panel, images: list[Tensor], path: Path) -> str:
-    """Draws those of the images (uint8) that lie nearest to real ones, each beside its nearest real images.
+    """Draws the images (uint8) that are closest to real ones, each beside its nearest real images.
 
     Returns:
-        A line for people: where the picture is, or why there is none.
+        A line to print: where the picture is, or why there is none.
     """
     assert panel.near is not None and panel.limit is not None
     apart, places = panel.near
@@ -183,7 +183,7 @@ def show_neighbours(panel: Panel, images: list[Tensor], path: Path) -> str:
 def score_attributes(
     family: Family, data: Any, found: Found, how: Sampling, *, resamples: int, n: int
 ) -> None:
-    """Adds how often attributes are as captions ask, on combinations that training showed and on those it did not."""
+    """Adds how often attributes match the captions, for combinations seen and not seen in training."""
     if not n or not reads_back(data, family):
         return
     for name, split in SPLITS.items():

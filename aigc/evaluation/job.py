@@ -1,4 +1,4 @@
-"""An evaluation from its options to its record: every image is looked at once, by all networks."""
+"""An evaluation from its options to its record: all networks see every image once."""
 
 import logging
 import time
@@ -35,24 +35,24 @@ from aigc.run import environment
 from aigc.training import keep_freed_memory
 
 log = logging.getLogger(__name__)
-NUM_SAMPLES = 2000         # of a family, as conf/metrics/classifier.yaml makes in training
+NUM_SAMPLES = 2000         # of a family, as in training (conf/metrics/classifier.yaml)
 
 
 def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[Found, list[str]]:
-    """Scores what was asked for, and writes the record, as soon as the images are scored and again at the end.
+    """Computes the requested scores, and writes the record once the images are scored and again at the end.
 
     Args:
-        cfg: as conf/evaluate.yaml.
+        cfg: as in conf/evaluate.yaml.
         target: what to score.
         device: where networks compute.
-        out: where the record goes; pictures of nearest neighbours go beside it.
+        out: the record's path; pictures of nearest neighbours are saved beside it.
 
     Returns:
-        The scores, and lines for people.
+        The scores, and lines to print.
 
     Raises:
-        UserError: a mistake in what was asked.
-        RunError: the family's images are not finite, or the disk does not take the record.
+        UserError: a mistake in the options.
+        RunError: the family's images are not finite, or the record cannot be written.
     """
     started = time.perf_counter()
     keep_freed_memory()
@@ -102,7 +102,7 @@ def _images(
     cfg: Any, target: Target, data: Any, against: FolderSource | None, panels: list[Panel], found: Found,
     batch_size: int, device: torch.device, out: Path, keep: Callable[[], None],
 ) -> list[str]:
-    """Scores samples, or a folder of pictures."""
+    """Scores samples or a folder of pictures."""
     reference, held = open_reference(against, data, target, cfg.split, cfg.test)
     clip = open_clip(cfg, target, device)
     making = None
@@ -142,7 +142,7 @@ def _images(
 
 
 def _remark(panel: Panel, n: int, found: Found) -> None:
-    """Says what there are too few of n images for, and which scores of theirs are not taken."""
+    """Notes which scores n images are too few for, and which are therefore left out."""
     network = panel.network
     found.note(too_few({"images": n, "reference images": panel.num_reals}, network.num_features))
     found.note(smaller_subsets(panel.how.kd_subset_size, panel.suite.subset_size(n)))
@@ -151,10 +151,10 @@ def _remark(panel: Panel, n: int, found: Found) -> None:
 
 
 def open_clip(cfg: Any, target: Target, device: torch.device) -> CLIPScore | None:
-    """The CLIP that was asked for.
+    """The requested CLIP.
 
     Raises:
-        UserError: it is not there, or there are no captions.
+        UserError: it is missing, or there are no captions.
     """
     if cfg.clip is None:
         return None
@@ -193,7 +193,7 @@ def _translations(
 
 
 def sampling_options(cfg: Any) -> dict[str, Any]:
-    """What the family's `sample` is given besides numbers, conditions and seeds; empty: as its recipe says."""
+    """Options of the family's `sample` besides numbers, conditions and seeds; empty: those of its recipe."""
     sampler = dict(cfg.sampler)
     options = {"sampler": sampler.pop("name", None), **sampler, "guidance": cfg.guidance,
                "truncation": cfg.truncation, **to_plain(cfg.options)}

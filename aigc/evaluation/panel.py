@@ -1,7 +1,7 @@
-"""What one feature network says of images that stream by: every score over it, with intervals, and the same of floors.
+"""One feature network's scores of a stream of images, with intervals, and of the floors.
 
-Features are computed once for all scores. What is kept of a stream does not grow with its length: sums, and the first
-`KEPT` features and logits. The real side is looked at once and cached (aigc/metrics/cache.py).
+Features are computed once for all scores. Memory does not grow with the length of a stream: only sums and the first
+`KEPT` features and logits are kept. The real side is processed once and cached (aigc/metrics/cache.py).
 """
 
 import logging
@@ -22,14 +22,14 @@ from aigc.metrics.manifold import Manifold
 from aigc.metrics.memorisation import LEAST, NEAREST, SHARE, copies, nearest, threshold
 from aigc.metrics.suite import KEPT, Suite
 
-SEARCHED = 60_000          # real images among which nearest neighbours are looked for, at most
-VERSION = 2                # of what a floor holds: a change makes new cache entries
+SEARCHED = 60_000          # most real images searched for nearest neighbours
+VERSION = 2                # of a floor's content: a change makes new cache entries
 
 log = logging.getLogger(__name__)
 
 
 class Score(NamedTuple):
-    """A score with its interval, and what real images that the reference does not hold would score."""
+    """A score with its interval, and its floor: the score of real images outside the reference."""
 
     value: float
     low: float | None = None
@@ -43,28 +43,28 @@ class How:
 
     kd_subsets: int             # see metrics/suite.py
     kd_subset_size: int
-    neighbours: int             # k of precision, recall, density and coverage; 0: without them
-    memorisation: bool          # whether nearest neighbours are looked for
+    neighbours: int             # k of precision, recall, density and coverage; 0: none of them
+    memorisation: bool          # whether to search for nearest neighbours
     resamples: int              # of the bootstrap; 0: no intervals
-    num_reals: int | None       # of the reference, at most; None: all
-    batch_size: int             # images at once
+    num_reals: int | None       # most images of the reference; None: all
+    batch_size: int             # images at a time
     seed: int                   # of subsets, splits and resamples
 
 
 class Panel:
-    """Looks at one stream of images after the other (`begin`, `look`, `scores`), against one reference."""
+    """Scores one stream of images after another (`begin`, `look`, `scores`) against one reference."""
 
     def __init__(self, network: FeatureNetwork, how: How):
         self.network, self.how = network, how
         self.neighbours: Tensor | None = None       # features (n, d) of real images in half precision
         self.limit: float | None = None             # distance below which an image counts as memorised
         self.floors: dict[str, float] = {}
-        self.near: tuple[Tensor, Tensor] | None = None      # what `nearest` found at the last scoring
+        self.near: tuple[Tensor, Tensor] | None = None      # result of `nearest` at the last scoring
 
     # ---- the real side ----
 
     def learn(self, source: Source) -> None:
-        """Looks at the reference, or finds in the cache what was seen of it."""
+        """Processes the reference, or loads the results from the cache."""
         h, n = self.how, min(self.how.num_reals or source.count, source.count)
         self.source = source
         self.suite = Suite(self.network, kd_subsets=h.kd_subsets, kd_subset_size=h.kd_subset_size, seed=h.seed)
@@ -80,7 +80,7 @@ class Panel:
                 if h.memorisation and sum(len(part) for part in parts) < SEARCHED:
                     parts.append(features.half())
             state, wide = self.suite.real_state(), torch.cat(parts)[:SEARCHED] if parts else None
-            if not source.failures:     # a broken file may be mended without another name
+            if not source.failures:     # a broken file may be repaired under the same name
                 keep_cached(keys[0], state)
                 if wide is not None:
                     keep_cached(keys[1], wide)
@@ -91,9 +91,9 @@ class Panel:
         self.num_reals = int(self.suite.frechet.real_features_num_samples)
 
     def measure_floor(self, source: Source | None, n: int) -> None:
-        """What n real images that the reference does not hold score; without so many, there is no floor.
+        """Scores n real images that the reference does not contain; without that many there is no floor.
 
-        Without a source, the reference's own images, each beside the others, say what counts as memorised.
+        Without a source, distances among the reference's own images define what counts as memorised.
         """
         m, h = min(n, source.count) if source is not None else 0, self.how
         self.floors, self.limit = {}, None
@@ -113,7 +113,7 @@ class Panel:
             else:
                 own = self.real
                 apart = self.nearest(own, k=2)[0][:, 1] if h.memorisation else None
-            new = apart[~copies(apart, own)] if apart is not None else None       # the data may hold an image twice
+            new = apart[~copies(apart, own)] if apart is not None else None       # the data may contain an image twice
             limit = threshold(new) if new is not None and len(new) >= LEAST else None
             kept = {"scores": scores, "limit": limit}
             keep_cached(key, kept)
@@ -130,19 +130,19 @@ class Panel:
         return features.cpu(), logits.cpu()
 
     def begin(self, n: int) -> None:
-        """Forgets what was looked at; n images are to come."""
+        """Starts a new stream of n images."""
         self.suite.begin(n)
         self.logits: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.values: dict[str, list[Tensor]] = {}
 
     def look(self, images: Tensor, labels: Tensor | None = None, *, pairs: Tensor | None = None) -> None:
-        """Looks at uint8 images `(m, c, h, w)`.
+        """Processes uint8 images `(m, c, h, w)`.
 
         Args:
             images: the next ones of the stream.
-            labels: what they should show, `(m,)`; counted where the network knows the data's classes.
-            pairs: where each image's true counterpart stands in the reference, `(m,)`.
+            labels: what they should show, `(m,)`; counted if the network knows the data's classes.
+            pairs: position of each image's true counterpart in the reference, `(m,)`.
         """
         features, logits = self._see(images)
         self.suite.add(features, logits)
@@ -157,17 +157,17 @@ class Panel:
             self.values.setdefault(self.called("similarity"), []).append(alike.double())
 
     def nearest(self, features: Tensor | None = None, k: int = NEAREST) -> tuple[Tensor, Tensor]:
-        """Distances and places `(m, k)` of the reference's nearest features to those kept of the stream, or others."""
+        """Distances and indices `(m, k)` of the reference's features nearest to `features`, or to the stream's."""
         assert self.neighbours is not None
         own = self.suite.kept(real=False) if features is None else features
         return nearest(own, self.neighbours.split(KEPT), self.neighbours[:KEPT].float().mean(0, keepdim=True), k=k)
 
     def called(self, name: str) -> str:
-        """A score's name over this network."""
+        """A score's name with this network."""
         return f"{name}_{self.network.name}"
 
     def scores(self, *, errors: bool = True) -> dict[str, Score]:
-        """Every score of what was looked at since `begin`, with intervals where `errors` are wanted."""
+        """Every score of the images since `begin`, with intervals if `errors`."""
         values = self.suite.scores()
         n = self.suite.generated
         found: dict[str, Score] = {}
@@ -210,7 +210,7 @@ class Panel:
         return self._manifold
 
     def mean(self, name: str, values: Tensor, *, errors: bool = True) -> Score:
-        """The mean of what was measured image by image; its interval is what the bootstrap comes to."""
+        """The mean of a value per image, with the interval that the bootstrap converges to."""
         error = values.std().item() / math.sqrt(len(values)) if errors and len(values) > 1 else None
         return self._score(name, values.double().mean().item(), error)
 
@@ -221,7 +221,7 @@ class Panel:
     # ---- the record ----
 
     def compared(self) -> dict[str, Any]:
-        """How many images were compared with what; all that there is to say of a score without a network."""
+        """How many images were compared with what; the whole protocol of a score without a network."""
         return {
             "num_samples": self.suite.generated,
             "data": self.source.name,
@@ -231,7 +231,7 @@ class Panel:
         }
 
     def protocol(self) -> dict[str, Any]:
-        """How the stream was scored; what belongs to all scores over the network."""
+        """How the stream was scored: the part that all scores of this network share."""
         return {
             **self.network.facts(),
             **self.compared(),
@@ -245,7 +245,7 @@ class Panel:
 
 
 def bounded(name: str, value: float, error: float | None) -> tuple[float | None, float | None]:
-    """The interval of a score, within what it can be."""
+    """The interval of a score, clipped to its possible range."""
     if error is None or not math.isfinite(error):
         return None, None
     kind = name.rsplit("/", 1)[-1].split("_")[0]

@@ -1,4 +1,4 @@
-"""The record of an evaluation: a file that says what was scored, how and what came out, and the same as a table."""
+"""The record of an evaluation: a file that says what was scored, how, and with what result; and a table of it."""
 
 import fcntl
 import json
@@ -19,17 +19,17 @@ HEAD = ("score", "value", "95% interval", "floor")
 
 @contextmanager
 def reserve(path: Path, *, overwrite: bool = False, numbered: bool = False) -> Iterator[Path]:
-    """The place of a record, and of pictures beside it, held against other evaluations until the end.
+    """Reserves the path of a record and of the pictures beside it against other evaluations, until the end.
 
-    Makes the folder, so that one that does not take a record is known before anything is measured.
+    Creates the folder, so an unwritable one is noticed before anything is computed.
 
     Args:
         path: of the record.
-        overwrite: replace an earlier record there, with its pictures, once there is a new one.
-        numbered: where the name is taken, take `<name>_2.json`, `<name>_3.json`, ... instead.
+        overwrite: replace an earlier record and its pictures, once there is a new one.
+        numbered: if the name is taken, use `<name>_2.json`, `<name>_3.json`, ... instead.
 
     Raises:
-        UserError: the folder does not take it, or the name is taken.
+        UserError: the folder is not writable, or the name is taken.
     """
     names = (path.with_name(f"{path.stem}_{k}{path.suffix}") for k in range(2, 10_000)) if numbered else ()
     for name in (path, *names):
@@ -45,7 +45,7 @@ def reserve(path: Path, *, overwrite: bool = False, numbered: bool = False) -> I
             if not reason:
                 before = {picture: picture.stat().st_mtime_ns for picture in _pictures(name)}
                 yield name
-                for picture, when in before.items():       # of networks that the new record does not know
+                for picture, when in before.items():       # of networks that the new record lacks
                     if picture.stat().st_mtime_ns == when:
                         picture.unlink()
                 return
@@ -59,7 +59,7 @@ def _lock_of(path: Path) -> Path:
 
 
 def _hold(path: Path) -> IO[bytes] | None:
-    """The open lock file of a record; None where another process holds it."""
+    """The open lock file of a record; None if another process holds it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock_of(path).open("wb")
@@ -76,12 +76,12 @@ def _hold(path: Path) -> IO[bytes] | None:
 
 
 def _pictures(path: Path) -> list[Path]:
-    """Pictures that belong to a record of this name."""
+    """The pictures that belong to a record of this name."""
     return sorted(path.parent.glob(f"{escape(path.stem)}_neighbours_*.png"))
 
 
 def _taken(path: Path, overwrite: bool = False) -> str:
-    """Why a record cannot have this name, for people; empty where it can."""
+    """Why a record cannot have this name, as a phrase; empty if it can."""
     if path.exists() and not (path.is_file() and is_evaluation(path.read_bytes())):
         return "exists and is not the record of an evaluation: choose another name"
     if path.exists() and not overwrite:
@@ -94,10 +94,10 @@ def _taken(path: Path, overwrite: bool = False) -> str:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes the record as JSON, whole or not at all.
+    """Writes the record as JSON, atomically.
 
     Raises:
-        RunError: the disk does not take it.
+        RunError: it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -110,7 +110,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def now() -> str:
-    """The time, as records have it."""
+    """The current time in the format of records."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

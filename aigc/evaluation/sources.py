@@ -1,4 +1,4 @@
-"""Where images come from that are looked at: a part of a data set, a side of pairs, or a folder; uint8, in batches."""
+"""Sources of images to score: a part of a data set, a side of pairs, or a folder; uint8, in batches."""
 
 import hashlib
 from collections.abc import Iterator
@@ -20,15 +20,15 @@ from aigc.metrics.items import items
 from aigc.pictures import ahead, without_drawings
 
 Batch = dict[str, Any]
-TOGETHER = 1000             # pictures of a folder that are put in order of size, so that batches hold one size
-GREY_APART = 8              # grey levels that the channels of a grey picture may differ by: JPEG's rounding
+TOGETHER = 1000             # pictures of a folder sorted by size at a time, so that batches hold one size
+GREY_APART = 8              # grey levels by which a grey picture's channels may differ: JPEG rounding
 
 
 class Source(Protocol):
     """Images in a fixed order."""
 
     name: str               # of the data set or folder
-    split: str              # which part of it
+    split: str              # the part of it
     fingerprint: str        # changes whenever an image does
     sequence: str           # changes whenever an image or the order does
     count: int              # of images
@@ -38,7 +38,7 @@ class Source(Protocol):
         """The first n images: dicts of `image` uint8 `(m, c, h, w)` and, where known, `label` int64 `(m,)`."""
 
     def pictures(self, rows: Tensor) -> list[Tensor]:
-        """Images of these places in the order, uint8 `(c, h, w)` each."""
+        """The images at these positions in the order, uint8 `(c, h, w)` each."""
 
 
 class DataSource:
@@ -62,7 +62,7 @@ class DataSource:
 
 
 class SideSource:
-    """The images that a direction's translations should look like: in their own order, or one that is mixed."""
+    """The images that a direction's translations should look like: in stored order or shuffled."""
 
     def __init__(self, data: PairData, split: str, direction: str, *, mixed: bool = False):
         self.failures: dict[str, str] = {}
@@ -79,18 +79,18 @@ class SideSource:
         return (self.side.batch(rows) for rows in self.order[:n].split(batch_size))
 
     def pictures(self, rows: Tensor) -> list[Tensor]:
-        """Images of these places in the order."""
+        """The images at these positions in the order."""
         return list(self.side.batch(self.order[rows])["image"])
 
 
 class FolderSource:
-    """All pictures of a folder or zip with its subfolders, at their own sizes, in a random order, always the same.
+    """All pictures of a folder or zip with its subfolders, at their own sizes, in a fixed random order.
 
-    Grids that this program drew are no pictures.
+    Grids that this program drew do not count.
 
     Attributes:
-        left_out: names of grids and the like, by the reason.
-        failures: why a picture could not be read, by name; it costs no other.
+        left_out: names of grids and the like, by reason.
+        failures: why a picture could not be read, by name; the others are not affected.
     """
 
     split = "all"
@@ -113,14 +113,14 @@ class FolderSource:
                 size, plain = header(data)
                 deep += [found] if (found := extremes(data)) else []
                 sizes[k] = size
-            except Exception as error:                     # Pillow's decoders raise what they like
+            except Exception as error:                     # Pillow's decoders raise any exception
                 self._failed(k, error)
                 continue
             grey = grey and plain
             digest.update(hashlib.sha256(data).digest())
         if not sizes:
             raise UserError(f"{option}={path} holds no picture that can be read: give another folder")
-        good = torch.tensor(list(sizes))                   # what cannot be read must not change the others' order
+        good = torch.tensor(list(sizes))                   # unreadable files must not change the others' order
         mixed = good[torch.randperm(len(good), generator=torch.Generator().manual_seed(0))]
         self.rows = [k for part in mixed.split(TOGETHER) for k in sorted(part.tolist(), key=lambda k: sizes[k])]
         self.sizes = sizes
@@ -138,7 +138,7 @@ class FolderSource:
         """Picture k, uint8 `(channels, h, w)`.
 
         Raises:
-            UserError: it is in colour, and grey ones are wanted.
+            UserError: it is in colour where grey ones are expected.
         """
         image = decode(self.files.read(k), size=self.sizes[k], channels=3, limits=self.limits)
         if self.channels == 3:
@@ -149,7 +149,7 @@ class FolderSource:
         return image[:1]
 
     def batches(self, n: int, batch_size: int) -> Iterator[Batch]:
-        """The first n pictures, those of one size together, read ahead; what cannot be read is left out."""
+        """The first n pictures, grouped by size and read ahead; unreadable ones are left out."""
         waiting: list[Tensor] = []
         chosen = self.rows[:n]
         for k, future in zip(chosen, ahead(self._read, chosen, 2 * batch_size), strict=True):
@@ -168,7 +168,7 @@ class FolderSource:
             yield {"image": torch.stack(waiting)}
 
     def pictures(self, rows: Tensor) -> list[Tensor]:
-        """Pictures of these places."""
+        """The pictures at these positions."""
         good = [k for k in self.rows if self.files.name(k) not in self.failures]
         return [self._read(good[row]) for row in rows.tolist()]
 

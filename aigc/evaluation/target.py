@@ -1,4 +1,4 @@
-"""What an evaluation is asked about: a checkpoint with its run and data, or a folder of images; and what with."""
+"""The subject of an evaluation, a checkpoint with its run and data or a folder of images; and its reference."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,10 @@ class Target:
     run: Path                           # the run folder, or the folder of images
     family: Family | None = None
     pictures: FolderSource | None = None
-    config: DictConfig | None = None    # what the run was trained by, where that is known
+    config: DictConfig | None = None    # of the run's training, if known
 
     def facts(self) -> dict[str, Any]:
-        """What a record says of it."""
+        """What a record says about it."""
         if self.family is None:
             assert self.pictures is not None
             return {"kind": "images", "run": str(self.run), "sha256": self.pictures.fingerprint,
@@ -45,9 +45,9 @@ class Target:
 
 
 def open_target(run: str, checkpoint: str, device: torch.device, **changes: Any) -> Target:
-    """What `run` names: a run folder or a checkpoint file, else a folder or zip of images.
+    """The target that `run` names: a run folder or a checkpoint file, else a folder or zip of images.
 
-    `changes` are values of the run's configuration that are to be others.
+    `changes` replace values of the run's configuration.
 
     Raises:
         UserError: it is none of these.
@@ -69,7 +69,7 @@ def open_target(run: str, checkpoint: str, device: torch.device, **changes: Any)
 
 
 def open_data(target: Target, chosen: dict[str, Any], cfg: Any) -> ImageData | None:
-    """The data set to compare with: `data=`, else what the run was trained on with the options that were given.
+    """The data set to compare with: `data=`, else the run's training data with the given options.
 
     Raises:
         UserError: there is none, it cannot be loaded, or it does not fit the family.
@@ -127,10 +127,10 @@ def check_fit(family: Family, data: ImageData) -> None:
 def open_reference(
     against: FolderSource | None, data: ImageData | None, target: Target, split: str, test: str
 ) -> tuple[Source, Source | None]:
-    """What images are compared with, and the held-out ones that give the floor.
+    """The images to compare with, and the held-out ones that give the floor.
 
     Raises:
-        UserError: the folder holds one picture only.
+        UserError: the folder holds only one picture.
     """
     if against is not None:
         if target.pictures is not None:
@@ -147,10 +147,10 @@ def open_reference(
 
 
 def open_networks(cfg: Any, target: Target, data: ImageData | None, device: torch.device) -> list[FeatureNetwork]:
-    """The networks that were asked for, or the one that the run was scored by.
+    """The requested networks, or the one that scored the run.
 
     Raises:
-        UserError: the weights of one are missing or wrong.
+        UserError: a network's weights are missing or wrong.
     """
     trained: Any = (target.config.get("metrics") if target.config is not None else None) or {}
     scored_by = trained.get("network") or "classifier"

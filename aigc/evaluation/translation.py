@@ -1,4 +1,4 @@
-"""Scores translations of held-out images: against the other side, against true pairs, and beside doing nothing."""
+"""Scores translations of held-out images against the other side and true pairs, beside the untranslated images."""
 
 from collections.abc import Iterator
 
@@ -21,20 +21,20 @@ def score_translations(
     family: Translator, data: PairData, panels: list[Panel], found: Found, *, split: str, limit: int | None,
     batch_size: int, seed: int, lpips: LPIPS | None,
 ) -> None:
-    """Adds `<direction>/<score>` and `<direction>/identity/<score>` of every direction, by all networks in one pass.
+    """Adds `<direction>/<score>` and `<direction>/identity/<score>` for every direction, all networks in one pass.
 
-    The reference is all images of the target side of `split`; the floor is as many of its training images.
+    The reference is the whole target side of `split`; the floor uses as many of that side's training images.
 
     Args:
-        family: what translates.
-        data: both sides.
-        panels: the networks; they learn every direction's reference in turn.
-        found: takes scores and protocols.
-        split: whose images are translated.
-        limit: rows, at most; None: all.
-        batch_size: images at once.
-        seed: of what is random in a translation.
-        lpips: where its weights are at hand.
+        family: the translator.
+        data: the two-sided data.
+        panels: the networks; they process every direction's reference in turn.
+        found: receives scores and protocols.
+        split: the images to translate.
+        limit: most rows used; None: all.
+        batch_size: images at a time.
+        seed: of random draws in a translation.
+        lpips: if its weights are available.
 
     Raises:
         UserError: fewer than two images on a side.
@@ -66,7 +66,7 @@ def _scores(
     stream: Iterator[tuple[list[int], Tensor, Tensor, Tensor, dict[str, Tensor]]], panels: list[Panel], n: int, *,
     lpips: LPIPS | None, pairs: bool, what: str,
 ) -> tuple[list[dict[str, Score]], dict[str, Score]]:
-    """Every panel's scores of a stream of translations, and what was measured of it without them."""
+    """Every panel's scores of a stream of translations, and the values measured without a network."""
     values: dict[str, list[Tensor]] = {}
     for panel in panels:
         panel.begin(n)

@@ -1,8 +1,8 @@
-"""A folder that a verb writes its pictures into: claimed before any work, recorded file by file, cleared on request.
+"""The folder that a verb writes pictures into: claimed before any work, recorded file by file, cleared on request.
 
-`claim` refuses a folder that holds anything else, so that pictures of two calls are never mixed and nothing of the
-user's is replaced. Each file is entered in the record (see `written`) before it is written, so that the record knows
-of every file whatever interrupts the writing; the lock on the record ends with its process.
+`claim` refuses a folder that holds anything else, so that pictures of two calls are never mixed and no file of the
+user's is replaced. Each file is entered in the record (see `written`) before it is written, so the record is complete
+whatever interrupts the writing. The lock on the record ends with its process.
 """
 
 import contextlib
@@ -24,31 +24,31 @@ from aigc.images.written import RECORD, Record, parse_record
 
 log = logging.getLogger(__name__)
 
-IGNORED = ("thumbs.db", "desktop.ini")                     # what systems leave in folders, besides hidden files
-NAMED = 3                                                  # of the files in the way
+IGNORED = ("thumbs.db", "desktop.ini")                     # left in folders by systems, besides hidden files
+NAMED = 3                                                  # names of blocking files in an error
 
 
 class Output:
-    """A claimed folder. The first file written clears what the same program wrote before, if that was asked for."""
+    """A claimed folder. If asked to overwrite, clears the program's earlier files before it writes the first one."""
 
     def __init__(self, folder: Path, record: IO[str], before: Record | None):
         self.folder = folder
-        self.facts: dict[str, Any] = {}                    # of the record's first line; complete before the first file
-        self.ending: dict[str, Any] = {}                   # of its last line
+        self.facts: dict[str, Any] = {}                    # first line of the record; complete before the first file
+        self.ending: dict[str, Any] = {}                   # its last line
         self._record, self._before = record, before
         self._files = 0
         self._started = False
 
     def write(self, name: str, content: bytes, **facts: Any) -> None:
-        """Writes a file to a temporary name first; makes its folder.
+        """Writes a file, under a temporary name first; creates its folder.
 
         Args:
             name: relative to the folder, with forward slashes.
             content: of the file.
-            **facts: for the record: `kind` (image, grid, ...), and what makes it again.
+            **facts: for the record: `kind` (image, grid, ...), and what reproduces the file.
 
         Raises:
-            RunError: the folder does not take it.
+            RunError: the file cannot be written.
         """
         sha256 = hashlib.sha256(content).hexdigest()
         with self._placing(name) as temporary:
@@ -57,19 +57,19 @@ class Output:
 
     @contextmanager
     def file(self, name: str, *, keep: bool = False, **facts: Any) -> Iterator[IO[bytes]]:
-        """A file to be written piece by piece under a temporary name; it gets its own name at the end.
+        """A file to write piece by piece under a temporary name; it gets its own name at the end.
 
         Args:
             name: as for `write`.
-            keep: it is worth keeping as it stands, too, when what is to be written is interrupted.
+            keep: also keep the file in its current state if the writing is interrupted.
             **facts: as for `write`.
 
         Raises:
-            RunError: the folder does not take it.
+            RunError: the file cannot be written.
         """
         interrupted: BaseException | None = None
         with self._placing(name) as temporary:
-            self._line({"name": name, **facts})            # so that it can be cleared, whatever comes now
+            self._line({"name": name, **facts})            # so that it can be cleared whatever happens next
             with open(temporary, "w+b") as file:
                 try:
                     yield file
@@ -86,7 +86,7 @@ class Output:
 
     @contextmanager
     def _placing(self, name: str) -> Iterator[Path]:
-        """A temporary name, which becomes the file's own when all is written."""
+        """A temporary name, replaced by the file's own once all is written."""
         path = self.folder / name
         temporary = path.with_name(f".{path.name}.tmp")
         try:
@@ -119,8 +119,8 @@ class Output:
         self._record.flush()
 
     def close(self, status: str) -> bool:
-        """Writes the last line and frees the folder; whether anything had been written."""
-        with contextlib.suppress(OSError):                 # the disk that ended it does not take this line either
+        """Writes the last line and releases the folder; returns whether anything was written."""
+        with contextlib.suppress(OSError):                 # a full disk refuses this line too
             if self._started:
                 self._line({"status": status, **self.ending})
         _leave(self._record, self.folder / RECORD)
@@ -129,15 +129,15 @@ class Output:
 
 @contextmanager
 def claim(out: Path, *, overwrite: bool = False, numbered: bool = False) -> Iterator[Output]:
-    """A folder of one's own to write into, which is made; what was made is removed again where nothing was written.
+    """Creates and claims a folder to write into; removes it again if nothing was written.
 
     Args:
         out: the folder.
-        overwrite: clear what generate or edit wrote there before, as soon as the first file is written.
-        numbered: where `out` is there already, take `<out>_2`, `<out>_3`, ... instead.
+        overwrite: clear what generate or edit wrote there before, when the first file is written.
+        numbered: if `out` exists, use `<out>_2`, `<out>_3`, ... instead.
 
     Raises:
-        UserError: the folder holds something else, or another process writes there, or it cannot be made.
+        UserError: the folder holds other files, is in use by another process, or cannot be created.
     """
     out, made = _make(out, numbered)
     output, status = None, "failed"
@@ -164,7 +164,7 @@ def by_time(folder: Path) -> Path:
 
 
 def clear(folder: Path, record: Record) -> None:
-    """Removes what a record lists and is as it was written, what an interruption left, and folders that get empty."""
+    """Removes the unchanged files of a record, remains of an interruption, and folders that become empty."""
     folders = set()
     for name, facts in record.files.items():
         path = folder / name
@@ -185,7 +185,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _make(folder: Path, numbered: bool) -> tuple[Path, list[Path]]:
-    """Makes a folder with its parents; returns it and those that were not there, outermost first."""
+    """Creates a folder with its parents; returns it and the folders that were created, outermost first."""
     missing = [parent for parent in folder.parents if not parent.exists()][::-1]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def _make(folder: Path, numbered: bool) -> tuple[Path, list[Path]]:
 
 
 def _lock(folder: Path, overwrite: bool) -> Output:
-    """Opens the record of a folder that may be written into, and holds it against other processes."""
+    """Opens and locks the record of a folder that may be written into."""
     path = folder / RECORD
     if not path.exists() and (others := _others(folder, None)):
         cleared = "overwrite=true clears only what this program wrote: " if overwrite else ""
@@ -242,7 +242,7 @@ def _lock(folder: Path, overwrite: bool) -> Output:
 
 
 def _leave(record: IO[str], path: Path) -> None:
-    """Closes a record, and removes it where nothing stands in it."""
+    """Closes a record, and removes it if it is empty."""
     with contextlib.suppress(OSError):
         if os.fstat(record.fileno()).st_size == 0 and os.path.samestat(os.fstat(record.fileno()), path.stat()):
             path.unlink()
@@ -263,7 +263,7 @@ def _hold(record: IO[str], path: Path) -> None:
 
 
 def _others(folder: Path, record: Record | None) -> str:
-    """The first few files below a folder that are not in its record as they were written, for people; else empty."""
+    """The first few files below a folder that its record does not list or that were changed, as a phrase; or empty."""
     known = {} if record is None else record.files
     found = []
     for place, folders, files in os.walk(folder):
@@ -281,7 +281,7 @@ def _others(folder: Path, record: Record | None) -> str:
 
 
 def _unchanged(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether a file is as it was written. One whose facts are incomplete never got its name."""
+    """Whether a file is as it was written. A file with incomplete facts never got its name."""
     try:
         return path.stat().st_size == facts.get("size") and sha256_of(path) == facts.get("sha256")
     except OSError:

@@ -1,10 +1,10 @@
-"""What this program has written, recognized: pictures that must not come back as data.
+"""Recognizes pictures that this program wrote, which must not be read as data.
 
-- A folder that `generate` or `edit` wrote holds a record, `aigc.jsonl`: a first line of facts (verb, version, options,
-  run, checkpoint's sha256, seed), a line for each file (size, sha256, and what makes a picture again: its number,
-  label or text), and a last line that says how it ended. What is listed there and still as long is ours.
-- A run folder is known by its summary or its configuration; `samples/`, `evaluations/` and `wandb/` in it are ours.
-- A grid says so itself, in a PNG text chunk right behind the header, wherever it was copied to (`MARK`).
+- A folder written by `generate` or `edit` holds a record, `aigc.jsonl`: a first line of facts (verb, version, options,
+  run, checkpoint's sha256, seed), a line per file (size, sha256, and what reproduces a picture: its number, label or
+  text), and a last line that says how it ended. Files that are listed there and have the same size are ours.
+- A run folder is recognized by its summary or configuration; `samples/`, `evaluations/` and `wandb/` in it are ours.
+- A grid is marked by a PNG text chunk right after the header, wherever it is copied to (`MARK`).
 """
 
 import json
@@ -22,16 +22,16 @@ from typing import Any
 
 from aigc.data.names import is_hidden, zip_name
 
-RECORD = "aigc.jsonl"                                      # in each folder that generate or edit wrote
+RECORD = "aigc.jsonl"                                      # in each folder written by generate or edit
 KEY = "aigc"                                               # of the text chunk in our PNGs: JSON
-DRAWN = '{"drawn": '                                       # how that JSON begins in a grid
-MARK = b"tEXt" + f"{KEY}\0{DRAWN}".encode()                # where it stands in the file: behind the header
-DRAWINGS = re.compile(r"grid\.png|comparison\.png|.+_neighbours_\w+\.png|\d{9}(_\w+)?\.png")   # what grids are called
-IN_RUNS = {                                                # folder in a run folder: what of it is ours, and what it is
+DRAWN = '{"drawn": '                                       # beginning of that JSON in a grid
+MARK = b"tEXt" + f"{KEY}\0{DRAWN}".encode()                # its bytes in the file, after the header
+DRAWINGS = re.compile(r"grid\.png|comparison\.png|.+_neighbours_\w+\.png|\d{9}(_\w+)?\.png")   # names of grids
+IN_RUNS = {                                                # folder in a run folder: our files in it, and what they are
     "samples": (re.compile(r"\d{9}(_\w+)?\.png"), "samples"),
     "evaluations": (re.compile(r".+_neighbours_\w+\.png"), "pictures of evaluations"),
     "wandb": (re.compile(r".+"), "pictures logged to W&B"),
-    "generated": (re.compile(r".+"), "images generated"),  # by versions that left no record
+    "generated": (re.compile(r".+"), "images generated"),  # by versions that wrote no record
     "edited": (re.compile(r".+"), "pictures edited"),
 }
 MADE = ("generated", "edited")
@@ -40,13 +40,13 @@ VERBS = {"generate": "images generated", "edit": "pictures edited"}
 
 @dataclass(frozen=True)
 class Record:
-    """What a folder's record says.
+    """The content of a folder's record.
 
     Attributes:
         facts: the first line: `program`, `version`, `verb`, `options`, `run`, `sha256`, `seed`, ...
-        files: facts of each file by its name, relative to the folder, with forward slashes: `kind` (image, grid, ...),
+        files: facts of each file by name, relative to the folder, with forward slashes: `kind` (image, grid, ...),
             `size` and `sha256`; a file without these was never finished.
-        complete: whether the writing came to its end.
+        complete: whether the writing was completed.
     """
 
     facts: dict[str, Any]
@@ -55,9 +55,9 @@ class Record:
 
 
 def parse_record(text: str) -> Record | None:
-    """The record in a file's text, up to the first line that was cut off; None if it is none of ours.
+    """The record in a file's text, up to the first truncated line; None if it is not one of ours.
 
-    Names that lead out of the folder, or to hidden files, are none that this program wrote, and are passed over.
+    Names that lead out of the folder or to hidden files are ignored: this program writes none.
     """
     lines = []
     for line in text.splitlines():
@@ -72,12 +72,12 @@ def parse_record(text: str) -> Record | None:
 
 
 def _inside(name: str) -> bool:
-    """Whether a name leads to a file in the folder that is not hidden; `..` counts as hidden, and so does a root."""
+    """Whether a name leads to a visible file in the folder; `..` and a root count as hidden."""
     return not any(part == "" or part.startswith(".") for part in name.split("/")) and "\0" not in name
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record of a folder that generate or edit wrote; None where there is none."""
+    """The record of a folder written by generate or edit, or None."""
     try:
         return parse_record((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
@@ -85,15 +85,15 @@ def read_record(folder: Path) -> Record | None:
 
 
 def ours(root: Path, names: Sequence[str], *, only_drawings: bool = False) -> dict[str, str]:
-    """Those of the image files that this program wrote and that are no data, each with the reason in a few words.
+    """The image files that this program wrote and that are not data, each with the reason in a few words.
 
-    A folder that generate or edit wrote may be named itself, as `root` (or zipped): its images count then, its grid
-    does not.
+    If `root` itself is a folder (or zip of one) written by generate or edit, its images count as data, its grid does
+    not.
 
     Args:
         root: a folder or a zip.
         names: of image files in it, relative, with forward slashes.
-        only_drawings: leave generated and edited images in wherever they lie; grids and the like are still told.
+        only_drawings: count generated and edited images as data everywhere; report only grids and the like.
     """
     with ExitStack() as stack:
         place = _Zip(root, stack) if zipfile.is_zipfile(root) else _Folder(root)
@@ -101,17 +101,17 @@ def ours(root: Path, names: Sequence[str], *, only_drawings: bool = False) -> di
 
 
 class _Folder:
-    """A folder of files, read by their names."""
+    """A folder of files, read by name."""
 
     def __init__(self, root: Path):
         self.root = root
-        self.top = ""                                      # what all files have in common, see `_Zip`
+        self.top = ""                                      # common parent of all files, see `_Zip`
 
     def start(self, name: str, size: int = -1) -> bytes:
-        """The first bytes of a file, all by default; empty where it cannot be read."""
+        """The first bytes of a file, by default all; empty if it cannot be read."""
         path = self.root / name
         try:
-            if not stat.S_ISREG(os.stat(path).st_mode):    # a pipe would wait for ever
+            if not stat.S_ISREG(os.stat(path).st_mode):    # a pipe would block forever
                 return b""
             with open(path, "rb") as file:
                 return file.read(size)
@@ -125,12 +125,12 @@ class _Folder:
             return -1
 
     def shown(self, folder: str) -> str:
-        """A folder in it as a person calls it."""
+        """The name of a folder in it, for messages."""
         return str(self.root / folder)
 
     @cached_property
     def above(self) -> tuple[str, list[str]] | None:
-        """The run folder that this one lies in, as shown, and the folders on the way from there; None if in none."""
+        """The run folder that contains this one, as shown, and the folders in between; None if there is none."""
         whole = self.root.resolve()
         for parent in (whole, *whole.parents):
             if _is_run(_Folder(parent), ""):
@@ -141,7 +141,7 @@ class _Folder:
 
 
 class _Zip:
-    """A zip of files, read by their names."""
+    """A zip of files, read by name."""
 
     above = None
 
@@ -159,7 +159,7 @@ class _Zip:
         try:
             with self.archive.open(self.entries[name]) as file:
                 return file.read(size)
-        except Exception:                                  # zipfile and its decoders raise what they like
+        except Exception:                                  # zipfile and its decoders raise any exception
             return b""
 
     def size(self, name: str) -> int:
@@ -170,7 +170,7 @@ class _Zip:
 
 
 class _Search:
-    """What is known of the folders of one place while its files are looked at."""
+    """What is known about the folders of one place while its files are checked."""
 
     def __init__(self, place: _Folder | _Zip, only_drawings: bool):
         self.place = place
@@ -197,7 +197,7 @@ class _Search:
                 run = record.facts.get("run")
                 return f"{VERBS.get(str(record.facts.get('verb')), 'images made')} with {run}"
         if any(self.records[folder] is not None for folder in folders):
-            return None                                    # put there, or changed, by the user
+            return None                                    # added or changed by the user
         for depth, folder in enumerate(folders):
             if self.is_run(folder) and (found := self.in_run(self.place.shown(folder), parts[depth:], named=[])):
                 return found
@@ -210,7 +210,7 @@ class _Search:
         return None
 
     def in_run(self, run: str, parts: list[str], named: list[str]) -> str | None:
-        """Why a file at `parts` in a run folder is ours; `named` is the part of the way that the user named."""
+        """Why a file at `parts` in a run folder is ours; `named` is the part of the path that the user named."""
         known = IN_RUNS.get(parts[0]) if len(parts) > 1 else None
         if known is None or not known[0].fullmatch(parts[-1]):
             return None
@@ -219,7 +219,7 @@ class _Search:
         return f"{known[1]} {'with' if parts[0] in MADE else 'of'} the run {run}"
 
     def listed(self, folder: str, name: str) -> tuple[dict[str, Any], Record] | None:
-        """What the record of a folder says of a file in it that is still as it was written."""
+        """The record's facts about a file of a folder, if the file is unchanged; and the record."""
         if folder not in self.records:
             text = self.place.start(_join(folder, RECORD))
             self.records[folder] = parse_record(text.decode("utf-8", "replace")) if text else None
@@ -235,17 +235,17 @@ class _Search:
         return self.runs[folder]
 
     def marked(self, name: str) -> bool:
-        """Whether a picture says itself that it is a grid."""
+        """Whether a picture is marked as a grid."""
         return self.place.start(name, 33 + 4 + len(MARK))[33 + 4 :] == MARK    # signature and IHDR, length of the next
 
     def beside_evaluation(self, name: str) -> bool:
-        """Whether a picture of neighbours lies beside the record of the evaluation that it is named after."""
+        """Whether a picture of neighbours lies beside the evaluation record that it is named after."""
         stem, found, _ = name.rpartition("_neighbours_")
         return bool(found) and is_evaluation(self.place.start(f"{stem}.json"))
 
 
 def is_evaluation(content: bytes) -> bool:
-    """Whether a file's content is a record that evaluate wrote."""
+    """Whether a file's content is a record written by evaluate."""
     try:
         record = json.loads(content or b"{}")
     except (ValueError, RecursionError):
@@ -254,12 +254,12 @@ def is_evaluation(content: bytes) -> bool:
 
 
 def is_drawing(path: Path) -> bool:
-    """Whether a PNG is a grid that this program drew, as it says itself."""
+    """Whether a PNG is marked as a grid that this program drew."""
     return _Search(_Folder(path.parent), only_drawings=True).marked(path.name)
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is one that `aigc.train` trains or trained in."""
+    """Whether a folder is a run folder of `aigc.train`."""
     return _is_run(_Folder(folder), "")
 
 

@@ -1,1 +1,1 @@
-"""What scores are made of: feature networks, metrics over them, and the items that are scored."""
+"""The parts of scores: feature networks, metrics over them, and the items that are scored."""

@@ -1,8 +1,8 @@
-"""How far scores would move with other samples: standard errors by the bootstrap (Efron and Tibshirani 1993).
+"""How much scores vary with the samples: standard errors by the bootstrap (Efron and Tibshirani 1993).
 
-The generated images are drawn again from themselves, with replacement, and scored; the reference stays. The interval
-is the value and z standard errors to either side (their chapter 12): resamples hold repeats, so their own values lie
-higher (distances) or lower (recall, coverage) than the score, and their percentiles would miss it.
+The generated images are resampled with replacement and scored; the reference stays fixed. The interval is the value
+plus and minus z standard errors (their chapter 12): resamples contain repeats, so their values lie above (distances) or
+below (recall, coverage) the score, and an interval of their percentiles would miss it.
 """
 
 import math
@@ -14,14 +14,14 @@ from torch import Tensor
 from aigc.metrics.inception_score import SPLITS, certainties, score
 
 LEVEL = 0.95           # of the intervals
-KERNEL_ROWS = 2000     # features of either side that the kernel distance's error is found from, at most
+KERNEL_ROWS = 2000     # most features per side used for the kernel distance's error
 
 
 def draws(n: int, resamples: int, seed: int, strata: Tensor | None = None) -> Tensor:
-    """How often each of n images is in each resample, float32 `(resamples, n)`.
+    """The number of times that each of n images is in each resample, float32 `(resamples, n)`.
 
-    Images of a stratum `(n,)` are drawn from that stratum: where labels were asked for, every resample asks for as
-    many of each. Without, the shares of the classes would move too, and intervals would be several times too wide.
+    Images are resampled within their stratum `(n,)`: where labels were asked for, every resample has as many images of
+    each label. Otherwise class shares would vary too, and intervals would be several times too wide.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.zeros(resamples, n)
@@ -33,18 +33,18 @@ def draws(n: int, resamples: int, seed: int, strata: Tensor | None = None) -> Te
 
 
 def standard_error(values: Tensor, *, kept: int, n: int) -> float:
-    """Of a score of n images, from its values `(b,)` over resamples of the `kept` first ones."""
+    """The standard error of a score of n images, from its values `(b,)` on resamples of the first `kept`."""
     return values.double().std().item() * math.sqrt(kept / n)
 
 
 def interval(value: float, error: float, *, least: float = -math.inf, most: float = math.inf) -> tuple[float, float]:
-    """The `LEVEL` interval of a score that lies between `least` and `most`."""
+    """The `LEVEL` interval of a score that is bounded by `least` and `most`."""
     half = NormalDist().inv_cdf((1 + LEVEL) / 2) * error
     return max(least, value - half), min(most, value + half)
 
 
 def frechet_resamples(features: Tensor, drawn: Tensor, mean: Tensor, cov: Tensor, root: Tensor) -> Tensor:
-    """Fréchet distances `(b,)` of resamples of features `(m, d)` to a reference's mean, covariance and its root."""
+    """Fréchet distances `(b,)` of resamples of features `(m, d)` to a reference with this mean, covariance and root."""
     x = features.double() - mean
     turned = x @ root                                             # S1^(1/2) S2 S1^(1/2) is its covariance
     m, found = len(x), []
@@ -60,10 +60,10 @@ def frechet_resamples(features: Tensor, drawn: Tensor, mean: Tensor, cov: Tensor
 def kernel_resamples(
     features: Tensor, real: Tensor, resamples: int, seed: int, strata: Tensor | None = None
 ) -> tuple[Tensor, int]:
-    """Squared kernel distances `(b,)` of resamples to the real features, without pairs of an image with itself.
+    """Squared kernel distances `(b,)` of resamples to the real features, without pairs of an image and itself.
 
-    They are of the first `KERNEL_ROWS` features at most; how many is returned too. What does not depend on the
-    generated images is left out.
+    They use at most the first `KERNEL_ROWS` features; the number used is returned too. Terms that do not depend on the
+    generated images are left out.
     """
     x, y = features[:KERNEL_ROWS].double(), real[:KERNEL_ROWS].double()
     m, d = x.shape
@@ -74,7 +74,7 @@ def kernel_resamples(
 
 
 def inception_resamples(logits: Tensor, drawn: Tensor) -> Tensor:
-    """Inception scores `(b,)` of resamples of logits `(m, k)`; splits are consecutive images, empty ones left out."""
+    """Inception scores `(b,)` of resamples of logits `(m, k)`; splits are consecutive images, without empty ones."""
     p, certainty = certainties(logits)
     parts = zip(p.tensor_split(SPLITS), certainty.tensor_split(SPLITS), drawn.double().tensor_split(SPLITS, dim=1),
                 strict=True)

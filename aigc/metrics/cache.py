@@ -1,4 +1,4 @@
-"""A folder for what is costly to make and the same for every run: trained feature networks, real statistics."""
+"""A folder for results that are costly and shared by all runs: trained feature networks, statistics of real images."""
 
 import hashlib
 import os
@@ -13,14 +13,14 @@ import torch
 from aigc.errors import UserError
 from aigc.metrics.features import FeatureNetwork
 
-REAL_VERSION = 1             # of what is kept of real images: a change makes new entries
+REAL_VERSION = 1             # of entries about real images: a change makes new ones
 
 
 def cache_folder() -> Path:
-    """`$AIGC_CACHE`, or `~/.cache/aigc`; made when it is missing.
+    """`$AIGC_CACHE`, or `~/.cache/aigc`; created if missing.
 
     Raises:
-        UserError: it cannot be made or written to.
+        UserError: it cannot be created or written to.
     """
     folder = Path(os.environ.get("AIGC_CACHE") or Path.home() / ".cache" / "aigc").expanduser()
     try:
@@ -32,21 +32,21 @@ def cache_folder() -> Path:
 
 
 def real_key(network: FeatureNetwork, sequence: str, split: str, kind: str, *what: object) -> str:
-    """Name of an entry about real images: all that it depends on, in a hash.
+    """The name of an entry about real images: a hash of everything that it depends on.
 
     Args:
-        network: that looked at them.
-        sequence: what names the data and their order.
-        split: which part of them.
+        network: the feature network.
+        sequence: identifies the data and their order.
+        split: the part of the data.
         kind: of the entry.
-        *what: numbers of images, and options of what was computed.
+        *what: numbers of images, and options of the computation.
     """
     facts = (REAL_VERSION, sequence, split, network.sha256, network.resizer, kind, *what)
     return f"{kind}-{network.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}"
 
 
 def load_cached(name: str) -> Any:
-    """What was kept under `name`, on the CPU, or None: nothing was, or the file is damaged."""
+    """The cached value called `name`, on the CPU; None if there is none or its file is damaged."""
     path = cache_folder() / f"{name}.pt"
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -57,7 +57,7 @@ def load_cached(name: str) -> Any:
 
 
 def keep_cached(name: str, value: Any) -> None:
-    """Keeps `value` (tensors, numbers, strings in dicts) under `name`; the file appears whole or not at all.
+    """Caches `value` (tensors, numbers, strings in dicts) under `name`; the file is written atomically.
 
     Raises:
         UserError: the disk is full or the folder is not writable.
@@ -66,7 +66,7 @@ def keep_cached(name: str, value: Any) -> None:
 
 
 def keep_file(name: str, write: Callable[[IO[bytes]], object]) -> Path:
-    """Keeps what `write` writes as the file `name`, which appears whole or not at all; returns its path.
+    """Caches what `write` writes as the file `name`, atomically; returns its path.
 
     Raises:
         UserError: the disk is full or the folder is not writable.

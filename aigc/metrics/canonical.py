@@ -1,11 +1,11 @@
 """Makes the canonical networks of the package: `python -m aigc.metrics.canonical shapes digits mnist oracle`.
 
-Scores of two laboratories compare only through one and the same network, so these are trained once, committed, and
-verified by their hash wherever they are loaded. A new one is another scale: scores by the old one no longer compare.
+Scores of two laboratories are comparable only with the same network, so these are trained once, committed, and
+verified by their hash wherever they are loaded. A new network is a new scale: old scores no longer compare.
 
-They train on one thread in float32, twice as long as a network that is trained on the spot, and are rounded to half
-precision before they are tested. Shapes are rendered by a seed of their own, so that nobody's test images are among
-those that were learned; one network learns scenes of one object and of two. Digits and MNIST are cut as by default.
+They train on one thread in float32, for twice as long as networks that are trained on the user's machine, and are
+rounded to half precision before they are tested. Shapes are rendered from a separate seed, so that nobody's test images
+are among the training images; one network learns scenes of one and of two objects. Digits and MNIST use default splits.
 """
 
 import argparse
@@ -30,15 +30,15 @@ from aigc.run import environment
 
 NAMES = ("shapes", "digits", "mnist", "oracle")
 SEEN = {"shapes": 400_000, "digits": 72_000, "mnist": 240_000}      # images in training
-RENDERS = 60_000            # shapes that are learned from
-SEED = 20180321             # of the shapes: another than anybody's `split_seed`
-POOL, EPOCHS = 32_000, 6    # renders that the oracle learns from, and how often
+RENDERS = 60_000            # shapes in training
+SEED = 20180321             # of the shapes: differs from any usual `split_seed`
+POOL, EPOCHS = 32_000, 6    # renders that the oracle trains on, and epochs
 
 log = logging.getLogger(__name__)
 
 
 class AllShapes(Shapes):
-    """Scenes of one object and scenes of one or two, in equal numbers."""
+    """Scenes of one object and scenes of one or two objects, in equal numbers."""
 
     def load(self) -> dict[str, Split]:
         """Both kinds in one set; it fits in memory."""
@@ -55,7 +55,7 @@ class AllShapes(Shapes):
 
 
 def data_of(name: str, root: str) -> ImageData:
-    """What the classifier called `name` learns, set up."""
+    """The training data of the classifier called `name`, set up."""
     data: ImageData
     if name == "shapes":
         data = AllShapes(batch_size=500, split_seed=SEED, train=RENDERS // 2, test=2500, heldout=1, validation=1)
@@ -70,7 +70,7 @@ def data_of(name: str, root: str) -> ImageData:
 
 
 def make(name: str, root: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights and facts of the canonical network called `name`, trained now."""
+    """Trains the canonical network called `name`; returns its weights and facts."""
     if name == "oracle":
         size = (32, 32)
         trained = oracle.train_oracle(size, pool=POOL, epochs=EPOCHS)

@@ -1,12 +1,12 @@
-"""The embedded feature network: a small classifier for each data set.
+"""The built-in feature network: a small classifier per data set.
 
-- 256 features, averaged over the last layer's positions, so that any image size works.
-- Data without labels are told apart by rotation instead (Gidaris, Singh and Komodakis 2018, "Unsupervised
+- 256 features, averaged over the positions of the last layer, so any image size works.
+- For data without labels it learns to predict rotations instead (Gidaris, Singh and Komodakis 2018, "Unsupervised
   representation learning by predicting image rotations"): the same network, four classes.
 - Shapes, digits and MNIST have a canonical one in the package (aigc/metrics/canonical.py). For other data it is
-  trained once on their own labels and kept in the cache, about a minute on two cores; another machine's rounding
-  trains another network, so the sha256 goes into every protocol, and the file can be handed on (`metrics.weights=`).
-- It trains and looks in float32, so that the same images have the same features on every processor, to rounding.
+  trained once on their labels, about a minute on two cores, and cached. Rounding differs between machines, and so do
+  the networks: every protocol holds the sha256, and the file can be passed on (`metrics.weights=`).
+- It trains and evaluates in float32, so the same images have the same features on every processor, up to rounding.
 """
 
 import logging
@@ -27,12 +27,12 @@ from aigc.metrics.stored import Stored, canonical_of, keep, load_into, read, rea
 
 VERSION = 3                 # of architecture and training: a change makes new cache entries
 FEATURES = 256
-LONGEST = 64                # longer sides are shrunk to this
+LONGEST = 64                # pixels; longer sides are shrunk to this
 IMAGES = 120_000            # seen in training at least as often as ...
 EPOCHS = 25                 # ... this many epochs of a small data set allow
-KEPT = 60_000               # training images looked at, at most
+KEPT = 60_000               # most training images used
 BATCH = 128
-RATE, DECAY = 5e-3, 0.05    # AdamW, one cycle
+RATE, DECAY = 5e-3, 0.05    # AdamW, one-cycle schedule
 TURN, ZOOM, SHIFT = 12.0, 0.1, 0.07   # augmentation: degrees, factor, share of the side; no flips: 2 is not S
 SEED = 20180321             # the date of the RotNet paper
 
@@ -45,7 +45,7 @@ def _layer(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequen
 
 
 def working_size(size: tuple[int, int]) -> tuple[int, int]:
-    """What images `(h, w)` are shrunk to, keeping their shape; small ones stay."""
+    """The size that images `(h, w)` are shrunk to, at the same aspect ratio; small ones keep theirs."""
     longest = max(size)
     if longest <= LONGEST:
         return size
@@ -59,7 +59,7 @@ class Classifier(FeatureNetwork):
     Args:
         channels: of the images.
         size: of the images, `(h, w)`.
-        classes: of the data; None: it tells four rotations apart.
+        classes: of the data; None: it predicts four rotations.
         width: channels of the first layer.
     """
 
@@ -73,7 +73,7 @@ class Classifier(FeatureNetwork):
         self.classes = classes
         self.classifies = classes is not None
         self.task = f"{classes} classes" if classes else "four rotations (RotNet: the data have no labels)"
-        stride = 2 ** max(0, round(math.log2(math.sqrt(self.size[0] * self.size[1]) / 16)))  # to about 16 a side
+        stride = 2 ** max(0, round(math.log2(math.sqrt(self.size[0] * self.size[1]) / 16)))  # to about 16 per side
         self.body = nn.Sequential(
             _layer(channels, width, 2 * stride if stride > 1 else 3, stride),
             _layer(width, 2 * width, 3),
@@ -84,7 +84,7 @@ class Classifier(FeatureNetwork):
         self.head = nn.Linear(FEATURES, classes or 4)
 
     def shrink(self, images: Tensor) -> Tensor:
-        """uint8 images as float32 of the working size, in 0..255, rounded."""
+        """uint8 images as float32 at the working size, in 0..255, rounded."""
         x = images.float()
         if tuple(x.shape[2:]) == self.size:
             return x
@@ -106,8 +106,8 @@ def classifier_of(
 ) -> Classifier:
     """The classifier that scores a data set, frozen, on `device`.
 
-    It comes from the file `weights`, where one is given; else it is the canonical one of the package, where these data
-    have one; else it was trained on this machine, or is now.
+    It is read from the file `weights`, if given; else it is the canonical one of the package, if these data have one;
+    else it comes from this machine's cache, or is trained now.
 
     Raises:
         UserError: the file is missing, damaged, or belongs to other data.
@@ -127,7 +127,7 @@ def classifier_of(
 
 
 def trained_classifier(data: ImageData, device: torch.device | str = "cpu") -> Classifier:
-    """The classifier of a data set, frozen, on `device`: from the cache, or trained now and kept there."""
+    """The classifier of a data set, frozen, on `device`: from the cache, or trained now and cached."""
     device = torch.device(device)
     key = f"classifier-v{VERSION}-{data.name}-{data.fingerprint}-{data.classes or 'rotations'}"
     path = cache_folder() / f"{key}.safetensors"
@@ -147,13 +147,13 @@ def trained_classifier(data: ImageData, device: torch.device | str = "cpu") -> C
 def train_classifier(
     data: ImageData, device: torch.device | str = "cpu", *, images: int = 0, halves: bool = False
 ) -> tuple[Classifier, float]:
-    """A new classifier of a data set and its share of right test images; the global random state stays as it was.
+    """A new classifier of a data set and its accuracy on the test images; keeps the global random state.
 
     Args:
-        data: set up.
-        device: where it trains, in float32 everywhere: it should depend on the processor as little as it can.
-        images: seen in training; 0: as many as the size of the data set asks for.
-        halves: round its kernels and matrices to half precision, before it is tested.
+        data: the data module, set up.
+        device: where it trains; always in float32, to depend on the processor as little as possible.
+        images: seen in training; 0: chosen by the size of the data set.
+        halves: round kernels and matrices to half precision before the test.
     """
     device = torch.device(device)
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
@@ -170,14 +170,14 @@ def train_classifier(
 
 
 def described(data: ImageData, accuracy: float) -> dict[str, Any]:
-    """What the file of a data set's classifier says of it."""
+    """The facts stored in the file of a data set's classifier."""
     return {"network": "classifier", "version": VERSION, "data": data.name, "channels": data.channels,
             "size": list(data.size), "classes": data.classes, "class_names": data.class_names,
             "fingerprint": data.fingerprint, "accuracy": accuracy}
 
 
 def _restored(found: Stored, data: ImageData, device: torch.device, origin: str, path: Path) -> Classifier:
-    with torch.random.fork_rng(devices=[]):     # first weights are drawn, and replaced
+    with torch.random.fork_rng(devices=[]):     # initial weights are drawn, then replaced
         network = Classifier(data.channels, data.size, classes=data.classes)
     load_into(network, found, path)
     network.accuracy = found.facts["accuracy"]
@@ -187,7 +187,7 @@ def _restored(found: Stored, data: ImageData, device: torch.device, origin: str,
 
 
 def _check_given(found: Stored, data: ImageData, path: Path) -> None:
-    """Refuses a file of weights that does not fit the data.
+    """Refuses weights that do not fit the data.
 
     Raises:
         UserError: says what differs.
@@ -204,7 +204,7 @@ def _check_given(found: Stored, data: ImageData, path: Path) -> None:
 
 
 def _examples(network: Classifier, data: ImageData, split: str) -> tuple[Tensor, Tensor | None]:
-    """Images of a split (of both sides of pairs), uint8 of the working size; their labels where it learns labels."""
+    """Images of a split (of both sides of pairs), uint8 at the working size; their labels if it learns labels."""
     images, labels = [], []
     for batch in data.eval_dataloader(split, limit=KEPT, batch_size=1000):
         images += [network.shrink(batch[key]).to(torch.uint8) for key in IMAGE_KEYS if key in batch]
@@ -214,7 +214,7 @@ def _examples(network: Classifier, data: ImageData, split: str) -> tuple[Tensor,
 
 
 def _rotated(x: Tensor, turns: Tensor) -> Tensor:
-    """The central squares of images, each turned by its own number of quarter turns."""
+    """The central squares of images, each rotated by its own number of quarter turns."""
     side = min(x.shape[2:])
     top, left = (x.shape[2] - side) // 2, (x.shape[3] - side) // 2
     x = x[:, :, top : top + side, left : left + side]
@@ -223,7 +223,7 @@ def _rotated(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def _moved(x: Tensor) -> Tensor:
-    """Images turned, zoomed and shifted a little, each in its own way; edges continue outwards."""
+    """Images slightly rotated, zoomed and shifted, each at random; border pixels are repeated outwards."""
     n = len(x)
     angle, zoom, down, right = torch.rand(4, n, device=x.device).mul_(2).sub_(1)
     angle, zoom = angle * math.radians(TURN), 1 + zoom * ZOOM
@@ -266,7 +266,7 @@ def _train(network: Classifier, data: ImageData, device: torch.device, seen: int
 
 @torch.no_grad()
 def _accuracy(network: Classifier, data: ImageData, device: torch.device) -> float:
-    """Share of the test images whose class (or whose quarter turn, each of the four tried) it names."""
+    """Share of test images whose class (or rotation, over all four) it predicts correctly."""
     split = next(split for split in ("test", "validation", "train") if split in data.splits)
     images, labels = _examples(network, data, split)
     right: list[Tensor] = []

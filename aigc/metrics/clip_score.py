@@ -1,4 +1,4 @@
-"""CLIP score (Hessel et al. 2021): how well images agree with their captions, by a CLIP that transformers reads."""
+"""CLIP score (Hessel et al. 2021): how well images match their captions, with a CLIP loaded by transformers."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from aigc.metrics.features import state_sha256
 
 
 class CLIPScore:
-    """100 max(cos(image, text), 0), image by image, as torchmetrics counts it (whose own fails with transformers 5).
+    """100 max(cos(image, text), 0) per image, as in torchmetrics (whose own fails with transformers 5).
 
     Args:
         clip: a local folder or a hub name, e.g. openai/clip-vit-base-patch16.
         device: where it computes.
 
     Raises:
-        UserError: it is not there, or transformers is not installed.
+        UserError: it is missing, or transformers is not installed.
     """
 
     def __init__(self, clip: str, device: torch.device | str = "cpu"):
@@ -29,7 +29,7 @@ class CLIPScore:
         except ImportError as error:
             raise UserError(f"clip={clip} needs a package that is not installed ({error.name}): "
                             "pip install 'aigc[t5]'") from error
-        except Exception as error:  # transformers raises whatever its download, parser or network does
+        except Exception as error:  # transformers passes on any error of download, parser or network
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")[:200]
             raise UserError(f"clip={clip} cannot be loaded ({reason}): give the folder or the name of a CLIP that "
                             "transformers reads") from error
@@ -40,7 +40,7 @@ class CLIPScore:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, texts: Sequence[str]) -> Tensor:
-        """Scores `(n,)` float64 of uint8 images `(n, c, h, w)` with their captions; long ones are cut."""
+        """Scores `(n,)` float64 of uint8 images `(n, c, h, w)` with their captions; long ones are truncated."""
         shown = list(images.expand(-1, 3, -1, -1).cpu())
         given = self.processor(text=list(texts), images=shown, return_tensors="pt", padding=True, truncation=True)
         seen = self.model(**given.to(self.model.device))

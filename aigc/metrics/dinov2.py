@@ -1,8 +1,8 @@
-"""DINOv2 (Oquab et al. 2023) as a feature network, by timm, over weights in a local file.
+"""DINOv2 (Oquab et al. 2023) as a feature network, through timm, with weights from a local file.
 
-Fréchet distances over its features agree with people better than over Inception-v3's (Stein et al. 2023, "Exposing
-flaws of generative model evaluation metrics"). A file is Meta's dinov2_vit{s,b,l,g}14[_reg4]_pretrain.pth, or timm's
-of the same networks; which of them it holds is read from its shapes.
+Fréchet distances on its features agree better with human judgement than on Inception-v3's (Stein et al. 2023,
+"Exposing flaws of generative model evaluation metrics"). The file is Meta's dinov2_vit{s,b,l,g}14[_reg4]_pretrain.pth
+or timm's file of the same network; its shapes show which network it holds.
 """
 
 from pathlib import Path
@@ -16,16 +16,16 @@ from aigc.metrics.features import FeatureNetwork, state_sha256
 from aigc.metrics.squeezenet import read_weights
 
 SIDE = 224                                                             # 16 x 16 patches of 14 pixels
-SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}      # by the width of a token
-MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)   # ImageNet's, of RGB in 0..255
-PUBLISHED = "dinov2_vit?14*_pretrain.pth"                              # Meta's files, as torch.hub keeps them
+SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}      # by token width
+MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)   # of ImageNet, RGB in 0..255
+PUBLISHED = "dinov2_vit?14*_pretrain.pth"                              # Meta's files in torch.hub's folder
 
 
 class DINOv2(FeatureNetwork):
-    """The class token behind the last layer: 384, 768, 1024 or 1536 features; no logits.
+    """The class token after the last layer: 384, 768, 1024 or 1536 features; no logits.
 
     Args:
-        weights: a local file of weights, or None: the largest in torch.hub's folder; nothing is downloaded.
+        weights: a local file of weights; None: the largest in torch.hub's folder. Nothing is downloaded.
 
     Raises:
         UserError: there is no such file, it holds no DINOv2, or timm is not installed.
@@ -74,7 +74,7 @@ class DINOv2(FeatureNetwork):
 
 
 def _at_hand() -> Path:
-    """The largest of Meta's files that torch.hub has downloaded for somebody."""
+    """The largest of Meta's files that torch.hub has downloaded before."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     found = sorted(folder.glob(PUBLISHED), key=lambda path: path.stat().st_size)
     if not found:

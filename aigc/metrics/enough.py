@@ -1,4 +1,4 @@
-"""Whether there are enough images for a score, in sentences: what a record says beside scores, and instead of them."""
+"""Remarks on too few images for a score: what a record says beside a score, or instead of it."""
 
 from collections.abc import Mapping
 
@@ -6,9 +6,9 @@ from aigc.metrics.inception_score import LEAST, SPLITS
 
 
 def too_few(counts: Mapping[str, int], features: int) -> str | None:
-    """What to think of a Fréchet distance between so many images, by what they are; None: they are enough.
+    """A remark on a Fréchet distance between so many images of each kind; None: they are enough.
 
-    n images span n - 1 dimensions at most, so that no more of them than features leave the covariance singular.
+    n images span at most n - 1 dimensions, so the covariance is singular unless there are more images than features.
     """
     few = [f"{n:,} {what}" for what, n in counts.items() if n <= features]
     if not few:
@@ -18,7 +18,7 @@ def too_few(counts: Mapping[str, int], features: int) -> str | None:
 
 
 def smaller_subsets(asked: int, taken: int) -> str | None:
-    """What to think of a kernel distance over subsets that there were too few images for; None: they are as asked."""
+    """A remark on a kernel distance over smaller subsets than asked for; None: they have the size asked for."""
     if taken >= asked:
         return None
     return f"kernel distance over subsets of {taken:,} images, not {asked:,}: one side has no more"

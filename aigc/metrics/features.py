@@ -1,6 +1,6 @@
-"""What a feature network is, and the one preprocessing that stands before all of them.
+"""What a feature network is, and the preprocessing that all of them share.
 
-Images are clamped, rounded to uint8 and given to the network, which resizes them in its own, stated way.
+Images are clamped, rounded to uint8 and given to the network, which resizes them in its own documented way.
 """
 
 import hashlib
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8, clamped and rounded: what a PNG of them holds; uint8 passes through."""
+    """Images in [-1, 1] as uint8, clamped and rounded as in a PNG; uint8 passes through."""
     if images.dtype == torch.uint8:
         return images
     return images.detach().float().add(1).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8)
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a network's weights: names, shapes and values, in order of name."""
+    """SHA-256 of a network's weights: names, shapes and values, sorted by name."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
@@ -30,7 +30,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Float32 that is float32: no autocast, and no TF32, whose 10 bits would move distances in the third digit."""
+    """True float32: no autocast, and no TF32, whose 10 bits would change distances in the third digit."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -41,20 +41,20 @@ def exact(device: torch.device) -> Iterator[None]:
 
 
 class FeatureNetwork(nn.Module):
-    """A frozen network that scores look through: `forward(images)` gives features and logits, both float32.
+    """A frozen network that scores are based on: `forward(images)` gives features and logits, both float32.
 
     `forward` takes uint8 `(n, c, h, w)` and returns features `(n, num_features)` and logits `(n, k)`.
     """
 
-    name: str                                       # in the names of scores: fd_<name>, kd_<name>, is_<name>
+    name: str                                       # in names of scores: fd_<name>, kd_<name>, is_<name>
     num_features: int
     sha256: str                                     # of the weights
-    resizer: str                                    # how images become the network's own size
+    resizer: str                                    # how images are resized to the network's input
     task: str                                       # what it was trained to do
-    classes: int | None = None                      # its logits are the data's own classes, so many of them
-    classifies: bool = True                         # its logits name things: an inception score means something
+    classes: int | None = None                      # if its logits are the data's classes: their number
+    classifies: bool = True                         # its logits are classes, so an inception score is meaningful
     origin: str | None = None                       # of the weights: canonical <name>, trained here, given
-    accuracy: float | None = None                   # on the data's test images at its task, where it is known
+    accuracy: float | None = None                   # at its task on the data's test images, if known
     names: dict[str, str] = {"fd": "fd_{}", "kd": "kd_{}", "is": "is_{}"}
 
     def score_names(self) -> dict[str, str]:
@@ -62,7 +62,7 @@ class FeatureNetwork(nn.Module):
         return {key: name.format(self.name) for key, name in self.names.items()}
 
     def facts(self) -> dict[str, Any]:
-        """What a protocol says of the network."""
+        """What a protocol says about the network."""
         return {
             "network": self.name,
             "network_sha256": self.sha256,
@@ -73,9 +73,9 @@ class FeatureNetwork(nn.Module):
         }
 
     def train(self, mode: bool = True) -> "FeatureNetwork":
-        """A feature network only ever evaluates, once it is frozen."""
+        """A frozen feature network stays in evaluation mode."""
         return super().train(mode and any(p.requires_grad for p in self.parameters()))
 
     def freeze(self) -> "FeatureNetwork":
-        """Switches to evaluation for good."""
+        """Switches to evaluation mode permanently."""
         return self.requires_grad_(False).eval()

@@ -1,4 +1,4 @@
-"""Fréchet distance between Gaussians, with the matrix root in its symmetric form."""
+"""Fréchet distance between Gaussians, with the matrix square root in symmetric form."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 
 def matrix_root(covariance: Tensor) -> Tensor:
-    """The symmetric root of a positive semi-definite matrix `(d, d)`; eigenvalues below zero are rounding."""
+    """The symmetric root of a positive semi-definite matrix `(d, d)`; negative eigenvalues are rounding errors."""
     values, vectors = torch.linalg.eigh(covariance)
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
@@ -18,7 +18,7 @@ def frechet_distance(
 
     S1 S2 and S1^(1/2) S2 S1^(1/2) have the same eigenvalues, and the latter is symmetric: `eigvalsh` is exact for
     singular covariances too (fewer samples than dimensions) and several times faster than general eigenvalues.
-    Means are `(d,)`, covariances `(d, d)`; `root1` is `matrix_root(cov1)`, where it is known already.
+    Means are `(d,)`, covariances `(d, d)`; `root1` is `matrix_root(cov1)`, if already known.
     """
     mean1, cov1, mean2, cov2 = (t.double() for t in (mean1, cov1, mean2, cov2))
     root = matrix_root(cov1) if root1 is None else root1
@@ -35,9 +35,9 @@ def mean_and_covariance(total: Tensor, products: Tensor, n: Tensor) -> tuple[Ten
 
 
 class FrechetDistance(FrechetInceptionDistance):
-    """torchmetrics' own metric (its states and updates) with the symmetric root, in float64.
+    """torchmetrics' metric (its states and updates) with the symmetric root, in float64.
 
-    The root of the real covariance is kept: the real side does not change between two scorings.
+    It keeps the root of the real covariance, because the real side does not change between scorings.
     """
 
     def __init__(self, feature: torch.nn.Module):
@@ -45,18 +45,18 @@ class FrechetDistance(FrechetInceptionDistance):
         self._root: tuple[int, Tensor] | None = None         # number of real images, root of their covariance
 
     def forget_root(self) -> None:
-        """To be called where the real side's states are replaced by hand."""
+        """Call this after replacing the real side's states directly."""
         self._root = None
 
     def compute(self) -> Tensor:
-        """The distance, float64 scalar; needs two images on either side."""
+        """The distance, float64 scalar; needs at least two images per side."""
         assert self.fake_features_num_samples >= 2, "a covariance needs two images"
         mean, cov, root = self.real_moments()
         fake = mean_and_covariance(self.fake_features_sum, self.fake_features_cov_sum, self.fake_features_num_samples)
         return frechet_distance(mean, cov, *fake, root1=root)
 
     def real_moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean `(d,)`, covariance `(d, d)` and its root of the real side, float64; needs two images."""
+        """Mean `(d,)`, covariance `(d, d)` and its root for the real side, float64; needs at least two images."""
         n = int(self.real_features_num_samples)
         assert n >= 2, "a covariance needs two images"
         mean, cov = mean_and_covariance(

@@ -1,7 +1,7 @@
 """The Inception-v3 of the original FID, KID and IS papers, through torch-fidelity's extractor.
 
-Its weights (TensorFlow's of 2015-12-05, converted) are downloaded on first use or read from a local file. Only with
-these very weights are the scores called fid, kid and is; with any other they are fd_inception and so on.
+Its weights (TensorFlow's of 2015-12-05, converted) are downloaded on first use or read from a local file. Only scores
+with exactly these weights are called fid, kid and is; with any others they are fd_inception and so on.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ FEATURES = "2048"             # Heusel et al. 2017 (FID), Binkowski et al. 2018 
 LOGITS = "logits_unbiased"    # Salimans et al. 2016 (IS)
 
 
-PREPROCESSINGS = {  # resizer: what is stated in protocols
+PREPROCESSINGS = {  # name: resizer as stated in protocols
     "torch_fidelity": "299 x 299, bilinear on TensorFlow 1's grid (torch-fidelity)",
     "pytorch_fid": "299 x 299, bilinear, half-pixel grid (pytorch-fid)",
 }
@@ -32,11 +32,11 @@ SIDE = 299
 class InceptionV3(FeatureNetwork):
     """2048 pooled features and 1008 logits without bias.
 
-    The network is torch-fidelity's; normalisation is folded into the convolutions, which changes features by rounding
+    The network is torch-fidelity's; normalization is folded into the convolutions, which changes features by rounding
     only and saves a fifth of the time.
 
     Args:
-        weights: a local file of weights, or None: torch.hub's cache, filled by a download the first time.
+        weights: a local file of weights; None: torch.hub's cache, filled by a download the first time.
         preprocessing: how images are resized and scaled: torch_fidelity, as in the original papers, or pytorch_fid.
 
     Raises:
@@ -63,7 +63,7 @@ class InceptionV3(FeatureNetwork):
                             "format")
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         try:
-            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run any pickle
+            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would load any pickle
             network = FeatureExtractorInceptionV3("inception-v3-compat", [FEATURES, LOGITS], str(path))
         except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError) as error:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Inception score of images that stream by: what is kept does not grow with their number."""
+"""Inception score of a stream of images: memory does not grow with their number."""
 
 import numpy as np
 import torch
@@ -7,13 +7,13 @@ from torch import Tensor
 from aigc.metrics.kernel import FIDELITY_SEED
 
 SPLITS = 10        # Salimans et al. 2016
-LEAST = 10         # images a split: below, the score says more about their number than about them
+LEAST = 10         # images per split: with fewer, their number dominates the score
 
 
 class InceptionScore:
     """exp of the mean KL(p(y|x) || p(y)), averaged over splits (Salimans et al. 2016), in float64.
 
-    Images are dealt to the splits at random; under seed 0 the splits are torch-fidelity's.
+    Images are assigned to the splits at random; with seed 0 the splits are torch-fidelity's.
     """
 
     def __init__(self, n: int, *, seed: int = 0, splits: int = SPLITS):
@@ -38,13 +38,13 @@ class InceptionScore:
         self.seen += len(p)
 
     def compute(self) -> float:
-        """The score of what was added; splits that got no image, where fewer than n were added, are left out."""
+        """The score of the added images; ignores splits without an image, which occur if fewer than n were added."""
         assert self.spread is not None, "no image was added"
         return score(self.spread, self.certainty, self.counts).nanmean().item()
 
 
 def certainties(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities `(m, k)` and their sums of p log p `(m,)`, float64; beyond exp(-600), a probability is 0."""
+    """Probabilities `(m, k)` and their sums of p log p `(m,)`, float64; probabilities below exp(-600) are 0."""
     log_p = logits.double().log_softmax(1).clamp_min(-600)
     p = log_p.exp()
     return p, (p * log_p).sum(1)

@@ -1,4 +1,4 @@
-"""The items that a model is scored on, and its samples of them: always the same ones, whoever draws them."""
+"""The items that a model is scored on, and its samples for them: always the same, on any number of ranks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,10 +21,10 @@ Batch = dict[str, Any]
 def items(
     data: ImageData, split: str, n: int, *, batch_size: int, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[list[int], Batch]]:
-    """This rank's share of items 0 .. n-1 of a split, as (numbers, batch) with images uint8.
+    """This rank's share of items 0 to n-1 of a split, as (numbers, batch) with images uint8.
 
-    Item k is the k-th image of the split's fixed evaluation order; where n is larger than the split, the order
-    starts again. The first m of n items are the m items.
+    Item k is the k-th image in the split's fixed evaluation order, which repeats if n is larger than the split. The
+    first m items are the same for every n of at least m.
     """
     count = data.count(split)
     for start in range(0, n, count):
@@ -38,12 +38,12 @@ def items(
 
 
 def seeds_of(numbers: Sequence[int], seed: int) -> list[int]:
-    """The seed of every item: it belongs to the item's number, not to its batch."""
+    """The seed of every item: it depends on the item's number, not on its batch."""
     return [mix(seed, number) for number in numbers]
 
 
 def balanced_labels(numbers: Sequence[int], classes: int) -> Tensor:
-    """Labels `(k,)` int64 that give every class equally many of the items 0 .. n-1, at any n."""
+    """Labels `(k,)` int64 that spread items 0 to n-1 evenly over the classes, for any n."""
     return torch.tensor([number % classes for number in numbers])
 
 
@@ -51,10 +51,10 @@ def samples(
     family: "Family", data: ImageData, split: str, n: int, *, batch_size: int, seed: int, balanced: bool = True,
     rank: int = 0, world: int = 1, options: dict[str, Any] | None = None,
 ) -> Iterator[tuple[list[int], Batch, Tensor]]:
-    """This rank's share of n samples, as (numbers, batch whose conditions they have, images uint8).
+    """This rank's share of n samples, as (numbers, batch that gave the conditions, images uint8).
 
-    Sample k belongs to item k of the split and to seed mix(seed, k). Where labels are the condition and `balanced`,
-    every class is asked for equally often, else as in the data. `options` are those of the family's `sample`.
+    Sample k has the condition of item k of the split and the seed mix(seed, k). With labels and `balanced`, every class
+    occurs equally often, otherwise as in the data. `options` are passed to the family's `sample`.
     """
     labelled = family.hparams.get("condition", "none") == "label"
     for numbers, batch in items(data, split, n, batch_size=batch_size, rank=rank, world=world):
@@ -72,7 +72,7 @@ def samples(
 
 @contextmanager
 def counted(family: "Family", counter: Any) -> Iterator[None]:
-    """Counts in `counter.rows` what goes through the networks that draw; calling a part of it counts as once."""
+    """Counts in `counter.rows` the images that pass through the sampling networks; nested calls count once."""
     def count(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
         counter.rows += len(inputs[0])
 

@@ -1,28 +1,28 @@
-"""Kernel distance (Binkowski et al. 2018): the unbiased squared MMD under (x.y / d + 1)^3, averaged over subsets."""
+"""Kernel distance (Binkowski et al. 2018): unbiased squared MMD with kernel (x.y / d + 1)^3, averaged over subsets."""
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.image.kid import KernelInceptionDistance
 
-ROWS = 1000            # of a kernel matrix at once: bounds the memory
-EXACT = 3000           # images a side up to which kernel matrices are float64
-FIDELITY_SEED = 2020   # torch-fidelity's, of its subsets and splits
+ROWS = 1000            # of a kernel matrix at a time: bounds the memory
+EXACT = 3000           # images per side up to which kernel matrices are float64
+FIDELITY_SEED = 2020   # of torch-fidelity's subsets and splits
 
 
 class KernelDistance(KernelInceptionDistance):
-    """torchmetrics' own metric (its states and updates), with the numbers that it has in float64.
+    """torchmetrics' metric (its states and updates), with the values that it has in float64.
 
-    Subsets are drawn at random; under seed 0 they are torch-fidelity's of the same images, where all are kept.
-    Kernel matrices are made once for all subsets where that is less work than one for each: at 2,000 images a side
-    and 100 subsets of 1,000, 25 times less. Those of more than `EXACT` images are float32, less a constant that the
-    estimator cancels, and summed in float64: their rounding averages out, to about 1e-9 of the kernel.
+    Subsets are random; with seed 0 they are torch-fidelity's for the same images, if all are kept. One kernel matrix
+    serves all subsets where that is less work than one per subset: 25 times less for 2,000 images per side and 100
+    subsets of 1,000. Matrices of more than `EXACT` images are float32, minus a constant that the estimator cancels, and
+    are summed in float64: their rounding errors average out, to about 1e-9 of the kernel.
     """
 
     seed = 0
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation over the subsets, float64; neither side may have fewer images than one."""
+        """Mean and deviation over the subsets, float64; each side needs as many images as a subset."""
         real, fake = (torch.cat(list(side)).double() for side in (self.real_features, self.fake_features))
         m = self.subset_size
         assert min(len(real), len(fake)) >= m >= 2, "a subset needs two images, and no more than there are"
@@ -39,15 +39,15 @@ class KernelDistance(KernelInceptionDistance):
 
 
 def _kernel(one: Tensor, other: Tensor, constant: float) -> Tensor:
-    """The kernel less a constant `(n, m)` of features `(n, d)` and `(m, d)`."""
+    """The kernel minus a constant, `(n, m)`, of features `(n, d)` and `(m, d)`."""
     inner = torch.addmm(one.new_ones(1), one, other.T, alpha=1 / one.shape[1])
     return inner.square().mul_(inner).sub_(constant)
 
 
 def _sums(one: Tensor, other: Tensor, rows: Tensor, columns: Tensor, constant: float) -> Tensor:
-    """Sums `(s,)` of the kernel less a constant over every subset's rows `(s, m)` and columns `(s, m)`, float64."""
+    """Sums `(s,)`, float64, of the kernel minus a constant over each subset's rows `(s, m)` and columns `(s, m)`."""
     subsets, m = rows.shape
-    mirrored = other is one                                        # the half below the diagonal is that above it
+    mirrored = other is one                                        # the matrix is symmetric
     if max(len(one), len(other)) > EXACT:
         one, other = one.float(), other.float()
     if len(one) * len(other) > subsets * m * m:

@@ -1,20 +1,20 @@
-"""Fidelity and variety apart: precision and recall, density and coverage, by nearest neighbours among features.
+"""Fidelity and diversity separately: precision and recall, density and coverage, from nearest neighbours of features.
 
-Precision and recall are those of Kynkaanniemi et al. 2019, "Improved precision and recall metric for assessing
-generative models"; density and coverage those of Naeem et al. 2020, "Reliable fidelity and diversity metrics for
-generative models". A set's manifold is the union of balls around its features, each as wide as the distance to the
-k-th nearest other feature of the set.
+Precision and recall follow Kynkäänniemi et al. 2019, "Improved precision and recall metric for assessing
+generative models"; density and coverage follow Naeem et al. 2020, "Reliable fidelity and diversity metrics for
+generative models". The manifold of a set is the union of balls around its features, each with the distance to the
+k-th nearest other feature as its radius.
 """
 
 import torch
 from torch import Tensor
 
 NAMES = ("precision", "recall", "density", "coverage")
-ROWS = 1000            # real features compared at once: bounds the memory
+ROWS = 1000            # real features compared at a time: bounds the memory
 
 
 def distances(one: Tensor, other: Tensor) -> Tensor:
-    """Euclidean distances `(n, m)` of features `(n, d)` and `(m, d)`; in float32 features should be centred."""
+    """Euclidean distances `(n, m)` of features `(n, d)` and `(m, d)`; centre float32 features first."""
     return torch.cdist(one, other, compute_mode="use_mm_for_euclid_dist")
 
 
@@ -24,7 +24,7 @@ def radii(features: Tensor, k: int) -> Tensor:
 
 
 class Manifold:
-    """The real side `(n, d)` and how generated features lie about it."""
+    """The real side `(n, d)`, and the position of generated features relative to it."""
 
     def __init__(self, real: Tensor, *, k: int):
         assert len(real) > k, f"{len(real)} features have no {k} neighbours each"
@@ -34,13 +34,13 @@ class Manifold:
         self.radii = radii(self.real, k)
 
     def compare(self, fake: Tensor, drawn: Tensor | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Scores of features `(m, d)`, m > k: float64 scalars, and those of resamples `(b,)`.
+        """Scores of features `(m, d)`, m > k: float64 scalars, and the scores of resamples `(b,)`.
 
-        `drawn` `(b, m)` says how often each feature is in each resample; the balls stay those of all m.
+        `drawn` `(b, m)` counts each feature in each resample; the balls are always those of all m.
         """
         fake = fake - self.centre
         own = radii(fake, self.k)
-        counts = torch.zeros(len(fake), dtype=torch.float64)       # real balls that a generated feature lies in
+        counts = torch.zeros(len(fake), dtype=torch.float64)       # real balls that contain a generated feature
         weights = torch.ones(1, len(fake)) if drawn is None else torch.cat([torch.ones(1, len(fake)), drawn])
         recalled, covered = torch.zeros(2, len(weights), dtype=torch.float64)
         there = (weights > 0).float()

@@ -1,8 +1,8 @@
-"""Whether samples are training images: how near their nearest neighbour is, beside how near one is to real images.
+"""Whether samples copy training images: their distance to the nearest one, compared with that of real images.
 
-An image is `memorised` where its nearest training image is nearer than that of 99 in 100 held-out images, or the same
-to the precision of what is compared: 1% of new real images are by construction, so more than a few per cent says that
-training images come back. (Compare Meehan et al. 2020, "A non-parametric test to detect data-copying in generative
+An image is `memorised` if its nearest training image is closer than that of 99 in 100 held-out images, or equal within
+the precision of the features. By construction, 1% of new real images are; more than a few per cent means that training
+images are reproduced. (Compare Meehan et al. 2020, "A non-parametric test to detect data-copying in generative
 models".)
 """
 
@@ -16,17 +16,17 @@ from aigc.grids import save_grid
 from aigc.metrics.manifold import distances
 
 SHARE = 0.01           # of held-out images that count as memorised
-LEAST = 100            # held-out images: with fewer, their nearest hundredth is no image
-ROUNDING = 2**-10      # of features in half precision, as a share of their length: nothing nearer can be told apart
-SHOWN, NEAREST = 12, 4     # rows of the picture, and training images in each
+LEAST = 100            # held-out images: fewer have no closest hundredth
+ROUNDING = 2**-10      # of features in half precision, relative to their length: closer ones are equal
+SHOWN, NEAREST = 12, 4     # rows of the picture, and training images in each row
 
 
 def nearest(
     features: Tensor, reference: Iterable[Tensor], centre: Tensor, *, k: int = NEAREST
 ) -> tuple[Tensor, Tensor]:
-    """Distances `(n, k)` to the nearest of the reference, nearest first, and their numbers `(n, k)` in it.
+    """Distances `(n, k)` to the nearest rows of the reference, nearest first, and their indices `(n, k)`.
 
-    `reference` comes in parts `(m, d)` of any precision; `centre` `(1, d)` is subtracted from everything.
+    `reference` comes in parts `(m, d)` of any precision; `centre` `(1, d)` is subtracted from all features.
     """
     own = features.float() - centre
     best = torch.full((len(own), k), torch.inf)
@@ -42,23 +42,23 @@ def nearest(
 
 
 def copies(apart: Tensor, features: Tensor) -> Tensor:
-    """Which features `(n, d)` lie so near to another, at `apart` `(n,)`, that half precision knows no difference."""
+    """Which features `(n, d)` have a neighbour, at distance `apart` `(n,)`, that is equal in half precision."""
     return apart <= ROUNDING * features.norm(dim=1)
 
 
 def threshold(held_out: Tensor) -> float:
-    """The distance below which an image counts as memorised, from those of held-out images `(n,)`."""
+    """The distance below which an image counts as memorised, from the distances of held-out images `(n,)`."""
     return torch.quantile(held_out.double(), SHARE).item()
 
 
 def save_neighbours(samples: Tensor, neighbours: Tensor, found: Tensor, limit: float, path: Path) -> None:
-    """A picture of the samples that lie nearest to training images, each beside its nearest ones.
+    """Draws the samples that are closest to training images, each beside its nearest ones.
 
     Args:
         samples: uint8 `(n, c, h, w)`, nearest first.
         neighbours: uint8 `(n, k, c, h, w)`.
-        found: `(n,)`, their distances.
-        limit: distance below which one counts as memorised.
+        found: their distances, `(n,)`.
+        limit: distance below which a sample counts as memorised.
         path: of the PNG.
     """
     k = neighbours.shape[1]

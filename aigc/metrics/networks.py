@@ -1,4 +1,4 @@
-"""The feature networks that scores can look through, by name."""
+"""The feature networks that scores can use, by name."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ PREPROCESSINGS = {"inception": tuple(inception.PREPROCESSINGS), "squeezenet": tu
 
 
 def check_networks(names: Iterable[str] | None) -> None:
-    """Refuses a list of networks that names an unknown one, one twice, or none; None leaves the choice open.
+    """Refuses a list of networks that is empty, has an unknown name or a duplicate; None leaves the choice open.
 
     Raises:
         UserError: says which.
@@ -32,7 +32,7 @@ def check_networks(names: Iterable[str] | None) -> None:
 
 
 def check_network(name: str | None, *, weights: str | None, preprocessing: str | None) -> None:
-    """Refuses options that do not go together, before anything is loaded.
+    """Refuses options that cannot be combined, before anything is loaded.
 
     Raises:
         UserError: says which.
@@ -52,7 +52,7 @@ def check_network(name: str | None, *, weights: str | None, preprocessing: str |
 def build_network(
     name: str, data: ImageData, device: torch.device, *, weights: str | None = None, preprocessing: str | None = None
 ) -> FeatureNetwork:
-    """The network called `name`, frozen, on `device`; `data` say which classifier, and train it where none is at hand.
+    """The network called `name`, frozen, on `device`; `data` select the classifier, and train it if there is none.
 
     Raises:
         UserError: its weights are missing, or do not fit the data.

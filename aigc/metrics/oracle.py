@@ -1,11 +1,11 @@
-"""Reads the attributes of rendered shapes back from an image, so that composition can be measured.
+"""Reads the attributes of rendered shapes back from an image, to measure composition.
 
-A small network sees fresh renders of all combinations, those held out of the data's training included, and learns
-every attribute of both objects at once. For 32 px it is in the package (aigc/metrics/canonical.py); for another size
-it is trained once and kept in the cache folder.
+A small network is trained on fresh renders of all combinations, including those held out of the data's training, and
+learns every attribute of both objects at once. For 32 px it is in the package (aigc/metrics/canonical.py); for another
+size it is trained once and cached.
 
-Of 5,000 fresh renders of 32 px it reads 100.0% of single objects right and 99.9% of pairs (everything a caption
-says), and as many where a combination is held out of the data's training.
+On 5,000 fresh renders of 32 px it reads everything a caption says correctly for 100.0% of single objects and 99.9% of
+pairs, and for as many of the combinations held out of the data's training.
 """
 
 import logging
@@ -23,18 +23,18 @@ from aigc.metrics.features import state_sha256
 from aigc.metrics.stored import canonical_list, read_canonical
 
 VERSION = 2                     # of architecture and training: a change makes new cache entries
-CANONICAL = (32, 32)            # the size that the package has an oracle for
+CANONICAL = (32, 32)            # the size of the oracle in the package
 SIDE = 32                       # larger images are shrunk to this
 WHOLE = ("count", "relation", "background")           # attributes of the image
 OBJECT = ("size", "colour", "shape")                  # attributes of an object
 CHOICES = {"count": 2, "relation": len(RELATIONS), "background": len(BACKGROUNDS), "size": len(SIZES),
            "colour": len(COLOURS), "shape": len(SHAPES)}
 SECOND = ("relation", "size2", "colour2", "shape2")   # only where there are two objects
-SEED = 7001                     # of its renders: another than any data set's
-POOL = 16_000                   # renders it learns from
+SEED = 7001                     # of its renders: differs from any data set's
+POOL = 16_000                   # renders it is trained on
 EPOCHS = 3
 BATCH = 128
-RATE, DECAY = 4e-3, 0.02        # AdamW, one cycle
+RATE, DECAY = 4e-3, 0.02        # AdamW, one-cycle schedule
 NOISE = 8.0                     # grey levels: generated images are not as clean as renders
 
 log = logging.getLogger(__name__)
@@ -46,14 +46,13 @@ def _layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class ShapesOracle(nn.Module):
-    """Convolutions to a map of features, and two looks at it, one for each object.
+    """Convolutions to a map of features, which is read at two positions, one per object.
 
-    Where to look is decided from the whole map (which object is the first one?) and taught by the renders' own
-    centres; what is there is read by one head that both objects and all positions share, so that few renders are
-    enough.
+    The positions are predicted from the whole map (which object is the first one?) and supervised by the renders'
+    centres; one head, shared by both objects and all positions, reads the attributes there, so few renders suffice.
     """
 
-    sha256 = ""                                     # of the weights, once they are trained
+    sha256 = ""                                     # of the weights, once trained
 
     def __init__(self, size: tuple[int, int] = (32, 32), *, width: int = 16):
         super().__init__()
@@ -108,9 +107,9 @@ class ShapesOracle(nn.Module):
 def clear(oracle: ShapesOracle, images: Tensor, *, confidence: float = 0.9) -> Tensor:
     """Which of images uint8 `(n, 3, h, w)` show one clear known shape: bool `(n,)`.
 
-    The oracle's probability of a single object, and of its likeliest shape, is at least `confidence`. Of 4,000 renders
-    99.9% are clear, 99.6% under noise of 16 grey levels, 87% blurred over 3 pixels and 42% over 5;
-    none with two objects.
+    The oracle's probability of a single object, and of its most likely shape, is at least `confidence`. Of 4,000
+    renders 99.9% are clear; with noise of 16 grey levels 99.6%, blurred over 3 pixels 87%, over 5 pixels 42%; with two
+    objects, none.
     """
     logits = oracle(images)
     single, shape = (logits[name].softmax(1) for name in ("count", "shape"))
@@ -118,9 +117,10 @@ def clear(oracle: ShapesOracle, images: Tensor, *, confidence: float = 0.9) -> T
 
 
 def agreement(found: Tensor, asked: Tensor) -> dict[str, float]:
-    """Shares of images whose attributes `(n, 9)` are as asked for: each attribute, and `all` that a caption says.
+    """Shares of images with correct attributes `(n, 9)`: for each attribute, and `all`: everything a caption says.
 
-    What is asked as -1 is not said: it counts as right in `all`, and nowhere else. One object is said by the count.
+    An attribute asked for as -1 is not in the caption: it counts as correct in `all`, and is ignored elsewhere. That
+    there is one object is part of the count.
     """
     right = (found == asked) | (asked < 0)
     scores = {}
@@ -135,7 +135,7 @@ def agreement(found: Tensor, asked: Tensor) -> dict[str, float]:
 def shapes_oracle(size: tuple[int, int] = (32, 32), device: torch.device | str = "cpu") -> ShapesOracle:
     """The oracle for images of this size, frozen, on `device`.
 
-    For 32 px it is the canonical one of the package; for others it comes from the cache, or is trained now and kept.
+    For 32 px it is the canonical one in the package; for other sizes it is cached, or trained now.
     """
     key = f"oracle-v{VERSION}-{DRAWING}-{size[0]}x{size[1]}"
     kept: dict[str, Tensor] | None = None
@@ -148,7 +148,7 @@ def shapes_oracle(size: tuple[int, int] = (32, 32), device: torch.device | str =
         kept = {name: value.cpu() for name, value in train_oracle(size, device=device).state_dict().items()}
         keep_cached(key, kept)
         log.info("the oracle is trained (%.0f s)", time.perf_counter() - started)
-    with torch.random.fork_rng(devices=[]):     # first weights are drawn, and replaced
+    with torch.random.fork_rng(devices=[]):     # initial weights are drawn, then replaced
         oracle = ShapesOracle(size)
     oracle.load_state_dict(kept)
     oracle.sha256 = state_sha256(kept)
@@ -160,9 +160,9 @@ def train_oracle(
     size: tuple[int, int], *, objects: str = "mixed", pool: int = POOL, epochs: int = EPOCHS, width: int = 16,
     device: torch.device | str = "cpu", seed: int = SEED,
 ) -> ShapesOracle:
-    """A new oracle, trained on `pool` renders of all combinations, those that the data hold out included.
+    """A new oracle, trained on `pool` renders of all combinations, including those that the data hold out.
 
-    The global random state is left as it was.
+    Keeps the global random state.
     """
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -187,8 +187,8 @@ def train_oracle(
 def _batches(
     size: tuple[int, int], objects: str, pool: int, epochs: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of renders uint8 with their attributes and centres; the last, smaller one of an epoch is left out."""
-    shares = {"train": pool - pool // 7, "heldout": pool // 7}   # 10 of 70 combinations are held out: all as often
+    """Batches of uint8 renders with their attributes and centres; drops the last, smaller batch of an epoch."""
+    shares = {"train": pool - pool // 7, "heldout": pool // 7}   # 10 of 70 combinations are held out: all equally often
     scenes = [(Scenes(seed, split, objects=objects, size=size), torch.arange(n)) for split, n in shares.items()]
     images = torch.cat([one.images(index) for one, index in scenes])
     attributes = torch.cat([one.attributes(index) for one, index in scenes])
@@ -199,13 +199,13 @@ def _batches(
 
 
 def _cells(centres: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Numbers `(n, 2)` of the map's positions that hold the centres `(n, 2, 2)`; -1 for none."""
+    """Indices `(n, 2)` of the map's positions that contain the centres `(n, 2, 2)`; -1 for none."""
     x, y = (centres[..., k].mul(grid[1 - k]).floor().clamp(0, grid[1 - k] - 1) for k in (0, 1))
     return (y * grid[1] + x).nan_to_num(-1).long()
 
 
 def _loss(logits: dict[str, Tensor], attributes: Tensor, cells: Tensor) -> Tensor:
-    """Sum of the cross-entropies of places and attributes, each over the images that have it."""
+    """Sum of the cross-entropies of positions and attributes, each over the images that have them."""
     total = F.cross_entropy(logits["where"], cells, ignore_index=-1)
     for k, name in enumerate(COLUMNS):
         target = attributes[:, k] - int(name == "count")        # counts are 1 and 2

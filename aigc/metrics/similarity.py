@@ -1,4 +1,4 @@
-"""How like its true counterpart an image is: PSNR, SSIM and LPIPS, image by image, on what a PNG of them holds."""
+"""Similarity of images to their true counterparts: PSNR, SSIM and LPIPS per image, at the precision of a PNG."""
 
 import logging
 from pathlib import Path
@@ -11,10 +11,10 @@ from aigc.errors import UserError, choices
 from aigc.metrics.features import state_sha256
 from aigc.metrics.squeezenet import read_weights
 
-BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}    # LPIPS' name: torchvision's
-MOST_PSNR = 100.0      # dB, of equal images, whose PSNR has no bound
+BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}    # LPIPS' name: torchvision's name
+MOST_PSNR = 100.0      # dB, for equal images, whose PSNR is infinite
 SSIM_WINDOW = 11       # pixels; smaller images have no SSIM
-LPIPS_LEAST = 32       # pixels: AlexNet's grid is empty below
+LPIPS_LEAST = 32       # pixels: below, AlexNet's grid is empty
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 
 
 def likeness(images: Tensor, targets: Tensor, lpips: "LPIPS | None") -> dict[str, Tensor]:
-    """PSNR, SSIM (of images that are large enough) and LPIPS (where it is given) `(n,)`, by name, of uint8 images."""
+    """PSNR, SSIM (if the images are large enough) and LPIPS (if given) of uint8 images, `(n,)` each, by name."""
     found = {"psnr": psnr(images, targets)}
     if min(images.shape[2:]) >= SSIM_WINDOW:
         found["ssim"] = ssim(images, targets)
@@ -45,7 +45,7 @@ def likeness(images: Tensor, targets: Tensor, lpips: "LPIPS | None") -> dict[str
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual distance (Zhang et al. 2018) by torchmetrics, over a backbone's weights in a local file.
+    """Learned perceptual distance (Zhang et al. 2018) by torchmetrics, with a backbone's weights from a local file.
 
     Args:
         net: alex, vgg or squeeze.
@@ -63,7 +63,7 @@ class LPIPS(nn.Module):
         self.net = net
         with torch.random.fork_rng(devices=[]):
             self.network = _LPIPS(pretrained=True, net=net, pnet_rand=True)  # type: ignore[arg-type]
-        try:                     # torchmetrics cuts the backbone into slices; its layers keep their numbers
+        try:                     # torchmetrics slices the backbone; its layers keep their numbers
             own = {name: state["features." + name.rsplit("slice", 1)[1].split(".", 2 if net == "squeeze" else 1)[-1]]
                    for name in self.network.net.state_dict()}
             self.network.net.load_state_dict(own)
@@ -84,17 +84,17 @@ def lpips_at_hand(
     choice: str | None, weights: str | None, *, channels: int, size: tuple[int, int],
     missing: dict[str, str] | None = None,
 ) -> LPIPS | None:
-    """The LPIPS network where its backbone's weights are at hand: nothing is downloaded.
+    """The LPIPS network, if its backbone's weights are available locally: nothing is downloaded.
 
     Args:
-        choice: alex, vgg or squeeze; auto: the first of them that is at hand; None: none.
-        weights: a file of the backbone's weights; None: what torch.hub has kept.
+        choice: alex, vgg or squeeze; auto: the first one available; None: none.
+        weights: a file of the backbone's weights; None: torch.hub's folder.
         channels: of the images; LPIPS sees grey or RGB.
         size: of the images, `(h, w)`.
-        missing: takes the reason as its entry `lpips` where there is none.
+        missing: receives the reason as its entry `lpips` if there is no network.
 
     Raises:
-        UserError: the network that was asked for is not at hand.
+        UserError: the requested network is not available.
     """
     if choice is None:
         return None
@@ -126,7 +126,7 @@ def check_lpips(choice: str | None) -> None:
     """Refuses a network that LPIPS does not have.
 
     Raises:
-        UserError: names those that it has.
+        UserError: names the known ones.
     """
     known = ("auto", *BACKBONES)
     if choice is not None and choice not in known:
@@ -134,7 +134,7 @@ def check_lpips(choice: str | None) -> None:
 
 
 def _kept(name: str) -> Path | None:
-    """The backbone's weights where torch.hub has downloaded them for somebody, or None."""
+    """The backbone's weights in torch.hub's folder, or None."""
     from torchvision.models import get_model_weights
 
     weights: Any = get_model_weights(BACKBONES[name]).DEFAULT  # type: ignore[attr-defined]

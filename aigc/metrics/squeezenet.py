@@ -1,8 +1,8 @@
 """SqueezeNet 1.0 (Iandola et al. 2016) trained on ImageNet, from a local file: a small network for natural images.
 
-Features are the 512 maps behind the last Fire module (torchvision's `features`), averaged over all positions; logits
-are the 1000 of its classifier. A file holds torchvision's `squeezenet1_0` names, as .safetensors or .pth; which
-preprocessing its weights were trained with is said beside it, because the file does not:
+Features are the 512 maps after the last Fire module (torchvision's `features`), averaged over all positions; logits are
+the 1000 of its classifier. A file has torchvision's `squeezenet1_0` names, as .safetensors or .pth. It does not say
+which preprocessing its weights were trained with, so an option does:
 
 - caffe: RGB in 0..255 minus (123, 117, 104), not scaled, 227 x 227
 - torchvision: RGB in 0..1 minus its mean over its deviation, 224 x 224
@@ -30,7 +30,7 @@ class SqueezeNet(FeatureNetwork):
 
     Args:
         weights: a local file of weights.
-        preprocessing: what they were trained with, a name of SCALES.
+        preprocessing: the one that they were trained with, a name of SCALES.
 
     Raises:
         UserError: there is no such file, or it holds no SqueezeNet 1.0.
@@ -80,10 +80,10 @@ class SqueezeNet(FeatureNetwork):
 
 
 def read_weights(path: Path, what: str) -> dict[str, Tensor]:
-    """The state dict of a .safetensors or a PyTorch file, on the CPU; no code in it is run.
+    """The state dict of a .safetensors or PyTorch file, on the CPU; no code in it is run.
 
     Raises:
-        UserError: there is no such file, or it is none of these; `what` says whose weights it should hold.
+        UserError: there is no such file, or it is neither; `what` names the network that it should hold.
     """
     if not path.is_file():
         raise UserError(f"metrics: {path} is not a file: give {what}'s weights, as .safetensors or .pth")

@@ -1,8 +1,8 @@
-"""Trained feature networks as files: written, read back and checked; and the canonical ones, which are in the package.
+"""Trained feature networks as files: written, read and verified; and the canonical ones in the package.
 
 A file is a .safetensors whose metadata say what the network is for (`aigc`: JSON). The canonical networks of the
-embedded data sets and of MNIST stand in `weights/`, made by `python -m aigc.metrics.canonical`: two laboratories that
-score the same images get the same numbers, which two trainings of the same network do not give.
+built-in data sets and of MNIST are in `weights/`, made by `python -m aigc.metrics.canonical`: two laboratories that
+score the same images get the same numbers, which two trainings of the same network would not give.
 """
 
 import json
@@ -20,12 +20,12 @@ from aigc.metrics.cache import keep_file
 from aigc.metrics.features import state_sha256
 
 FOLDER = Path(__file__).parent / "weights"
-LIST = FOLDER / "canonical.json"            # by name: the weights' sha256, what they reach, and how they were made
+LIST = FOLDER / "canonical.json"            # by name: the weights' sha256, their accuracy, and how they were made
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A network's weights as float32 on the CPU, their sha256, and what the file says of them."""
+    """A network's weights as float32 on the CPU, their sha256, and the file's facts about them."""
 
     weights: dict[str, Tensor]
     sha256: str
@@ -33,7 +33,7 @@ class Stored:
 
 
 def encode(weights: dict[str, Tensor], facts: dict[str, Any], *, small: bool = False) -> bytes:
-    """A file's content; `small` keeps kernels and matrices in half precision, what has one dimension as it is."""
+    """A file's content; `small` stores kernels and matrices in half precision, vectors as they are."""
     from safetensors.torch import save
 
     halves = {name: value.half() if small and value.ndim > 1 else value for name, value in weights.items()}
@@ -45,14 +45,14 @@ def read(path: Path) -> Stored:
     """The network in a file.
 
     Raises:
-        UserError: it is missing, damaged, or was not written here.
+        UserError: it is missing, damaged, or was not written by this module.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["aigc"])
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is not a dict
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         reason = "there is no such file" if not path.is_file() else "it is damaged, or not a network that aigc trained"
         raise UserError(f"{path} cannot be read as a feature network ({reason}): give a .safetensors file that a "
@@ -62,7 +62,7 @@ def read(path: Path) -> Stored:
 
 
 def read_kept(path: Path) -> Stored | None:
-    """The network in a file of the cache folder; None where there is none, or a damaged one."""
+    """The network in a file of the cache folder; None if it is missing or damaged."""
     try:
         return read(path)
     except UserError:
@@ -70,7 +70,7 @@ def read_kept(path: Path) -> Stored | None:
 
 
 def keep(name: str, weights: dict[str, Tensor], facts: dict[str, Any]) -> Path:
-    """Writes `<name>.safetensors` into the cache folder, whole or not at all.
+    """Writes `<name>.safetensors` into the cache folder, atomically.
 
     Raises:
         UserError: the disk is full or the folder is not writable.
@@ -79,20 +79,20 @@ def keep(name: str, weights: dict[str, Tensor], facts: dict[str, Any]) -> Path:
     return keep_file(f"{name}.safetensors", lambda file: file.write(content))
 
 
-# ---- the canonical ones ----
+# ---- canonical networks ----
 
 
 @cache
 def canonical_list() -> dict[str, dict[str, Any]]:
-    """What `weights/canonical.json` says of every canonical network, by name."""
+    """The entries of `weights/canonical.json`: facts of every canonical network, by name."""
     return json.loads(LIST.read_text()) if LIST.is_file() else {}
 
 
 def canonical_of(data: ImageData) -> str | None:
-    """The name of the canonical classifier for these data, or None: they have none.
+    """The name of the canonical classifier for these data, or None.
 
-    What counts is what the images are and how they come in: the data set, its size and its channels. How the set is
-    cut or rendered (`split_seed`, numbers of images) does not: scores of two runs compare through one network.
+    It depends on the data set, its size and its channels, but not on how the set is split or rendered (`split_seed`,
+    numbers of images): scores of such runs compare.
     """
     from aigc.data.digits import Digits
     from aigc.data.shapes import VERSION, Shapes
@@ -114,7 +114,7 @@ def read_canonical(name: str) -> Stored:
     """The canonical network called `name`.
 
     Raises:
-        UserError: its file is not the one that its hash belongs to.
+        UserError: its file does not match its hash.
     """
     path = FOLDER / f"{name}.safetensors"
     try:
@@ -132,7 +132,7 @@ def load_into(network: torch.nn.Module, stored: Stored, path: object) -> None:
     """Gives `network` the stored weights.
 
     Raises:
-        UserError: they are those of another network.
+        UserError: they belong to another network.
     """
     try:
         network.load_state_dict(stored.weights)

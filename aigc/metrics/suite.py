@@ -1,8 +1,8 @@
-"""All scores over one feature network: Fréchet distance, kernel distance and inception score, by torchmetrics.
+"""All scores on one feature network: Fréchet distance, kernel distance and inception score, by torchmetrics.
 
-Features are computed once and shared: the metrics get a network that hands them through. They are handed features in
-the order of their items, so that shares measured on several devices give the very numbers of one. What is kept of a
-stream of features does not grow with its length: sums, and the first `KEPT` features.
+Features are computed once and shared: the metrics get a network that passes them through. They receive features in the
+order of their items, so several devices give exactly the numbers of one. Memory does not grow with the length of a
+stream of features: only sums and the first `KEPT` features are kept.
 """
 
 import math
@@ -18,18 +18,18 @@ from aigc.metrics.frechet import FrechetDistance, frechet_distance
 from aigc.metrics.inception_score import LEAST, SPLITS, InceptionScore
 from aigc.metrics.kernel import KernelDistance
 
-KEPT = 10_000         # features that are kept of either side, at most, for the kernel distance's subsets
+KEPT = 10_000         # most features kept per side, for the kernel distance's subsets
 
 
 class HandThrough(nn.Module):
-    """Stands where torchmetrics expects a network: its input is the features already."""
+    """Takes the place of torchmetrics' network: its input is already features."""
 
     def __init__(self, num_features: int):
         super().__init__()
         self.num_features = num_features
 
     def forward(self, features: Tensor) -> Tensor:
-        """`features` in float64, in which all scores are computed."""
+        """`features` in float64, the precision of all scores."""
         return features.double()
 
 
@@ -44,7 +44,7 @@ class Suite:
         network: FeatureNetwork,
         *,
         kd_subsets: int = 100,          # random subsets that the kernel distance is averaged over
-        kd_subset_size: int = 1000,     # images in each; fewer where there are fewer
+        kd_subset_size: int = 1000,     # images in each; fewer if there are fewer
         seed: int = 0,                  # of the subsets and of the inception score's splits
     ):
         self.num_features = network.num_features
@@ -56,7 +56,7 @@ class Suite:
         hand_through = HandThrough(network.num_features)
         self.frechet = FrechetDistance(hand_through)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says that it keeps features: as many as KEPT here
+            warnings.simplefilter("ignore")  # it warns that it keeps features: here at most KEPT
             self.kernel = KernelDistance(
                 hand_through, subsets=kd_subsets, reset_real_features=False, sync_on_compute=False
             )
@@ -84,7 +84,7 @@ class Suite:
         }
 
     def load_real(self, state: dict[str, Tensor]) -> None:
-        """Takes over another suite's `real_state()`."""
+        """Restores another suite's `real_state()`."""
         self.frechet.real_features_sum = state["sum"]
         self.frechet.real_features_cov_sum = state["products"]
         self.frechet.real_features_num_samples = state["n"]
@@ -92,19 +92,19 @@ class Suite:
         self.kernel.real_features = [state["features"].double()]
 
     def distance_to_real(self, features: Tensor) -> float:
-        """Fréchet distance of features `(n, d)` to the real side, which stays as it is."""
+        """Fréchet distance of features `(n, d)` to the real side, which does not change."""
         features = features.double()
         mean, cov, root = self.frechet.real_moments()
         return frechet_distance(mean, cov, features.mean(0), torch.cov(features.T), root1=root).item()
 
     def compute(self, features: Tensor, logits: Tensor | None = None) -> dict[str, float]:
-        """Scores of generated images by all their features `(n, d)` and logits `(n, k)`; needs two images."""
+        """Scores of generated images from all their features `(n, d)` and logits `(n, k)`; needs at least two."""
         self.begin(len(features))
         self.add(features, logits)
         return self.scores()
 
     def begin(self, n: int) -> None:
-        """Forgets generated images; n others are to come."""
+        """Starts again with n new generated images."""
         self.frechet.reset()
         self.kernel.reset()
         enough = self.classifies and n >= SPLITS * LEAST
@@ -118,10 +118,10 @@ class Suite:
             self.inception.update(logits)
 
     def scores(self) -> dict[str, float]:
-        """Scores of what was added since `begin`.
+        """Scores of the images added since `begin`.
 
-        The kernel distance's subsets are no larger than either side; the inception score is left out where there are
-        no logits, where they name nothing, or where a split would hold fewer than `LEAST` images.
+        The kernel distance's subsets are no larger than either side. The inception score is left out if there are no
+        logits, if they are not classes, or if a split would hold fewer than `LEAST` images.
         """
         scores = {self.names["fd"]: self.frechet.compute().item()}
         self.kernel.subset_size = self.subset_size(self.generated)
@@ -133,11 +133,11 @@ class Suite:
 
     @property
     def generated(self) -> int:
-        """Generated images that were added since `begin`."""
+        """Number of generated images added since `begin`."""
         return int(self.frechet.fake_features_num_samples)
 
     def kept(self, *, real: bool) -> Tensor:
-        """The first `KEPT` features `(m, d)` of a side, at most, float32."""
+        """At most the first `KEPT` features `(m, d)` of a side, float32."""
         return torch.cat(list(self.kernel.real_features if real else self.kernel.fake_features)).float()
 
     def frechet_resamples(self, drawn: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class Suite:
         return frechet_resamples(self.kept(real=False), drawn, *self.frechet.real_moments())
 
     def subset_size(self, n: int) -> int:
-        """Images in a subset of the kernel distance where n were generated."""
+        """Images per subset of the kernel distance for n generated ones."""
         return min(self.kd_subset_size, n, sum(len(part) for part in self.kernel.real_features))
 
     def protocol(self, n: int) -> dict[str, Any]:

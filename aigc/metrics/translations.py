@@ -1,4 +1,4 @@
-"""The translations that a translator is scored on: every image of a side once, whoever draws them."""
+"""The translations that a translator is scored on: every image of a side once, on any number of ranks."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from aigc.metrics.items import check_finite_images, items, seeds_of
 if TYPE_CHECKING:
     from aigc.models.family import Translator
 
-BACK = {"a2b": "b2a", "b2a": "a2b"}          # the direction that undoes a direction
+BACK = {"a2b": "b2a", "b2a": "a2b"}          # the inverse of each direction
 
 
 def translations(
@@ -20,13 +20,13 @@ def translations(
 ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor, dict[str, Tensor]]]:
     """This rank's share of n rows, as (numbers, index, made, targets, measured); images float32 in [-1, 1].
 
-    `index` `(m,)` is an image's place on its side, `made` what became of it (with `identity`: the image itself),
-    `targets` the other side of its row. `measured` `(m,)` holds `cycle_l1`, what the way back costs, of families that
-    go both ways. An image that the shorter side repeats is left out.
+    `index` `(m,)` is an image's position on its side, `made` its translation (with `identity`: the image itself),
+    `targets` the other side of its row. `measured` holds `cycle_l1` `(m,)`, the error of the round trip, for families
+    that translate both ways. Repeated images of the shorter side are left out.
     """
     count = data.counts(split)[int(direction == "b2a")]
     for part, batch in items(data, split, n, batch_size=batch_size, rank=rank, world=world):
-        fresh = batch["index"] < count                      # the shorter side starts again at its end
+        fresh = batch["index"] < count                      # the shorter side repeats
         numbers = [number for number, own in zip(part, fresh.tolist(), strict=True) if own]
         if not numbers:
             continue
