@@ -1,9 +1,9 @@
 """Conditions, the same for every family: `condition=none|label|text`.
 
 An encoder turns a batch's labels or texts into one vector per image, which a family modulates, projects or
-concatenates with, and texts also into tokens with a mask, for attention. On its way a condition is one tensor with a
-row an image: labels `(n,)`, or token numbers `(n, L)` with -1 behind a text's end. Dropping the condition
-(classifier-free guidance, Ho and Salimans 2022) is per sample: a dropped sample gets the learned null vector.
+concatenates with, and texts also into tokens with a mask, for attention. A condition is passed on as one tensor with a
+row per image: labels `(n,)`, or token numbers `(n, L)`, padded with -1. The condition is dropped per sample
+(classifier-free guidance, Ho and Salimans 2022): a dropped sample gets the learned null vector.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from aigc.conditions.text import TextEncoder
 from aigc.errors import UserError
 from aigc.noise import mix
 
-_LABEL = 0x1ABE1                                           # keeps an image's drawn label apart from its noise
+_LABEL = 0x1ABE1                                           # separates the random label from the noise of an image
 
 
 class LabelEncoder(nn.Module):
-    """Class labels to vectors: an embedding with one more row, the last, for "no condition"."""
+    """Class labels to vectors: an embedding whose additional last row means "no condition"."""
 
     def __init__(self, classes: int, width: int):
         super().__init__()
@@ -28,7 +28,7 @@ class LabelEncoder(nn.Module):
         self.table = nn.Embedding(classes + 1, width)
 
     def forward(self, labels: Tensor | None, *, n: int, drop: Tensor | None = None) -> Tensor:
-        """Vectors `(n, width)` for `labels` `(n,)` int64, or for no condition where `labels` is None.
+        """Vectors `(n, width)` for `labels` `(n,)` int64, or for "no condition" if `labels` is None.
 
         `drop` `(n,)` bool marks samples whose condition is dropped.
         """
@@ -76,12 +76,12 @@ def as_tensor(condition: Tensor | Sequence[str] | None, encoder: nn.Module | Non
 def condition_for(
     condition: Any, *, kind: str, classes: int | None, seeds: Sequence[int], encoder: nn.Module | None
 ) -> Tensor | None:
-    """What `sample` was asked for, checked, as one tensor with a row for each of len(seeds) images; None for none.
+    """The condition given to `sample`, checked, as one tensor with a row for each of len(seeds) images; None for none.
 
-    Without a condition every image's label is drawn from its own seed, and its text is empty.
+    Without a condition, every image's label is drawn from its own seed, and its text is empty.
 
     Raises:
-        UserError: the model takes no such condition, or their number is wrong.
+        UserError: the model takes no such condition, or the number of conditions is wrong.
     """
     if not isinstance(encoder, TextEncoder):
         return labels_for(condition, kind=kind, classes=classes, seeds=seeds)
@@ -99,10 +99,10 @@ def labels_for(
 ) -> Tensor | None:
     """Checked labels `(n,)` int64 for n = len(seeds) images, or None where `kind` is "none".
 
-    Without a condition every image's label is drawn uniformly from its own seed.
+    Without a condition, every image's label is drawn uniformly from its own seed.
 
     Raises:
-        UserError: the model takes no labels, or a label is out of range, or their number is wrong.
+        UserError: the model takes no labels, a label is out of range, or the number of labels is wrong.
     """
     if kind == "none":
         if condition is not None:

@@ -1,4 +1,4 @@
-"""Labels as a request names them: by the classes' own names, or by number."""
+"""Labels as users give them: by class name or by number."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,15 +8,15 @@ from aigc.errors import UserError, choices
 if TYPE_CHECKING:
     from aigc.models.family import Family
 
-LISTED = 20                                                # classes that an error names; of more, the number
+LISTED = 20                                                # most classes named in an error; beyond, their number
 
 
 def labels_of(family: "Family", wanted: Any, n: int) -> Any:
-    """One label an image, `(n,)` int64: `wanted` gone through in turn; None if the family was trained without labels.
+    """One label per image, `(n,)` int64, cycling through `wanted`; None if the family was trained without labels.
 
     Args:
         family: the trained family.
-        wanted: a class, a list of classes, or `all` or None for every one.
+        wanted: a class, a list of classes, or `all` or None for every class.
         n: number of images.
 
     Raises:
@@ -40,12 +40,12 @@ def labels_of(family: "Family", wanted: Any, n: int) -> Any:
 
 
 def label_of(wanted: Any, classes: int, names: Sequence[str] | None) -> int:
-    """The number of a class that is called `wanted`, or else has this number.
+    """The number of the class that is called `wanted`, or else has this number.
 
-    Where a name is a number itself, only names count: of the classes 1 and 7, label=1 is the first, and 0 is none.
+    If a name is itself a number, only names count: of the classes 1 and 7, label=1 is the first, and 0 does not exist.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such class.
     """
     word = str(wanted).lower() if isinstance(wanted, bool) else str(wanted)
     if names is not None and word in names:
@@ -57,7 +57,7 @@ def label_of(wanted: Any, classes: int, names: Sequence[str] | None) -> int:
 
 
 def known(wanted: Any, classes: int, names: Sequence[str] | None) -> str:
-    """The end of an error sentence: which classes there are."""
+    """The end of an error message: the known classes."""
     if names is None or list(names) == [str(k) for k in range(classes)]:
         return f"choose from 0 to {classes - 1}"
     said = choices(wanted, names)
@@ -67,5 +67,5 @@ def known(wanted: Any, classes: int, names: Sequence[str] | None) -> str:
 
 
 def named(labels: Any, names: Sequence[str] | None) -> list[str] | None:
-    """What labels `(n,)` are called; their numbers where the classes have no names, None for no labels."""
+    """The names of labels `(n,)`; their numbers if the classes have no names; None without labels."""
     return None if labels is None else [names[k] if names is not None else str(k) for k in labels.tolist()]

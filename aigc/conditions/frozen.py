@@ -1,4 +1,4 @@
-"""Frozen text encoders of other packages, by name or local path: never trained, never stored in a checkpoint."""
+"""Frozen text encoders from other packages, by name or local path: neither trained nor stored in checkpoints."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from aigc.errors import UserError, choices
 
-EXTRAS = {"transformers": "t5", "open_clip": "clip"}       # which extra of this package brings which encoder
-CLASSES = {  # text towers of transformers, by the model's type; others are read by AutoModel
+EXTRAS = {"transformers": "t5", "open_clip": "clip"}       # the extra of this package that installs each encoder
+CLASSES = {  # text towers of transformers by model type; AutoModel loads others
     "t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel",
     "clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel",
 }
-LONGEST = 2048                                             # tokens of a text that are counted before it is cut
+LONGEST = 2048                                             # tokens of a text that are counted before truncation
 
 
 class FrozenText:
@@ -24,7 +24,7 @@ class FrozenText:
     def __init__(
         self,
         network: nn.Module,
-        numbers: Callable[[str], list[int]],    # token numbers of a text, its end mark included
+        numbers: Callable[[str], list[int]],    # token numbers of a text, including its end mark
         *,
         features: Callable[[Tensor, Tensor], Tensor],  # ids (n, L) and mask (n, L) to (n, L, width)
         width: int,                             # of a token's vector
@@ -40,16 +40,16 @@ class FrozenText:
         for name, value in sorted(network.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        self.fingerprint = digest.digest()      # 32 bytes: which weights these are
+        self.fingerprint = digest.digest()      # 32 bytes that identify the weights
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenText":
         return self
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> Tensor:
-        """Vectors `(n, L, width)`, float32, of token numbers `(n, L)`, -1 behind a text's end.
+        """Vectors `(n, L, width)`, float32, of token numbers `(n, L)`, padded with -1.
 
-        What a sampler asks for again at every step is computed once.
+        The last result is cached, because samplers repeat a request at every step.
         """
         if self._last is None or not (
             self._last[0].shape == ids.shape and self._last[0].device == ids.device and torch.equal(self._last[0], ids)
@@ -67,10 +67,10 @@ class FrozenText:
 
 @lru_cache(maxsize=2)
 def load_frozen(kind: str, name: str | None) -> FrozenText:
-    """The encoder `name` (or a local path) of the package `kind`: transformers or open_clip.
+    """The encoder `name` (or local path) of the package `kind`: transformers or open_clip.
 
     Raises:
-        UserError: the package is not installed, or has no such encoder here.
+        UserError: the package is not installed, or finds no such encoder.
     """
     if kind not in EXTRAS:
         raise UserError(f"There is no model.text.encoder '{kind}': {choices(kind, ('own', *EXTRAS))}")
@@ -83,7 +83,7 @@ def load_frozen(kind: str, name: str | None) -> FrozenText:
         raise UserError(f"{sentence}pip install 'aigc[{EXTRAS[kind]}]'") from error
     except UserError:
         raise
-    except Exception as error:  # both packages raise whatever their download, parser or network does
+    except Exception as error:  # both packages pass on any error of download, parser or network
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
         raise UserError(
             f"model.text.name={name} cannot be loaded by {kind} ({reason[:200]}): check the name, the path and the "
@@ -104,12 +104,12 @@ def _transformers(name: str) -> FrozenText:
     def numbers(text: str) -> list[int]:
         return tokenizer(text, verbose=False).input_ids
 
-    places = getattr(network.config, "max_position_embeddings", None)  # T5's are relative: any length
+    places = getattr(network.config, "max_position_embeddings", None)  # T5 has relative positions: any length
     return FrozenText(network, numbers, features=features, width=network.config.hidden_size, tokens=places or 2**20)
 
 
 def _open_clip(name: str) -> FrozenText:
-    """`ViT-B-32/laion2b_s34b_b79k`, `hf-hub:<repository>` or `local-dir:<folder>`, or a folder as it is."""
+    """Loads `ViT-B-32/laion2b_s34b_b79k`, `hf-hub:<repository>`, `local-dir:<folder>` or a plain folder."""
     from pathlib import Path
 
     import open_clip
@@ -150,5 +150,5 @@ def _open_clip(name: str) -> FrozenText:
 
 
 def shortened(numbers: Sequence[int], tokens: int) -> list[int]:
-    """The first `tokens` numbers of a text, its last one, the end mark, kept."""
+    """The first `tokens` numbers of a text, ending in its end mark."""
     return list(numbers) if len(numbers) <= tokens else [*numbers[: tokens - 1], numbers[-1]]

@@ -1,4 +1,4 @@
-"""Texts as conditions: an encoder of one's own, trained with the family, or a frozen one of another package."""
+"""Texts as conditions: an encoder trained with the family, or a frozen one from another package."""
 
 from collections.abc import Sequence
 from unicodedata import category
@@ -13,13 +13,13 @@ from aigc.networks.text import TextTransformer
 
 
 class TextEncoder(nn.Module):
-    """Texts to a vector each, and to tokens with a mask.
+    """Maps each text to a vector, and to tokens with a mask.
 
-    An empty text is no condition, and so is a dropped one: both become the learned null vector and the start token
-    alone. Padding changes nothing, so that a text means the same beside longer ones.
+    An empty or dropped text means no condition: it becomes the learned null vector and the start token alone. Padding
+    changes nothing, so a text gives the same result beside longer ones.
 
-    A frozen encoder is loaded by its name, is neither trained nor stored, and is recognised by a fingerprint of its
-    weights; a projection of its tokens and of their mean is trained.
+    A frozen encoder is loaded by name, neither trained nor stored, and identified by a fingerprint of its weights; a
+    projection of its tokens and of their mean is trained.
     """
 
     fingerprint: Tensor
@@ -29,15 +29,15 @@ class TextEncoder(nn.Module):
         output: int,                        # length of the vector
         *,
         vocabulary: Sequence[str] | None,   # of the training captions; None with a frozen encoder
-        attended: bool,                     # whether the tokens are used, and not the vector alone
+        attended: bool,                     # whether tokens are used besides the vector
         encoder: str,                       # own | transformers | open_clip
         name: str | None,                   # of a frozen encoder, or its local path
-        words: str,                         # kind of the vocabulary: words | bytepairs
-        size: int,                          # largest vocabulary (read where it is built, aigc/training.py)
-        tokens: int,                        # longest text; what is longer is cut off
+        words: str,                         # kind of vocabulary: words | bytepairs
+        size: int,                          # largest vocabulary (used in aigc/training.py, which builds it)
+        tokens: int,                        # longest text; longer ones are truncated
         width: int,                         # of a token's vector
         layers: int,                        # transformer layers of the own encoder
-        heads: int,                         # their attention heads
+        heads: int,                         # attention heads per layer
     ):
         super().__init__()
         self.width = width
@@ -68,7 +68,7 @@ class TextEncoder(nn.Module):
         return self.frozen.numbers(text) if text.strip() else []
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token numbers `(n, L)` int64 on this encoder's device, -1 behind a text's end; L <= `tokens`."""
+        """Token numbers `(n, L)` int64 on this encoder's device, padded with -1; L <= `tokens`."""
         rows = [self.numbers(text) for text in texts]
         rows = [shortened(row, self.tokens) if self.frozen else row[: self.tokens] for row in rows]
         ids = torch.full((len(rows), max(map(len, rows), default=0)), -1)
@@ -77,20 +77,20 @@ class TextEncoder(nn.Module):
         return ids.to(self.pool.weight.device)
 
     def warnings(self, texts: Sequence[str]) -> list[str]:
-        """One line for each thing about these texts that a user may not expect: what is cut off, what is unknown."""
+        """One line per surprise in these texts: what is truncated, which words are unknown."""
         lines = []
         long = [text for text in dict.fromkeys(texts) if len(self.numbers(text)) > self.tokens]
         if long:
             lines.append(f"{len(long)} of the prompts cut off after {self.tokens} tokens: '{long[0][:40]}...'")
         unknown = [] if self.frozen else [word for text in texts for word in self.tokenizer.unknown(text)]
-        if words := [word for word in dict.fromkeys(unknown) if category(word[0])[0] != "P"]:  # not for a comma
+        if words := [word for word in dict.fromkeys(unknown) if category(word[0])[0] != "P"]:  # ignores punctuation
             lines.append(f"not in the training captions, so meaningless to the model: {', '.join(words)}")
         return lines
 
     # ---- numbers to vectors ----
 
     def forward(self, ids: Tensor | None, *, n: int, drop: Tensor | None = None) -> Tensor:
-        """Vectors `(n, output)` for token numbers `(n, L)`, or for no condition where they are None.
+        """Vectors `(n, output)` for token numbers `(n, L)`, or for "no condition" if they are None.
 
         `drop` `(n,)` bool marks samples whose condition is dropped.
         """
@@ -99,7 +99,7 @@ class TextEncoder(nn.Module):
     def read(
         self, ids: Tensor | None, *, n: int, drop: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """As `forward`, and tokens `(n, L + 1, width)` with their mask `(n, L + 1)`; the first is the start token."""
+        """Like `forward`, plus tokens `(n, L + 1, width)`, the start token first, with their mask `(n, L + 1)`."""
         device = self.pool.weight.device
         ids = torch.empty(n, 0, dtype=torch.int64, device=device) if ids is None else ids.to(device)
         assert len(ids) == n, f"{len(ids)} texts for {n} images"
@@ -118,10 +118,10 @@ class TextEncoder(nn.Module):
         return self.pool(mean), tokens, torch.nn.functional.pad(mask, (1, 0), value=True)
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):  # type: ignore[no-untyped-def]
-        """Refuses weights that were trained beside another frozen encoder.
+        """Refuses weights that were trained with another frozen encoder.
 
         Raises:
-            UserError: the encoder of this name has other weights now.
+            UserError: the encoder of this name now has different weights.
         """
         kept = state_dict.get(f"{prefix}fingerprint")
         if self.frozen is not None and kept is not None and not torch.equal(kept.cpu(), self.fingerprint.cpu()):

@@ -1,8 +1,8 @@
-"""Words or byte pairs of the training captions as token numbers: plain strings, so that a checkpoint holds them.
+"""Words or byte pairs of the training captions as token numbers: plain strings that a checkpoint can store.
 
-Captions are read in lower case, as words and single marks. Byte pairs (Sennrich et al. 2016, over characters) start
-from every character of the captions and join the most frequent neighbours; a word that training never saw falls
-apart into pieces, down to characters. What is still unknown becomes `<unknown>`.
+Captions are split into lower-case words and single punctuation marks. Byte pairs (Sennrich et al. 2016, on characters)
+start from all characters of the captions and merge the most frequent neighbours; a word not seen in training is split
+into pieces, down to characters. Anything still unknown becomes `<unknown>`.
 """
 
 import re
@@ -18,12 +18,12 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case words and single marks of a text."""
+    """Lower-case words and single punctuation marks of a text."""
     return _WORD.findall(text.lower())
 
 
 def build_vocabulary(captions: Iterable[str], *, kind: str = "words", size: int = 8192) -> list[str]:
-    """Up to `size` entries, `<unknown>` first: the most frequent words, or characters and pieces in joining order.
+    """Up to `size` entries, `<unknown>` first: the most frequent words, or characters and pieces in merge order.
 
     Pieces that begin a word begin with a space. The order of the captions does not matter.
 
@@ -46,7 +46,7 @@ def _letters(word: str) -> list[str]:
 
 
 def _join(counts: Counter[str], wanted: int, known: set[str]) -> list[str]:
-    """New pieces in the order in which they were joined; ties by their spelling."""
+    """New pieces in merge order; ties are broken by spelling."""
     words = [_letters(word) for word in counts]
     often = list(counts.values())
     pairs: Counter[tuple[str, str]] = Counter()
@@ -85,20 +85,20 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 class Tokenizer:
-    """Texts to numbers of a vocabulary's entries."""
+    """Texts to indices into a vocabulary."""
 
     def __init__(self, vocabulary: Sequence[str], *, kind: str):
         self.entries = list(vocabulary)
         self.kind = kind                                   # words | bytepairs
         self.number = {entry: k for k, entry in enumerate(self.entries)}
-        self._known: dict[str, list[int]] = {}             # of words met before
+        self._known: dict[str, list[int]] = {}             # cache of words
 
     def __call__(self, text: str) -> list[int]:
         """Numbers of all words of a text; empty for an empty text."""
         return [number for word in words_of(text) for number in self._word(word)]
 
     def unknown(self, text: str) -> list[str]:
-        """Words of a text that are, wholly or in part, no entry of the vocabulary."""
+        """Words of a text that are wholly or partly missing from the vocabulary."""
         return [word for word in words_of(text) if 0 in self._word(word)]
 
     def _word(self, word: str) -> list[int]:
@@ -109,7 +109,7 @@ class Tokenizer:
 
     def _pieces(self, word: str) -> list[str]:
         pieces = _letters(word)
-        while True:  # join in the order in which the pieces were found
+        while True:  # merge in the order of training
             ranked = [(self.number[a + b], (a, b)) for a, b in pairwise(pieces) if a + b in self.number]
             if not ranked:
                 return pieces

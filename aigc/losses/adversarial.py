@@ -1,7 +1,7 @@
 """Adversarial losses and gradient penalties, all on logits and in float32.
 
-A loss is a pair: what the discriminator minimises and what the generator minimises, both given the logits of real and
-of generated images. Only the relativistic generator looks at the real ones.
+A loss is a pair, the discriminator's and the generator's, both functions of the logits of real and generated images.
+Only the relativistic generator uses the real ones.
 """
 
 from collections.abc import Callable
@@ -43,8 +43,8 @@ LOSSES = {
         lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
         lambda real, fake: -fake.mean(),
     ),
-    # Jolicoeur-Martineau 2018; R3GAN, Huang et al. 2024, equation 2, with softplus. Image k of one meets image k
-    # of the other
+    # Jolicoeur-Martineau 2018; R3GAN, Huang et al. 2024, equation 2, with softplus. Real image k is paired with fake
+    # image k
     "relativistic": AdversarialLoss(
         lambda real, fake: F.softplus(fake - real).mean(),
         lambda real, fake: F.softplus(real - fake).mean(),
@@ -54,7 +54,7 @@ LOSSES = {
 
 
 def adversarial_loss(name: str) -> AdversarialLoss:
-    """The loss of that name.
+    """The loss called `name`.
 
     Raises:
         UserError: names the nearest known losses.
@@ -65,12 +65,12 @@ def adversarial_loss(name: str) -> AdversarialLoss:
 
 
 def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
-    """Squared norm of each image's gradient, summed over c, h, w: `(n,)`, float32, differentiable once more.
+    """Squared norm of each image's gradient, summed over c, h, w: `(n,)`, float32, differentiable again.
 
     `logits` `(n, ...)` came from `images` `(n, c, h, w)` outside autocast. R1 (Mescheder et al. 2018, equation 9) is
     gamma / 2 times its mean on real images, R2 the same on generated ones.
     """
-    with torch.autocast(images.device.type, enabled=False):                      # products on the way back, too
+    with torch.autocast(images.device.type, enabled=False):                      # and in the backward pass
         (gradient,) = torch.autograd.grad(logits.float().sum(), images, create_graph=True)
         return gradient.float().square().flatten(1).sum(1)
 
@@ -78,7 +78,7 @@ def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
 def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
     """WGAN-GP's penalty, without its weight: mean of (|gradient| - 1)^2 between real and fake, a scalar.
 
-    At one uniformly drawn point between image k of `real` and image k of `fake`, both `(n, c, h, w)`; in float32.
+    At a random point between image k of `real` and image k of `fake`, both `(n, c, h, w)`; in float32.
     Gulrajani et al. 2017, equation 3.
     """
     assert real.shape == fake.shape, f"real {tuple(real.shape)}, fake {tuple(fake.shape)}"

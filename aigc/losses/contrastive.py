@@ -1,4 +1,4 @@
-"""PatchNCE (Park et al. 2020): a patch of a translation should tell which patch of its source it came from."""
+"""PatchNCE (Park et al. 2020): a patch of a translation should identify the source patch that it came from."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def patch_nce(query: Tensor, key: Tensor, *, temperature: float) -> Tensor:
-    """Cross-entropy, in nats, of finding each patch's own place among all of its image: `(n,)`, the mean of an image.
+    """Cross-entropy, in nats, of finding each patch's place among all places of its image: `(n,)`, means per image.
 
-    `query` (of the translation) and `key` (of the source, detached here) are unit vectors `(n, places, width)`; place
-    k of one belongs to place k of the other. Equation 3, with negatives from the same image only, in float32.
+    `query` (of the translation) and `key` (of the source, detached here) are unit vectors `(n, places, width)` at the
+    same places. Equation 3, with negatives from the same image only, in float32.
     """
     assert query.shape == key.shape, f"query {tuple(query.shape)}, key {tuple(key.shape)}"
     with torch.autocast(query.device.type, enabled=False):

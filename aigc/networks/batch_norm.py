@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch norm whose gain and bias also come from a condition vector (de Vries et al. 2017); plain without one."""
+    """Batch norm whose gain and bias depend on a condition vector (de Vries et al. 2017); plain without one."""
 
     def __init__(self, features: int, vector: int):
         super().__init__()
@@ -26,7 +26,7 @@ class ConditionalBatchNorm(nn.Module):
 
 @torch.no_grad()
 def share_statistics(*networks: nn.Module) -> None:
-    """Averages running statistics over the ranks, in place: each would otherwise sample from a network of its own."""
+    """Averages running statistics over the ranks, in place; otherwise every rank would sample a different network."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
     norms = [m for network in networks for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -40,15 +40,15 @@ def share_statistics(*networks: nn.Module) -> None:
 
 @torch.no_grad()
 def standing_statistics(network: nn.Module, batches: Iterable[tuple[Tensor | None, ...]]) -> nn.Module:
-    """A copy of `network`, in eval mode, whose batch-norm statistics are a plain average over `batches` of its inputs.
+    """A copy of `network`, in eval mode, whose batch-norm statistics are plain averages over `batches` of inputs.
 
-    Brock et al. 2019, appendix C.1: averaged weights never ran in training, so nothing measured their statistics.
+    Brock et al. 2019, appendix C.1: averaged weights never run in training, so their statistics are not measured there.
     """
     network = deepcopy(network).train()
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
-            module.momentum = None                         # cumulative
+            module.momentum = None                         # cumulative average
     for inputs in batches:
         network(*inputs)
     return network.eval()

@@ -1,4 +1,4 @@
-"""PatchGAN (Isola et al. 2017): a discriminator that judges every overlapping patch of an image by itself."""
+"""PatchGAN (Isola et al. 2017): a discriminator that judges overlapping patches of an image independently."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ NORMS = ("instance", "spectral", "none")
 
 
 class PatchGAN(nn.Module):
-    """Image to a grid of logits, each of one patch: `layers` halvings, one more convolution, one to logits; all 4x4.
+    """Image to a grid of logits, one per patch: `layers` halvings, one more convolution, one to logits; all 4x4.
 
     The patch is 16, 34, 70 or 142 pixels wide for 1, 2, 3 or 4 layers.
     """
 
     def __init__(
         self,
-        channels: int,                                     # of what it judges: image, or source and image together
+        channels: int,                                     # of its input: image, or source and image together
         width: int,                                        # feature maps of the first layer, doubled up to 8 times
         *,
         layers: int,                                       # convolutions of stride 2
@@ -34,7 +34,7 @@ class PatchGAN(nn.Module):
             steps += [InstanceNorm()] if norm == "instance" and number else []
             steps += [nn.LeakyReLU(0.2, inplace=True)]
         self.steps = nn.Sequential(*steps, nn.Conv2d(out, 1, 4, padding=1))
-        self.smallest = 3 * 2**layers                      # the last two convolutions each take a pixel off a side
+        self.smallest = 3 * 2**layers                      # each of the last two convolutions shrinks a side by 1
         initialize(self, init_std)
         if norm == "spectral":
             for module in self.steps:
@@ -42,7 +42,7 @@ class PatchGAN(nn.Module):
                     spectral_norm(module)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `(n, 1, rows, columns)`, float32, of `images` `(n, c, h, w)`; small ones stand on a grey ground."""
+        """Logits `(n, 1, rows, columns)`, float32, of `images` `(n, c, h, w)`; small ones are padded with grey."""
         short = [max(0, self.smallest - side) for side in images.shape[2:]]
         if any(short):
             images = F.pad(images, (0, short[1], 0, short[0]))

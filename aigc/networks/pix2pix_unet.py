@@ -1,4 +1,4 @@
-"""The U-Net generator of pix2pix (Isola et al. 2017, section 6.1.1): an encoder-decoder with a skip at every size."""
+"""The U-Net generator of pix2pix (Isola et al. 2017, section 6.1.1): an encoder-decoder with skips at every size."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from aigc.networks.resnet import UPSAMPLE, InstanceNorm, ResizeConvolution, init
 
 
 class UNetGenerator(nn.Module):
-    """Images to images: halvings by 4x4 convolutions, doublings that also see the other side's features; tanh."""
+    """Images to images: halvings by 4x4 convolutions, doublings with skips from the encoder, then tanh."""
 
     def __init__(
         self,

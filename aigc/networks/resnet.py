@@ -1,11 +1,11 @@
-"""The residual generator of image translation (Johnson et al. 2016, Zhu et al. 2017), and how its layers start.
+"""The residual generator for image translation (Johnson et al. 2016, Zhu et al. 2017), and its initial weights.
 
 Notable:
-- Instance norm without gain, bias or running statistics: nothing of one image reaches another, in training or later.
+- Instance norm without gain, bias or running statistics: images never affect each other, in training or later.
 - `upsample=resize` enlarges by nearest neighbours before a 3x3 convolution, which leaves no checkerboards (Odena et
-  al. 2016). Both are done at once, as a transposed convolution whose 4x4 kernel is the 3x3 one summed over shifts: the
-  same numbers in half the time.
-- Any height and width: the input is padded by reflection to what the halvings need, the output cropped back.
+  al. 2016). Both happen in one transposed convolution, whose 4x4 kernel is the 3x3 one summed over shifts: the same
+  values in half the time.
+- Any height and width: the input is padded by reflection as the halvings require, and the output cropped back.
 
 Shape suffixes: N batch, C channels, H height, W width.
 """
@@ -20,7 +20,7 @@ UPSAMPLE = ("resize", "transposed")
 
 
 class InstanceNorm(nn.Module):
-    """Mean 0 and variance 1 of every channel of every image (Ulyanov et al. 2016), as groups of one channel."""
+    """Mean 0 and variance 1 for each channel of each image (Ulyanov et al. 2016), as groups of one channel."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """The same shape; a single pixel becomes 0."""
@@ -28,7 +28,7 @@ class InstanceNorm(nn.Module):
 
 
 class ResizeConvolution(nn.Conv2d):
-    """Doubles height and width by nearest neighbours, then a 3x3 convolution with zeros around, in one kernel."""
+    """Doubles height and width by nearest neighbours, then applies a zero-padded 3x3 convolution, in one kernel."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, 3, padding=1)
@@ -37,7 +37,7 @@ class ResizeConvolution(nn.Conv2d):
         """`(N, inputs, H, W)` to `(N, outputs, 2 H, 2 W)`."""
         kernel = F.pad(self.weight.flip(2, 3), (1, 1, 1, 1))
         kernel = kernel[..., 1:, :] + kernel[..., :-1, :]
-        kernel = kernel[..., 1:] + kernel[..., :-1]            # what the four copies of a pixel add up to
+        kernel = kernel[..., 1:] + kernel[..., :-1]            # sums over the four copies of a pixel
         return F.conv_transpose2d(input, kernel.transpose(0, 1), self.bias, stride=2, padding=1)
 
 
@@ -56,12 +56,12 @@ class Residual(nn.Module):
         )
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """`(N, width, H, W)`, sides of 2 and more, to the same."""
+        """`(N, width, H, W)`, sides of at least 2, to the same shape."""
         return x_NCHW + self.layers(x_NCHW)
 
 
 class ResNetGenerator(nn.Module):
-    """Images to images: a stem, halvings, residual blocks, as many doublings, and convolution and tanh to pixels."""
+    """Images to images: a stem, halvings, residual blocks, as many doublings, then a convolution and tanh to pixels."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class ResNetGenerator(nn.Module):
         halvings: int = 2,
         kernel: int = 7,                                   # of the first and the last convolution, odd
         upsample: str = "resize",                          # resize: no checkerboards; transposed: the original's 3x3
-        residual: bool = False,                            # draw a change of the image instead of a new one
+        residual: bool = False,                            # predict a change to the image, not a new image
         init_std: float | None = 0.02,                     # N(0, init_std) weights; None: torch's own
     ):
         super().__init__()
@@ -106,10 +106,10 @@ class ResNetGenerator(nn.Module):
         return crop(self.draw(self.encoder(padded), padded))
 
     def draw(self, code_NCHW: Tensor, x_NCHW: Tensor) -> Tensor:
-        """Images in [-1, 1], float32, from what the encoder made of `x`; the sides of `x` fit.
+        """Images in [-1, 1], float32, from the encoder's output for `x`; the sides of `x` must fit.
 
-        With `residual`, what the decoder says is added to `x` (at most 2, which takes black to white) and cut off at
-        the ends of the scale; gradients pass the cut, so that a pixel at its end can leave it again.
+        With `residual`, the decoder's output (at most 2, from black to white) is added to `x` and clipped to [-1, 1];
+        gradients pass the clipping, so a pixel at the end of the scale can leave it again.
         """
         drawn = self.decoder(code_NCHW).float().tanh()
         if not self.residual:
@@ -118,28 +118,28 @@ class ResNetGenerator(nn.Module):
         return whole + (whole.clamp(-1, 1) - whole).detach()
 
     def pad(self, x_NCHW: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Images with sides that the halvings divide, and what takes the padding off again."""
+        """Images padded to sides that the halvings divide, and a function that removes the padding."""
         return reflect_to(x_NCHW, multiple=self.multiple, smallest=self.smallest)
 
     def features(self, x_NCHW: Tensor, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """What the encoder makes of images whose sides fit, and what it saw after `layers`, in their order.
+        """The encoder's output for images whose sides fit, and the activations after `layers`, in their order.
 
-        Layer 0 is the padded image itself; layer k > 0 the output of the encoder's k-th step: convolution, norm and
-        ReLU each count as one, a residual block too.
+        Layer 0 is the padded image itself; layer k > 0 is the output of the encoder's k-th step, where a convolution,
+        a norm, a ReLU and a residual block each count as one.
         """
         assert max(layers) <= len(self.encoder), f"layers {list(layers)} of {len(self.encoder)}"
         x, seen = x_NCHW, {0: x_NCHW}
         for number, layer in enumerate(self.encoder, start=1):
-            x = F.relu(x) if isinstance(layer, nn.ReLU) else layer(x)  # `layers` may ask for what ReLU saw
+            x = F.relu(x) if isinstance(layer, nn.ReLU) else layer(x)  # not in place: `layers` may ask for its input
             if number in layers:
                 seen[number] = x
         return x, [seen[number] for number in layers]
 
 
 def reflect_to(x_NCHW: Tensor, *, multiple: int, smallest: int = 1) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Images padded by reflection to sides that are multiples of `multiple`, `smallest` at least; and the way back.
+    """Images padded by reflection to sides of at least `smallest`, multiples of `multiple`; and the inverse.
 
-    A side too short to be reflected as far as needed is reflected several times.
+    A side too short for one reflection is reflected several times.
     """
     h, w = x_NCHW.shape[2:]
     goal = [max(side + -side % multiple, smallest + -smallest % multiple) for side in (h, w)]
@@ -154,14 +154,14 @@ def reflect_to(x_NCHW: Tensor, *, multiple: int, smallest: int = 1) -> tuple[Ten
 
 
 def _reflected(side: int, before: int, total: int, device: torch.device) -> Tensor:
-    """Which of `side` pixels stands at each of `total` places, `before` of them in front of the first."""
+    """The index of the pixel, of `side`, at each of `total` positions, `before` of them in front of the first."""
     period = max(1, 2 * side - 2)
     place = (torch.arange(total, device=device) - before) % period
     return torch.where(place < side, place, period - place).clamp(max=side - 1)
 
 
 def initialize(network: nn.Module, std: float | None) -> None:
-    """Convolutions and linear layers N(0, std), biases 0 (Zhu et al. 2017); None leaves torch's own."""
+    """Convolutions and linear layers N(0, std), biases 0 (Zhu et al. 2017); None keeps torch's defaults."""
     if std is None:
         return
     for module in network.modules():

@@ -11,7 +11,7 @@ from aigc.networks.attention import attend
 
 
 class Layer(nn.Module):
-    """Self-attention and a two-layer network, each residual over a normalised input (Xiong et al. 2020)."""
+    """Self-attention and a two-layer network, each residual on a normalized input (Xiong et al. 2020)."""
 
     def __init__(self, width: int, *, heads: int):
         super().__init__()
@@ -22,7 +22,7 @@ class Layer(nn.Module):
         self.hidden, self.back = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x_NLD: Tensor, mask_NL: Tensor) -> Tensor:
-        """`(N, L, D)` to the same; tokens whose mask is False are not looked at."""
+        """`(N, L, D)` to the same shape; tokens whose mask is False are ignored."""
         n, length, width = x_NLD.shape
         qkv = self.qkv(self.norm1(x_NLD)).view(n, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -32,15 +32,15 @@ class Layer(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Token numbers to a vector each; a start token stands in front and sums the text up.
+    """Maps token numbers to vectors; a start token in front summarizes the text.
 
-    A text without tokens is the start token alone: what becomes of it is the learned "no text".
+    A text without tokens is the start token alone, whose vector is the learned "no text".
     """
 
     def __init__(
         self,
-        vocabulary: int,             # number of entries; 0 is the unknown one
-        width: int,                  # of tokens inside and out
+        vocabulary: int,             # number of entries; entry 0 is the unknown word
+        width: int,                  # of tokens
         *,
         layers: int,                 # transformer layers
         heads: int,                  # attention heads of each
@@ -52,10 +52,10 @@ class TextTransformer(nn.Module):
         self.places = nn.Parameter(0.2 * torch.randn(tokens + 1, width))
         self.layers = nn.ModuleList(Layer(width, heads=heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        nn.init.zeros_(self.table.weight.data[0])  # training may never meet an unknown word: it says nothing
+        nn.init.zeros_(self.table.weight.data[0])  # training may never see an unknown word: keep it neutral
 
     def forward(self, ids_NL: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers `(N, L)`, -1 behind a text's end, to tokens `(N, L + 1, D)`, the start first, and their mask."""
+        """Numbers `(N, L)`, padded with -1, to tokens `(N, L + 1, D)`, the start token first, and their mask."""
         ids = F.pad(ids_NL, (1, 0), value=self.start)
         mask = ids >= 0
         x = self.table(ids.clamp(min=0)) + self.places[: ids.shape[1]]

@@ -2,12 +2,12 @@
 
 Notable:
 - A stem of space-to-depth blocks (`patch`, as in Hoogeboom et al. 2023, simple diffusion): a 3x3 convolution of width
-  48 at 14 px is as much work as one of width 24 at 28 px and took 4.6 instead of 10.8 ms (forward and backward, bf16,
-  batch 64, two cores). Convolutions are 71% of a training step; norms, SiLU and the rest share what is left.
-- Widths in multiples of 16, which is what the CPU's bf16 convolutions are blocked by (24 channels cost more than 32).
-- Time and condition are one vector that scales and shifts after the second normalisation (Dhariwal and Nichol 2021).
-- Any height and width: the input is padded to what the halvings need and the output cropped back.
-- Texts, where there are any, are looked at by cross-attention (Rombach et al. 2022) at the levels named.
+  48 at 14 px needs as many operations as one of width 24 at 28 px but took 4.6 instead of 10.8 ms (forward and
+  backward, bf16, batch 64, two cores). Convolutions take 71% of a training step.
+- Widths are multiples of 16, the block size of the CPU's bf16 convolutions (24 channels cost more than 32).
+- Time and condition form one vector that scales and shifts after the second normalization (Dhariwal and Nichol 2021).
+- Any height and width: the input is padded as the halvings require, and the output cropped back.
+- Texts, if any, are read by cross-attention (Rombach et al. 2022) at the chosen levels.
 
 Shape suffixes: N batch, C channels, H height, W width, T positions (H * W), D length of the vector, L tokens of a
 text, E their width.
@@ -31,7 +31,7 @@ def clock_features(clock_N: Tensor, width: int, *, slowest: float = 0.25, fastes
 
 
 def groups_for(channels: int) -> int:
-    """Groups of at least 8 channels, 32 at most, that divide `channels`."""
+    """Number of groups for `channels`: a divisor, at most 32, with at least 8 channels per group."""
     return math.gcd(32, max(1, channels // 8)) if channels % 8 == 0 else 1
 
 
@@ -51,7 +51,7 @@ class Block(nn.Module):
         *,
         vector: int,                 # length of the modulating vector
         heads: int = 0,              # heads of self-attention after the convolutions; 0: none
-        reads: int = 0,              # heads of cross-attention to a text's tokens, last; 0: none
+        reads: int = 0,              # heads of cross-attention to a text's tokens, at the end; 0: none
         context: int = 0,            # width of a text's tokens
         dropout: float = 0.0,        # share of activations dropped before the second convolution
     ):
@@ -101,7 +101,7 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Positions look at a text's tokens, residual, starting as the identity."""
+    """Attention of positions to a text's tokens, residual, starting as the identity."""
 
     def __init__(self, channels: int, context: int, *, heads: int):
         super().__init__()
@@ -114,7 +114,7 @@ class CrossAttention(nn.Module):
         silence(self.out)
 
     def forward(self, x_NCHW: Tensor, tokens_NLE: Tensor, mask_NL: Tensor) -> Tensor:
-        """`(N, C, H, W)` to the same; tokens whose mask is False are not looked at."""
+        """`(N, C, H, W)` to the same shape; tokens whose mask is False are ignored."""
         n, c, h, w = x_NCHW.shape
         q = self.query(self.norm(x_NCHW)).view(n, self.heads, c // self.heads, h * w).transpose(2, 3)
         k, v = self.key_value(tokens_NLE).view(n, -1, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
@@ -123,7 +123,7 @@ class CrossAttention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Images and a vector to images of the same size; a resolution per entry of `multipliers`, each half the last."""
+    """Images and a vector to images of the same size; `multipliers` has an entry per level, each half the size."""
 
     def __init__(
         self,
@@ -131,11 +131,11 @@ class UNet(nn.Module):
         width: int,                                # channels at the finest level, best a multiple of 16
         *,
         multipliers: Sequence[int] = (1, 2),       # width of each level as a multiple of `width`
-        blocks: int | Sequence[int] = 1,           # residual blocks per level on the way down, as many up
+        blocks: int | Sequence[int] = 1,           # residual blocks per level, down and up
         middle: int = 1,                           # residual blocks at the coarsest level between down and up
         patch: int = 1,                            # space-to-depth block of the stem: 1, 2, 4
         attention: Sequence[int] = (),             # levels with self-attention; 0 is the finest
-        cross_attention: Sequence[int] = (),       # levels that look at a text's tokens
+        cross_attention: Sequence[int] = (),       # levels that attend to a text's tokens
         context: int = 0,                          # width of these tokens
         head: int = 32,                            # channels per attention head
         vector: int = 128,                         # length of the vector for time and condition
@@ -160,7 +160,7 @@ class UNet(nn.Module):
 
         self.clock = nn.Sequential(nn.Linear(vector, vector), nn.SiLU(), nn.Linear(vector, vector))
         self.stem = nn.Conv2d(channels * patch**2, width, 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()  # layers, one list a level, finest first
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()  # layers, one list per level, finest first
         for level, count in enumerate(counts):
             first = widths[max(0, level - 1)]
             shrink = [nn.Conv2d(first, widths[level], 3, stride=2, padding=1)] if level else []
@@ -168,7 +168,7 @@ class UNet(nn.Module):
         self.middle = nn.ModuleList(block(widths[-1], len(widths) - 1) for _ in range(middle))
         for level, count in enumerate(counts):
             wide = [2 * widths[level]] + [widths[level]] * (count - 1)  # the skip is concatenated once per level
-            grow = [nn.Conv2d(widths[level], widths[level - 1], 1)] if level else []  # before enlarging: cheap
+            grow = [nn.Conv2d(widths[level], widths[level - 1], 1)] if level else []  # before enlarging: cheaper
             self.up.append(nn.ModuleList([*(block(inputs, level) for inputs in wide), *grow]))
         self.norm = nn.GroupNorm(groups_for(width), width)
         self.out = nn.Conv2d(width, channels * patch**2, 3, padding=1)

@@ -1,1 +1,1 @@
-"""The run folder: whose it is, and who works in it."""
+"""The run folder: which run owns it, and which process works in it."""

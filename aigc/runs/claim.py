@@ -1,6 +1,6 @@
-"""Whose a folder is: a new run gets one that is new or empty, a resumed run its own, and one process works there.
+"""Claims of folders: a new run gets a new or empty one, a resumed run its own, and one process works in each.
 
-A start notes what it makes, and one that is refused removes just that: nothing that was there before is ever touched.
+A start remembers what it creates, and removes only that if it is refused: earlier files are never touched.
 """
 
 import contextlib
@@ -11,9 +11,9 @@ from aigc.errors import UserError
 from aigc.runs.lock import NAME as LOCK
 from aigc.runs.lock import STALE_SECONDS, FolderLock
 
-RUN = ("summary.json", "checkpoints", "metrics.jsonl")      # what tells a run from other folders
-LOGS = (".log", ".out", ".err")                             # where a shell or a scheduler puts what a run prints
-MADE = {  # by a start, before its first step, with the files in them; None: whatever is in them (W&B's)
+RUN = ("summary.json", "checkpoints", "metrics.jsonl")      # what identifies a run folder
+LOGS = (".log", ".out", ".err")                             # files to which a shell or a scheduler redirects output
+MADE = {  # created by a start before its first step, with their files; None: any files (W&B's)
     ".hydra": ("config.yaml", "hydra.yaml", "overrides.yaml"), "samples": ("*.png",), "wandb": None,
     "summary.json": (), "summary.tmp": (),
 }
@@ -23,10 +23,10 @@ class Claim:
     """A folder that this process works in.
 
     Args:
-        folder: which.
-        lock: that this process holds or takes part in.
-        made: the folders that this start made, outermost first.
-        before: what was in the folder already; None: a run of its own, of which nothing is to be removed.
+        folder: its path.
+        lock: held by this process or shared with it.
+        made: the folders that this start created, outermost first.
+        before: what was in the folder before; None: the folder of a resumed run, from which nothing is removed.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Claim:
         self.inherited = inherited
 
     def discard(self) -> None:
-        """Removes what this start made, unless it has trained."""
+        """Removes what this start created, unless it has trained."""
         if self.before is None:
             return
         new = set(names(self.folder)) - self.before - {LOCK}
@@ -59,21 +59,21 @@ class Claim:
                     path.rmdir()
 
     def release(self) -> None:
-        """Ends the work there; folders that this start made and left empty go."""
+        """Ends the work in the folder; removes folders that this start created and left empty."""
         self.lock.release(remove=not self.inherited)
         remove_made(self.made)
 
 
 def claim_new(folder: Path, *, suffix: bool = False, option: str = "hydra.run.dir") -> Claim:
-    """The claim of a new run on `folder`, which is made, or is there and holds nothing that counts.
+    """The claim of a new run on `folder`, which is created, or exists and holds nothing that counts.
 
     Args:
-        folder: which.
-        suffix: where it is there, take `<folder>_2`, `_3`, ... instead of it.
-        option: what names the folder.
+        folder: its path.
+        suffix: if it exists, use `<folder>_2`, `_3`, ... instead.
+        option: the option that names the folder.
 
     Raises:
-        UserError: it holds a run or other files, is in use, or cannot be made or written to.
+        UserError: it holds a run or other files, is in use, or cannot be created or written to.
     """
     number = 1
     while True:
@@ -97,12 +97,12 @@ def claim_new(folder: Path, *, suffix: bool = False, option: str = "hydra.run.di
         if not lock.take():
             raise UserError(in_use(lock))
         if not made:
-            check_free(wanted, option)  # again: somebody may have come and gone
+            check_free(wanted, option)  # again: another process may have come and gone
     except UserError:
         lock.release(remove=True)
         remove_made(made)
         raise
-    before = frozenset(names(wanted)) - {".hydra"}  # which is of a start that was killed: others are refused
+    before = frozenset(names(wanted)) - {".hydra"}  # left by a killed start: others are refused
     return Claim(wanted, lock, made=made, before=before)
 
 
@@ -111,10 +111,10 @@ def claim_own(folder: Path, *, patience: float = 0) -> Claim:
 
     Args:
         folder: of the run.
-        patience: seconds to wait for who works there.
+        patience: seconds to wait for a process that works there.
 
     Raises:
-        UserError: somebody does, or the folder cannot be written to.
+        UserError: another process works there, or the folder cannot be written to.
     """
     lock = FolderLock(folder)
     if not lock.wait(patience):
@@ -123,7 +123,7 @@ def claim_own(folder: Path, *, patience: float = 0) -> Claim:
 
 
 def claim_inherited(folder: Path) -> Claim | None:
-    """The part in the claim of the process that started this one; None: it made none on this folder."""
+    """A share in the parent process's claim on this folder; None if it has none."""
     lock = FolderLock(folder)
     if not lock.inherit():
         return None
@@ -131,7 +131,7 @@ def claim_inherited(folder: Path) -> Claim | None:
 
 
 def claim_again(folder: Path) -> Claim:
-    """The claim of a job that the scheduler starts once more: on what its first start left, or on a new folder.
+    """The claim of a job that the scheduler restarts: on the folder of its first start, or on a new one.
 
     Raises:
         UserError: as `claim_new` and `claim_own`.
@@ -142,7 +142,7 @@ def claim_again(folder: Path) -> Claim:
 
 
 def in_use(lock: FolderLock) -> str:
-    """The sentence that refuses a folder in which somebody works."""
+    """The message that refuses a folder in use."""
     host, process = lock.holder()
     return f"'{lock.path.parent}' is in use: process {process} on {host} trains there; wait for it, or end it"
 
@@ -150,10 +150,10 @@ def in_use(lock: FolderLock) -> str:
 def check_free(folder: Path, option: str = "hydra.run.dir") -> None:
     """Refuses a folder for a new run, without changing anything in it.
 
-    Empty files, hidden ones and logs do not count: a shell makes some before a run starts.
+    Empty files, hidden ones and logs do not count: a shell creates some before a run starts.
 
     Raises:
-        UserError: it is no folder, holds a run, or holds other files.
+        UserError: it is not a folder, holds a run, or holds other files.
     """
     if not folder.is_dir():
         raise UserError(f"'{folder}' is a file: choose another {option}")
@@ -172,11 +172,11 @@ def is_run(folder: Path) -> bool:
     """Whether a run has begun in this folder."""
     if any((folder / name).exists() for name in RUN):
         return True
-    return (folder / ".hydra").exists() and not is_lock(folder / LOCK)  # with our lock: a start that was killed
+    return (folder / ".hydra").exists() and not is_lock(folder / LOCK)  # with our lock: a killed start
 
 
 def is_lock(path: Path) -> bool:
-    """Whether a file is a lock of ours: empty, or with the note of who held it."""
+    """Whether a file is one of our locks: empty, or with a note of its holder."""
     try:
         text = path.read_bytes()[:300].decode()
     except (OSError, UnicodeDecodeError):
@@ -198,10 +198,10 @@ def counts(path: Path) -> bool:
 
 
 def names(folder: Path) -> list[str]:
-    """What is in a folder, sorted.
+    """The names in a folder, sorted.
 
     Raises:
-        UserError: it cannot be looked into.
+        UserError: it cannot be read.
     """
     try:
         return sorted(entry.name for entry in folder.iterdir())
@@ -212,23 +212,23 @@ def names(folder: Path) -> list[str]:
 
 
 def make(folder: Path) -> tuple[Path, ...]:
-    """Makes `folder`, and what lacks above it; returns what it made, outermost first.
+    """Creates `folder` and its missing parents; returns what it created, outermost first.
 
     Raises:
-        FileExistsError: it is there.
-        OSError: it cannot be made; nothing is left of it.
+        FileExistsError: it exists.
+        OSError: it cannot be created; nothing is left of it.
     """
     made: list[Path] = []
     for _ in range(10):
         missing = [path for path in reversed(folder.parents) if not path.exists()]
         try:
             for path in missing:
-                with contextlib.suppress(FileExistsError):  # another start has just made it
+                with contextlib.suppress(FileExistsError):  # another start has just created it
                     path.mkdir()
                     made.append(path)
             folder.mkdir()
             return (*made, folder)
-        except FileNotFoundError:  # another start that was refused has just removed its own
+        except FileNotFoundError:  # another refused start has just removed it
             continue
         except OSError:
             remove_made(made)
@@ -237,7 +237,7 @@ def make(folder: Path) -> tuple[Path, ...]:
 
 
 def remove_made(made: list[Path] | tuple[Path, ...]) -> None:
-    """Removes folders that are empty, outermost first given."""
+    """Removes those of the folders, given outermost first, that are empty."""
     for path in reversed(made):
         try:
             path.rmdir()

@@ -1,4 +1,4 @@
-"""Who works in a folder: a lock that ends with the processes that hold it, and the note of who they are."""
+"""The lock of a folder, which ends with the processes that hold it, and a note of who they are."""
 
 import contextlib
 import fcntl
@@ -12,10 +12,10 @@ from pathlib import Path
 from aigc.errors import UserError
 
 NAME = ".lock"
-VARIABLE = "AIGC_LOCK"       # the descriptor of the lock that a job or a rank is given by the process that starts it
-STALE_SECONDS = 150          # a file server frees the locks of a machine that crashed after its lease, 90 s as a rule
+VARIABLE = "AIGC_LOCK"       # descriptor of the lock that a parent process passes to a job or rank
+STALE_SECONDS = 150          # a file server releases a crashed machine's locks after its lease, usually 90 s
 
-_held: set[int] = set()      # descriptors that a forked process (a worker that loads data) must not keep open
+_held: set[int] = set()      # descriptors that a forked process (a data worker) must not keep open
 
 
 def _let_go() -> None:
@@ -29,11 +29,11 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 class FolderLock:
-    """`<folder>/.lock`, held by one process and by the children that are given `descriptor`.
+    """`<folder>/.lock`, held by one process and by the children that inherit `descriptor`.
 
-    The kernel frees it when the last of them has ended, however that came about; nothing has to be cleaned up after a
-    SIGKILL. Over NFS the server keeps it, for all machines that mount the folder with locks (not `nolock`). Where a
-    file system knows no locks, the note in the file decides: it keeps out processes of the same machine.
+    The kernel releases it when the last of them ends for whatever reason, so nothing needs cleaning up after a SIGKILL.
+    Over NFS the server holds it, for all machines that mount the folder with locks (not `nolock`). On a file system
+    without locks, the note in the file decides: it keeps out processes of the same machine.
     """
 
     def __init__(self, folder: Path):
@@ -41,10 +41,10 @@ class FolderLock:
         self.descriptor: int | None = None
 
     def take(self) -> bool:
-        """Takes the lock unless somebody holds it.
+        """Takes the lock unless another process holds it; returns whether it did.
 
         Raises:
-            UserError: the folder does not take the file.
+            UserError: the file cannot be written.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class FolderLock:
                     return False
                 if self._is(descriptor):
                     break
-                os.close(descriptor)  # whoever held it has removed the file meanwhile
+                os.close(descriptor)  # the previous holder has removed the file meanwhile
             self.descriptor = descriptor
             _held.add(descriptor)
             self.note(os.getpid())
@@ -78,14 +78,14 @@ class FolderLock:
         return True
 
     def _is(self, descriptor: int) -> bool:
-        """Whether `descriptor` is of the file that stands at `path` now."""
+        """Whether `descriptor` refers to the file that is now at `path`."""
         try:
             return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
         except OSError:
             return False
 
     def wait(self, seconds: float) -> bool:
-        """Takes the lock as soon as it is free; whether it was within so many `seconds`."""
+        """Takes the lock as soon as it is free; returns whether it was within `seconds`."""
         deadline = time.monotonic() + seconds
         while not self.take():
             if time.monotonic() > deadline:
@@ -94,10 +94,10 @@ class FolderLock:
         return True
 
     def take_over(self, seconds: float) -> None:
-        """Takes the lock from what an earlier start left behind on this machine, which is asked to save and end.
+        """Takes the lock from a process that an earlier start left on this machine, which is asked to save and end.
 
         Raises:
-            UserError: it is still held after so many `seconds`.
+            UserError: it is still held after `seconds`.
         """
         if self.take():
             return
@@ -109,7 +109,7 @@ class FolderLock:
             raise UserError(f"'{self.path.parent}' is in use by process {process} on {host}: wait for it, or end it")
 
     def inherit(self) -> bool:
-        """Takes part in the lock if the process that started this one holds it and has handed it on."""
+        """Shares the lock if the parent process holds it and has passed it on; returns whether it does."""
         try:
             descriptor = int(os.environ.get(VARIABLE, ""))
             if not self._is(descriptor):
@@ -122,14 +122,14 @@ class FolderLock:
         return True
 
     def note(self, process: int) -> None:
-        """Writes down whom to ask: `process` on this machine."""
+        """Notes the holder: `process` on this machine."""
         assert self.descriptor is not None
         text = f"{socket.gethostname()} {process}\n".encode()
         os.pwrite(self.descriptor, text, 0)
         os.ftruncate(self.descriptor, len(text))
 
     def holder(self) -> tuple[str, int]:
-        """Machine and process that hold the lock, by their own note; `("another machine", 0)` without one."""
+        """Machine and process that hold the lock, according to the note; `("another machine", 0)` without one."""
         try:
             host, process = self.path.read_text().split()
             return host, int(process)
@@ -137,7 +137,7 @@ class FolderLock:
             return "another machine", 0
 
     def release(self, *, remove: bool = False) -> None:
-        """Gives it back, unless a child holds it still; `remove` takes the file away first, if it is still the one."""
+        """Releases the lock, unless a child still holds it; `remove` deletes the file first, if it is still ours."""
         if self.descriptor is None:
             return
         if remove and self._is(self.descriptor):
@@ -149,23 +149,23 @@ class FolderLock:
 
 
 def is_alive(process: int) -> bool:
-    """Whether there is such a process on this machine."""
+    """Whether a process with this id runs on this machine."""
     if process <= 0:
         return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # of another user
         pass
     return True
 
 
 @contextlib.contextmanager
 def turn(folder: Path) -> Iterator[None]:
-    """Inside, this process is the only one that looks what is in `folder` and adds to it; leaves nothing behind."""
+    """Inside, no other process inspects `folder` and adds to it; leaves nothing behind."""
     lock = FolderLock(folder)
-    lock.wait(STALE_SECONDS)  # and then goes on all the same: this is a matter of moments
+    lock.wait(STALE_SECONDS)  # then continues anyway: the work inside takes moments
     try:
         yield
     finally:
