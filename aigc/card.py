@@ -1,7 +1,7 @@
-"""The model card of a run: README.md in its folder, which says what it is, how it was made and how to use it.
+"""The model card of a run: README.md in its folder, which says what the model is, how it was made and how to use it.
 
-Written from the run's own files alone, so that it can be written again whenever they change: at the end of training,
-after it was resumed, and after an evaluation. The front matter follows the Hugging Face Hub's model cards.
+It is made only from the run's files, so it can be rewritten whenever they change: at the end of training, also of
+resumed training, and after an evaluation. The front matter follows the Hugging Face Hub's model cards.
 """
 
 import shlex
@@ -18,19 +18,19 @@ from aigc.words import shown
 
 NAME = "README.md"
 MARK = "<!-- written by aigc, and written again when the run changes; what you add below stays -->"
-LISTED = 50                                                # classes that are named
+LISTED = 50                                                # most classes named
 TASKS = {"text": "text-to-image", "translation": "image-to-image", "none": "unconditional-image-generation",
-         "label": "unconditional-image-generation"}        # as the Hub names them; it has none for labels
+         "label": "unconditional-image-generation"}        # the Hub's names; it has none for labels
 
 
 def write(folder: str | Path) -> Path:
-    """Writes `<folder>/README.md` from what lies in the folder, atomically, and returns its path.
+    """Writes `<folder>/README.md` from the files in the folder, atomically, and returns its path.
 
-    What somebody has written below `MARK` is kept; a README.md without it is no card, and left alone, as is a folder
-    that is no run.
+    Text that users added below `MARK` is kept. A README.md without that mark is not a card and stays as it is, and so
+    does a folder that is not a run.
 
     Raises:
-        OSError: the folder does not take the file.
+        OSError: the file cannot be written.
     """
     path = Path(folder) / NAME
     before = path.read_text(encoding="utf-8") if path.is_file() else MARK + "\n"
@@ -41,7 +41,7 @@ def write(folder: str | Path) -> Path:
 
 
 def card(run: Run) -> str:
-    """The card of a run, as Markdown with YAML in front."""
+    """The card of a run, as Markdown with YAML front matter."""
     parts = [front_matter(run), f"# {run.name}", introduction(run), pictures(run), "## Training", training(run)]
     parts += last_scores(run)
     measured = [score for found in scores_of(run).values() for score in found]
@@ -52,18 +52,18 @@ def card(run: Run) -> str:
 
 
 def recipe_of(run: Run) -> str:
-    """What was trained, as `model=` names it."""
+    """The name of the recipe, as in `model=`."""
     return str(run.summary.get("recipe") or run.family.lower() or "model")
 
 
 def data_of(run: Run) -> str:
-    """The data's own name."""
+    """The name of the data."""
     facts = run.summary.get("data")
     return str(facts.get("name") if isinstance(facts, dict) else run.data or "unknown data")
 
 
 def front_matter(run: Run) -> str:
-    """What the Hub reads: task, tags, data, and the last scores."""
+    """The part that the Hub reads: task, tags, data, and the last scores."""
     task = TASKS["translation" if run.summary.get("translates") else condition_of(run)]
     scores = (run.summary.get("scores") or {}).get("last") or {}
     split = (run.summary.get("protocol") or {}).get("split")
@@ -87,7 +87,7 @@ def condition_of(run: Run) -> str:
 
 
 def introduction(run: Run) -> str:
-    """What it is in a sentence or two, and how the run ended where it did not finish."""
+    """What the model is, in a sentence or two, and how the run ended if it did not finish."""
     conditions = {"label": ", conditioned on class labels", "text": ", conditioned on captions"}
     size = f" with {run.summary['parameters']:,} parameters" if "parameters" in run.summary else ""
     what = "turns images of one side of the data into the other" if run.summary.get("translates") else "makes images"
@@ -112,7 +112,7 @@ def pictures(run: Run) -> str:
 
 
 def training(run: Run) -> str:
-    """The command as typed, and a table of what came of it."""
+    """The command as typed, and a table of facts about the training."""
     summary = run.summary
     lines = [command("train", run.overrides)]
     for again in summary.get("resumes", []):
@@ -154,14 +154,14 @@ def facts_of(data: Any) -> str:
 
 
 def names_of(data: Any) -> str:
-    """What the classes are called, by number; of many the first ones."""
+    """The class names by number; of many, the first ones."""
     names = data.get("class_names") if isinstance(data, Mapping) else None
     names = [str(name) for name in names or []]
     return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED:,} more" if len(names) > LISTED else "")
 
 
 def last_scores(run: Run) -> list[str]:
-    """The scores at the end of training, how they were measured, and the best one; nothing where there are none."""
+    """The scores at the end of training, how they were measured, and the best one; empty without scores."""
     scores, protocol = run.summary.get("scores") or {}, run.summary.get("protocol") or {}
     if not scores.get("last"):
         return []
@@ -178,7 +178,7 @@ def last_scores(run: Run) -> list[str]:
 
 
 def evaluation(record: Mapping[str, Any], scores: Sequence[Score]) -> list[str]:
-    """Heading, table and circumstances of one record of `aigc.evaluate`."""
+    """Heading, table and protocol of one record of `aigc.evaluate`."""
     target, interval, sampling = (record.get(key) or {} for key in ("target", "interval", "sampling"))
     entries, rows = record.get("scores") or {}, []
     for score in scores:
@@ -199,7 +199,7 @@ def evaluation(record: Mapping[str, Any], scores: Sequence[Score]) -> list[str]:
 
 
 def usage(run: Run) -> str:
-    """Commands that work as they stand, from the folder where the run was made."""
+    """Commands that work as written, from the folder where the run was started."""
     folder, here = run.folder.resolve(), Path.cwd()
     shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
     lines = [f"run={shlex.quote(str(shown))}    # this folder"]
@@ -218,7 +218,7 @@ def usage(run: Run) -> str:
 
 
 def licence(run: Run) -> str:
-    """What the data's authors allow, as far as it is known."""
+    """The data's licence, as far as it is known."""
     data = run.summary.get("data")
     stated = data.get("licence") if isinstance(data, Mapping) else None
     said = f"Training data `{data_of(run)}`: {stated or 'licence not known here'}."
@@ -226,5 +226,5 @@ def licence(run: Run) -> str:
 
 
 def command(verb: str, overrides: Sequence[str]) -> str:
-    """A command line that a shell reads as it was typed."""
+    """A command line, quoted for a shell."""
     return " ".join(["python -m", f"aigc.{verb}", *(shlex.quote(shown(override)) for override in overrides)])

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, found from a run folder, and turned back into a family."""
+"""Checkpoints: written atomically, found in a run folder, and loaded as a family."""
 
 import logging
 import os
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name, flushes it to the disk, then renames: a checkpoint is never half there."""
+    """Writes to a temporary name, flushes to the disk, then renames: a checkpoint is never incomplete."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Saves, or raises a RunError and leaves what was there before."""
+        """Saves, or raises a RunError and keeps the earlier file."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -46,7 +46,7 @@ def choose_device(name: str) -> torch.device:
     """The device that `device=` names: auto, cpu, or cuda with or without a number.
 
     Raises:
-        UserError: it is another word, or not there.
+        UserError: the name is unknown, or there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,7 +59,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def find_checkpoint(run: str | Path, which: str = "last") -> Path:
-    """The checkpoint file that `run` means: itself, or `which` (last | best) of a run folder.
+    """The checkpoint file that `run` refers to: itself, or `which` (last | best) of a run folder.
 
     Raises:
         UserError: there is none.
@@ -82,13 +82,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU, loaded with `weights_only=True`.
 
     Raises:
-        UserError: not a checkpoint of this program.
+        UserError: it is not a checkpoint of this program.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a foreign file fails in whatever way its bytes lead to
+    except Exception as error:  # a foreign file may fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, pickle.UnpicklingError):      # torch's advice, to run its code, is none to follow
+        if isinstance(error, pickle.UnpicklingError):      # hides torch's advice to run the file's code
             reason = "not a tensor file"
         raise UserError(f"'{path}' cannot be read as a checkpoint ({reason}): give a run folder or its "
                         "checkpoints/*.ckpt") from error
@@ -102,7 +102,7 @@ def load_family(run: str | Path, which: str = "best", device: str | torch.device
     """The trained family of a run folder or checkpoint file, in eval mode on `device`.
 
     Raises:
-        UserError: there is no checkpoint, or it does not fit the code that is installed.
+        UserError: there is no checkpoint, or it does not fit the installed code.
     """
     path = find_checkpoint(run, which)
     content = read_checkpoint(path)
@@ -115,16 +115,16 @@ def load_family(run: str | Path, which: str = "best", device: str | torch.device
         module.on_load_checkpoint(content)
     except UserError:
         raise
-    except Exception as error:          # options that a family was never written for fail in any way
+    except Exception as error:          # a constructor may fail in any way for foreign options
         said = str(error) if not isinstance(error, KeyError) else f"it lacks {error}"
-        reason = " ".join(said.splitlines()[:2]) or type(error).__name__                    # torch says what in line 2
+        reason = " ".join(said.splitlines()[:2]) or type(error).__name__                    # details in line 2
         reason = shorten(reason, 300, placeholder=" ...")
         raise UserError(f"'{path}' does not fit {family.__name__} as installed: {reason}") from error
     return module.eval().to(device)
 
 
 def note_fetched(options: dict[str, Any], path: Path) -> None:
-    """Says what a checkpoint has fetched by name: the encoder of its prompts, where that is no local folder."""
+    """Logs what a checkpoint downloads by name: the encoder of its prompts, unless that is a local folder."""
     text = options.get("text")
     name = text.get("name") if isinstance(text, dict) and text.get("encoder") != "own" else None
     if name and not Path(str(name)).expanduser().exists():

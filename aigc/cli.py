@@ -1,4 +1,4 @@
-"""The frame around every entry point: Hydra's command line, and errors as one sentence with exit code 2."""
+"""What all entry points share: Hydra's command line, and errors as one sentence with exit code 2."""
 
 import errno
 import os
@@ -20,20 +20,20 @@ from aigc.foreign import checked_loading
 
 Task = Callable[[Any], Any]
 
-EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # launchers of other packages
+EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # launchers from other packages
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR,
-        errno.ENAMETOOLONG, errno.EIO)  # what a disk refuses with, wherever that happens
+        errno.ENAMETOOLONG, errno.EIO)  # errors of a disk that refuses, wherever they occur
 
 
 def run(task: Task, config_name: str) -> None:
-    """Runs `task(cfg)` with the command line composed over `conf/<config_name>.yaml`; exits unless all went well.
+    """Runs `task(cfg)` with the command line composed over `conf/<config_name>.yaml`; exits if anything failed.
 
-    Paths and free text are taken as they were typed (aigc/words.py). In a multirun, a job that fails is reported and
-    the others run, and commas separate jobs.
-    Exit codes: 1 a run failed after it had started, 2 a mistake in what was asked, 130/143 interrupted.
+    Paths and free text are taken as typed (aigc/words.py). In a multirun, commas separate jobs; a job that fails is
+    reported and the others run.
+    Exit codes: 1 a run failed after it had started, 2 a mistake in the command, 130/143 interrupted.
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
     register_schemas()
     codes: list[int] = []
 
@@ -44,7 +44,7 @@ def run(task: Task, config_name: str) -> None:
         except UserError as error:
             codes.append(say(error))
             return None
-        except OmegaConfBaseException as error:  # a mandatory option is missing; Hydra would announce it by a line
+        except OmegaConfBaseException as error:  # a mandatory option is missing; Hydra would print a line of its own
             codes.append(say(UserError(explain(error, sys.argv[1:], config_name))))
             return None
 
@@ -71,20 +71,20 @@ def run(task: Task, config_name: str) -> None:
 
 
 def optional_groups(config_name: str) -> list[str]:
-    """Groups of which `conf/<config_name>.yaml` chooses nothing."""
+    """Groups for which `conf/<config_name>.yaml` chooses nothing."""
     whole: Any = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{config_name}.yaml"))
     pairs = [pair for entry in whole["defaults"] if isinstance(entry, dict) for pair in entry.items()]
     return [group for group, name in pairs if name is None]
 
 
 def refuse_flags(typed: Sequence[str]) -> None:
-    """Refuses Hydra's flags that do not go together, which it would answer with a traceback, or that run a pickle.
+    """Refuses Hydra flags that cannot be combined (Hydra would print a traceback) or that load a pickle.
 
     Raises:
         UserError: says which.
     """
     flags = {word.split("=", 1)[0] for word in typed if word.startswith("-")}
-    if any(flag.startswith("--e") for flag in flags):   # argparse takes any beginning of it
+    if any(flag.startswith("--e") for flag in flags):   # argparse accepts any prefix of it
         raise UserError("--experimental-rerun would run whatever its file holds: give the options again instead")
     groups = [("--cfg", "-c"), ("--multirun", "-m"), ("--run", "-r"), ("--info", "-i"), ("--shell-completion", "-sc")]
     given = [long for long, short in groups if {long, short} & flags]
@@ -99,13 +99,13 @@ def refuse_flags(typed: Sequence[str]) -> None:
 
 
 def say(error: UserError) -> int:
-    """Prints the sentence; returns the exit code that belongs to it."""
+    """Prints the message; returns its exit code."""
     print(f"aigc: {error}", file=sys.stderr, flush=True)
     return 1 if isinstance(error, RunError) else 2
 
 
 def explain(error: Exception, argv: list[str], config_name: str) -> str:
-    """One sentence for an error of Hydra's or OmegaConf's, with the nearest option that exists."""
+    """One sentence for an error of Hydra or OmegaConf, with the nearest existing option."""
     chain: list[BaseException] = [error]
     while len(chain) < 5 and (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
@@ -152,7 +152,7 @@ def explain(error: Exception, argv: list[str], config_name: str) -> str:
 
 
 def _beside(key: str, known: Sequence[str]) -> list[str]:
-    """The options that `key` may have meant: near ones anywhere, else those of its own group, not all there are."""
+    """The options that `key` may have meant: similar ones anywhere, else those of its group, not all."""
     if get_close_matches(key, known, n=1, cutoff=0.6):
         return list(known)
     group = key.rpartition(".")[0]
@@ -170,7 +170,7 @@ def _options(group: str, text: str) -> list[str]:
 
 
 def known_keys(argv: list[str], config_name: str) -> list[str]:
-    """Every option there is with the groups that `argv` chooses: `model`, `budget.minutes`, ..."""
+    """All options under the groups that `argv` chooses: `model`, `budget.minutes`, ..."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf

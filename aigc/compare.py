@@ -1,4 +1,4 @@
-"""Compares runs: `python -m aigc.compare runs=runs` prints a table, `... out=report.html` writes a page to look at."""
+"""Compares runs: `python -m aigc.compare runs=runs` prints a table, `... out=report.html` writes a page."""
 
 import shutil
 import sys
@@ -18,10 +18,10 @@ def main() -> None:
 
 
 def compare(cfg: Any) -> None:
-    """Prints the table of the runs, writes the page of them, or serves it while they go on.
+    """Prints the table of the runs, writes their page, or serves it while they continue.
 
     Raises:
-        UserError: no run is there, no run has the score, or an option does not fit.
+        UserError: there is no run, no run has the score, or an option is invalid.
     """
     from omegaconf import OmegaConf
 

@@ -1,6 +1,6 @@
-"""Configuration: where it lives, and the closed top level.
+"""Configuration: where it is, and the schema of its top level.
 
-Nothing here imports torch: `--help` and `--cfg job` answer before it could have been.
+Nothing here imports torch, so `--help` and `--cfg job` answer quickly.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -146,16 +146,16 @@ SCHEMAS: dict[str, type] = {
 
 
 def register_schemas() -> None:
-    """Makes the schemas known to Hydra, as `<entry point>_schema`."""
+    """Registers the schemas with Hydra, as `<entry point>_schema`."""
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
 
 def check_closed(cfg: Any, schema: type, where: str = "") -> None:
-    """Refuses keys that the schema does not have, which `+key=value` would add in silence.
+    """Refuses keys that the schema lacks, which `+key=value` would add silently.
 
     Raises:
-        UserError: names the nearest keys there are.
+        UserError: names the nearest known keys.
     """
     known = {field.name: field.type for field in fields(schema)}
     for name in cfg:

@@ -1,7 +1,7 @@
 """Differentiable augmentation for discriminators (DiffAugment, Zhao et al. 2020).
 
-Real and generated images go through the same random transforms in both steps, so that the generator never has to
-imitate an augmentation and the discriminator sees more than the data set holds.
+Real and generated images go through the same kinds of random transforms in both steps, so the generator need not
+imitate augmentation and the discriminator sees more than the data set.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from torch import Tensor
 from aigc.errors import UserError, choices
 
 POLICIES = ("colour", "translation", "cutout")
-_TRANSLATION = 0.125                                       # largest shift, a share of the side (Zhao et al.'s code)
-_CUTOUT = 0.5                                              # side of the hole, a share of the side
+_TRANSLATION = 0.125                                       # largest shift as a share of the side (Zhao et al.'s code)
+_CUTOUT = 0.5                                              # side of the hole as a share of the image's
 
 
 @dataclass
 class Transform:
-    """One drawn transform per image; the same object maps real and generated images alike."""
+    """One random transform per image; the same object transforms real and generated images."""
 
     policies: tuple[str, ...]
-    draws: dict[str, Tensor]                               # uniform numbers in [0, 1), `(n, numbers)` for each policy
+    draws: dict[str, Tensor]                               # uniform numbers in [0, 1), `(n, numbers)` per policy
 
     def __call__(self, images: Tensor) -> Tensor:
         """Transformed images `(n, c, h, w)`, differentiable; values may leave [-1, 1]."""
@@ -33,7 +33,7 @@ class Transform:
 
 
 class DiffAugment:
-    """Draws a transform per image for the chosen policies (`colour`, `translation`, `cutout`); none is the identity.
+    """Draws a transform per image for the chosen policies (`colour`, `translation`, `cutout`; none: the identity).
 
     Raises:
         UserError: a policy is unknown.
@@ -61,7 +61,7 @@ def _colour(images: Tensor, u: Tensor) -> Tensor:
 
 
 def _translation(images: Tensor, u: Tensor) -> Tensor:
-    """Shift by whole pixels, up to an eighth of each side; zeros come in."""
+    """Shift by whole pixels, up to an eighth of each side, filled with zeros."""
     n, _, h, w = images.shape
 
     def sources(uniform: Tensor, side: int) -> Tensor:     # (n, side): row to read for each row, 0 the border
@@ -76,7 +76,7 @@ def _translation(images: Tensor, u: Tensor) -> Tensor:
 
 
 def _cutout(images: Tensor, u: Tensor) -> Tensor:
-    """A hole of half the side, anywhere; zeros in it."""
+    """A hole of half the side at a random place, filled with zeros."""
 
     def outside(uniform: Tensor, side: int) -> Tensor:     # (n, side) bool
         hole = max(1, int(side * _CUTOUT + 0.5))

@@ -1,4 +1,4 @@
-"""Exponential moving average of a network's weights, its horizon counted in images."""
+"""Exponential moving average of a network's weights, with its horizon in images."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class EMA(nn.Module):
     """Averaged copy of `network`: beta = 0.5^(batch / halflife), halflife = min(halflife_images, ramp * images seen).
 
-    Counted in images as in Karras et al. 2020 (StyleGAN2-ADA) and Karras et al. 2022 (EDM), so that the horizon does
+    Counted in images as in Karras et al. 2020 (StyleGAN2-ADA) and Karras et al. 2022 (EDM), so the horizon does
     not change with the batch size. Parameters are averaged in float32; buffers (batch-norm statistics) are copied.
     The copy is a submodule: it is saved, moved and loaded with its family.
     """
@@ -22,13 +22,13 @@ class EMA(nn.Module):
         self.ramp = ramp
 
     def train(self, mode: bool = True) -> "EMA":
-        """Averaged weights are only ever used for evaluation: the copy stays in eval mode."""
+        """The averaged copy is only used for evaluation: it stays in eval mode."""
         return super().train(False)
 
     def follow(self, source: nn.Module) -> Callable[[int, int], None]:
-        """`update` for one `source`, whose tensors are looked up once instead of at every step (0.7 ms)."""
+        """`update` for a fixed `source`, whose tensors are looked up once instead of at every step (0.7 ms)."""
         averaged, current = ([p.detach() for p in net.parameters()] for net in (self.network, source))
-        parts = any(hasattr(p, "full_tensor") for p in current)  # trainer=fsdp: each device holds a part of each
+        parts = any(hasattr(p, "full_tensor") for p in current)  # trainer=fsdp: each device holds a shard of each
         kept, measured = list(self.network.buffers()), list(source.buffers())
         assert len(kept) == len(measured), "the average and its source differ"
 
@@ -44,9 +44,9 @@ class EMA(nn.Module):
         return move
 
     def update(self, source: nn.Module, images_seen: int, batch: int) -> None:
-        """Moves the average towards `source`, which has just learned from `batch` images, `images_seen` in all."""
+        """Moves the average towards `source`, which has just trained on `batch` images, `images_seen` in total."""
         self.follow(source)(images_seen, batch)
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
-        """The averaged network's own forward."""
+        """The averaged network's forward."""
         return self.network(*args, **kwargs)

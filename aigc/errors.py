@@ -1,7 +1,7 @@
-"""Errors for people: one sentence that says what is wrong, where, and what to do.
+"""Errors for users: one sentence that says what is wrong, where, and what to do.
 
-Whatever a user can get wrong raises `UserError`; the entry points print its sentence and exit with code 2,
-without a traceback. Every other exception is a bug of ours and keeps its traceback.
+A user's mistake raises `UserError`; the entry points print its sentence and exit with code 2, without a traceback.
+Every other exception is a bug and keeps its traceback.
 """
 
 from collections.abc import Collection, Iterable
@@ -10,11 +10,11 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A mistake of the user's, in one sentence: what, where, what to do."""
+    """A user's mistake, in one sentence: what, where, what to do."""
 
 
 def choices(word: object, known: Iterable[object]) -> str:
-    """The end of an error sentence: "did you mean 'heun'?" if something known is near, else all that is known."""
+    """The end of an error message: "did you mean 'heun'?" if a known word is similar, else all known words."""
     names = [str(k) for k in known]
     near = get_close_matches(str(word), names, n=3, cutoff=0.6)
     if near:
@@ -23,7 +23,7 @@ def choices(word: object, known: Iterable[object]) -> str:
 
 
 def check_choices(options: Iterable[tuple[str, Any, Collection[Any]]]) -> None:
-    """Refuses a value that an option of `model` does not know; each is (option, value, known values).
+    """Refuses unknown values of options of `model`, given as (option, value, known values).
 
     Raises:
         UserError: names the nearest known values.
@@ -34,10 +34,10 @@ def check_choices(options: Iterable[tuple[str, Any, Collection[Any]]]) -> None:
 
 
 def check_count(name: str, value: Any, *, least: int = 1, optional: bool = False) -> None:
-    """Refuses a number of things that is none.
+    """Refuses an invalid count.
 
     Raises:
-        UserError: `value` is no whole number of at least `least`, nor null where that is allowed.
+        UserError: `value` is not a whole number of at least `least`, nor null where that is allowed.
     """
     if not (value is None and optional) and (type(value) is not int or value < least):
         given = "null" if value is None else value
@@ -47,4 +47,4 @@ def check_count(name: str, value: Any, *, least: int = 1, optional: bool = False
 
 
 class RunError(UserError):
-    """A run that had started cannot go on (NaN, full disk): one sentence; what it had saved stays whole."""
+    """A started run cannot continue (NaN, full disk), in one sentence; what it has saved stays intact."""

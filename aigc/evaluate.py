@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def spelled_out(argument: str) -> str:
-    """`metrics=a,b` as the list `networks=[a,b]`, and `data.key=value` so that the run's own data may take it."""
+    """Rewrites `metrics=a,b` as `networks=[a,b]`, and `data.key=value` so that it can apply to the run's data."""
     key, equals, value = argument.partition("=")
     if key == "metrics" and equals:
         return "networks=null" if value == "null" else f"networks=[{value.strip('[]')}]"
@@ -31,7 +31,7 @@ def spelled_out(argument: str) -> str:
 
 
 def evaluate(cfg: Any) -> None:
-    """Scores what `run` names, prints a table, and writes the record."""
+    """Scores the target that `run` names, prints a table, and writes the record."""
     for name, least in LEAST.items():
         if cfg[name] is not None and cfg[name] < least:
             raise UserError(f"{name}={cfg[name]} is too small: give at least {least}")
@@ -55,7 +55,7 @@ def evaluate(cfg: Any) -> None:
         found, notes = measure(cfg, target, device, path)
     print(f"\n{table(found.scores)}\n")
     if target.pictures is None:
-        with contextlib.suppress(OSError):  # the record is written; a card can be made again
+        with contextlib.suppress(OSError):  # the record is written; a card can be rewritten
             card.write(target.run)
     print("\n".join([*notes, f"record    {path}"]))
     if target.pictures is not None and (broken := target.pictures.failures):
@@ -64,7 +64,7 @@ def evaluate(cfg: Any) -> None:
 
 
 def default_out(target: "Target") -> Path:
-    """`<run>/evaluations/<time>.json`; for images `<folder>_evaluation.json` beside the folder."""
+    """`<run>/evaluations/<time>.json`; for images, `<folder>_evaluation.json` beside the folder."""
     if target.pictures is not None:
         folder = target.path.resolve()
         return folder.with_name(f"{folder.name}_evaluation.json")

@@ -1,9 +1,9 @@
-"""Configurations that somebody else may have written: what they must not do, before anything acts on them.
+"""Configurations that somebody else may have written: checks of what they may do, before anything acts on them.
 
-Two ways lead in. Experiment files and other groups (`--config-dir`) are composed by Hydra, which calls whatever its
-own part of the configuration names: `CheckedLoader` looks at that part first. The `.hydra/config.yaml` of a run folder
-is read by `read_config` and made plain by `settled`: it may read a few environment variables, and fetch nothing but
-our own data sets to where they belong.
+They arrive in two ways. Experiment files and other groups (`--config-dir`) are composed by Hydra, which calls anything
+that its own part of the configuration names: `CheckedLoader` checks that part first. The `.hydra/config.yaml` of a run
+folder is read by `read_config` and resolved by `settled`: it may read a few environment variables, and download only
+our own data sets to their usual places.
 """
 
 import logging
@@ -26,26 +26,26 @@ from aigc.targets import ALLOW_VARIABLE, own_packages, within
 
 log = logging.getLogger(__name__)
 
-PLUGINS = ("hydra_plugins", "hydra._internal.core_plugins")      # what Hydra itself takes launchers and sweepers from
-OUR_CALLBACK = {"_target_": "aigc.launch.RunFolder"}              # of conf/train.yaml
+PLUGINS = ("hydra_plugins", "hydra._internal.core_plugins")      # Hydra's own sources of launchers and sweepers
+OUR_CALLBACK = {"_target_": "aigc.launch.RunFolder"}              # in conf/train.yaml
 COMMANDS = ("additional_parameters", "init", "python", "ray", "setup", "srun_args", "stderr_to_stdout")
 LOG_CLASSES = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "logging.Formatter",
                "colorlog.ColoredFormatter")
 VARIABLES = ("HOME", "PWD", "SCRATCH", "TMPDIR", "USER", "WORK")  # that a run folder's configuration may read ...
-PREFIXES = ("AIGC_", "SLURM_")                                    # ... besides those that begin like this
+PREFIXES = ("AIGC_", "SLURM_")                                    # ... besides those with these prefixes
 
 
 # ---- what Hydra composes ----
 
 
 class CheckedLoader(ConfigLoaderImpl):
-    """Hydra's, which refuses what its own part of a configuration must not name, and says mistakes in a sentence."""
+    """Hydra's loader, which also refuses what Hydra's own part must not name, and reports mistakes in a sentence."""
 
     def load_configuration(self, config_name: Any, overrides: list[str], *args: Any, **kwargs: Any) -> DictConfig:
         """The composed configuration.
 
         Raises:
-            UserError: a file is broken, or names what is not allowed.
+            UserError: a file is broken, or names something that is not allowed.
         """
         try:
             cfg = super().load_configuration(config_name, overrides, *args, **kwargs)
@@ -53,7 +53,7 @@ class CheckedLoader(ConfigLoaderImpl):
             raise
         except yaml.YAMLError as error:
             raise UserError(f"a configuration file cannot be read ({in_words(error)}): fix it") from error
-        except Exception as error:      # Hydra's asserts and lookups fail in many ways on odd files and words
+        except Exception as error:      # Hydra fails in many ways on odd files and words
             said = str(error).splitlines() or [""]
             reason = said[0].rstrip(". ") or type(error).__name__
             raise UserError(f"the configuration cannot be composed ({reason}): check the options and files") from error
@@ -62,7 +62,7 @@ class CheckedLoader(ConfigLoaderImpl):
 
 
 def in_words(error: yaml.YAMLError) -> str:
-    """What is wrong in a YAML file, and where, on one line."""
+    """The mistake in a YAML file and its position, on one line."""
     mark = getattr(error, "problem_mark", None)
     place = f" in {mark.name}, line {mark.line + 1}" if mark is not None else ""
     return f"{getattr(error, 'problem', None) or str(error).splitlines()[0]}{place}"
@@ -70,7 +70,7 @@ def in_words(error: yaml.YAMLError) -> str:
 
 @contextmanager
 def checked_loading() -> Iterator[None]:
-    """Inside, Hydra composes with `CheckedLoader`; it offers no other way between composing and acting."""
+    """Inside, Hydra composes with `CheckedLoader`: it has no other hook between composing and acting."""
     import hydra._internal.hydra as program
 
     before: Any = program.ConfigLoaderImpl
@@ -82,10 +82,10 @@ def checked_loading() -> Iterator[None]:
 
 
 def check_hydra(node: Any) -> None:
-    """Refuses what Hydra's part of a configuration could run, set or write elsewhere.
+    """Refuses entries by which Hydra's part of a configuration could run, set or write something elsewhere.
 
     Raises:
-        UserError: says which key.
+        UserError: names the key.
     """
     plain: Any = OmegaConf.to_container(node, resolve=False)
     for name, callback in (plain.get("callbacks") or {}).items():
@@ -121,13 +121,13 @@ def _refuse(key: str, why: str, node: Any) -> None:
 
 
 def _check_plugin(node: Mapping[str, Any], key: str, typed: Sequence[str]) -> None:
-    """Launchers and sweepers; one of another package runs the commands that its options name."""
+    """Checks a launcher or sweeper; those of other packages run commands that their options name."""
     target = str(node.get("_target_", PLUGINS[0]))
     if not within(target, PLUGINS):
         _refuse(f"{key}._target_", "it is not a Hydra plugin", {"_target_": target})
     for name, value in node.items():
         if name in ("sampler", "pruner") and target == "hydra_plugins.aigc_multirun.Search":
-            continue                    # aigc.targets decides, when they are built
+            continue                    # checked by aigc.targets when they are built
         if any(_targets(value)):
             _refuse(f"{key}.{name}", "Hydra would call it", value)
     if within(target, own_packages()) or target.startswith(("hydra_plugins.aigc_multirun.", PLUGINS[1])):
@@ -149,7 +149,7 @@ def _check_logging(node: Mapping[str, Any], key: str) -> None:
         if target not in LOG_CLASSES:
             _refuse(key, "it would be called", {"_target_": target})
     for handler in (node.get("handlers") or {}).values():
-        for value in (handler or {}).values():      # dictConfig imports what stands behind ext://
+        for value in (handler or {}).values():      # dictConfig imports names after ext://
             if str(value).startswith("ext://") and value not in ("ext://sys.stdout", "ext://sys.stderr"):
                 raise UserError(f"{key} names {value}: give ext://sys.stdout or ext://sys.stderr")
         file = str((handler or {}).get("filename", "${hydra.runtime.output_dir}/"))
@@ -157,14 +157,14 @@ def _check_logging(node: Mapping[str, Any], key: str) -> None:
             raise UserError(f"{key} writes to {file!s}: let it write into ${{hydra.runtime.output_dir}}/")
 
 
-# ---- what a run folder holds ----
+# ---- configurations of run folders ----
 
 
 def read_config(path: Path) -> DictConfig:
-    """A training configuration as a run folder keeps it, with interpolations as they stand.
+    """A training configuration as saved in a run folder, with unresolved interpolations.
 
     Raises:
-        UserError: it is broken, or no such configuration.
+        UserError: it is broken, or not a training configuration.
     """
     try:
         saved = OmegaConf.load(path)
@@ -184,12 +184,12 @@ def read_config(path: Path) -> DictConfig:
 
 
 def settled(config: DictConfig, path: Path, **changes: Any) -> DictConfig:
-    """`config`, read from `path`, without interpolations; data are fetched by it only as our own recipes do.
+    """`config`, read from `path`, with interpolations resolved; it downloads data only as our own recipes do.
 
-    `changes` are options at its top that are to have other values, also for what refers to them.
+    `changes` replace options at its top level, also in interpolations that refer to them.
 
     Raises:
-        UserError: it reads an environment variable that is not its business, or what it refers to is not there.
+        UserError: it reads an environment variable that it must not, or refers to something missing.
     """
     for name, value in changes.items():
         config[name] = value
@@ -211,7 +211,7 @@ def settled(config: DictConfig, path: Path, **changes: Any) -> DictConfig:
 
 @contextmanager
 def _guarded_environment(path: Path) -> Iterator[None]:
-    """Inside, `${oc.env:...}` gives what a stranger's file may know."""
+    """Inside, `${oc.env:...}` reads only the variables that a stranger's file may know."""
     def guarded(name: str, *default: Any) -> Any:
         if name not in VARIABLES and not name.startswith(PREFIXES):
             raise UserError(f"'{path}' reads the environment variable {name}, which may be a secret: replace it there "
@@ -226,7 +226,7 @@ def _guarded_environment(path: Path) -> Iterator[None]:
 
 
 def _fetch_only_ours(data: DictConfig, path: Path) -> None:
-    """Turns downloads off that none of our own data sets makes: from another address, or to another folder."""
+    """Disables downloads that none of our data sets makes: from another address, or to another folder."""
     root = Path(os.path.expanduser(str(data.get("root"))))
     fetches = data.get("archive") is not None or data.get("download") not in (None, False)
     if fetches and _download(data) not in [_download(OmegaConf.load(file)) for file in
@@ -241,7 +241,7 @@ def _fetch_only_ours(data: DictConfig, path: Path) -> None:
 
 
 def _download(data: Any) -> tuple[Any, ...]:
-    """What is fetched, and where to."""
+    """The source and the destination of a download."""
     archive: Any = data.get("archive")
     address = (archive.get("url"), archive.get("sha256")) if isinstance(archive, DictConfig) else archive
     return data.get("_target_"), data.get("source"), str(data.get("root")), address

@@ -63,7 +63,7 @@ def generate(cfg: Any) -> None:
 
 
 def run_of(checkpoint: Path) -> Path:
-    """The run folder of a checkpoint; its own folder, where it lies alone."""
+    """The run folder of a checkpoint; for a checkpoint outside a run, the folder that holds it."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 

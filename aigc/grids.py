@@ -1,4 +1,4 @@
-"""Pictures of many images: rows and columns of a tensor as one PNG, with words above rows and columns."""
+"""Grids of images: a tensor as one PNG of rows and columns, with words above them."""
 
 import io
 import math
@@ -13,25 +13,25 @@ from torch import Tensor
 from aigc.images.written import DRAWN, KEY
 from aigc.metrics.features import to_uint8
 
-GAP, TONE = 2, 96        # pixels between images, and their grey
-CELL = 56                # smaller images are enlarged by a whole number to about this height
-LETTER, LINE = 11, 14    # height of letters and of a line of them, in pixels
-INK = 255                # of words
+GAP, TONE = 2, 96        # pixels between images, and their grey level
+CELL = 56                # smaller images are enlarged by an integer factor to about this height
+LETTER, LINE = 11, 14    # height of letters and of a line, in pixels
+INK = 255                # grey level of words
 
 
 def grid(
     images: Tensor, *, columns: int | None = None, scale: int | None = None, captions: Sequence[str] | None = None,
     titles: Sequence[str] | None = None, words: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Images side by side, row by row: uint8 `(H, W)` for grey ones, else `(H, W, 3)`.
+    """Images in rows and columns: uint8 `(H, W)` for grey ones, else `(H, W, 3)`.
 
     Args:
-        images: `(n, c, h, w)` in [-1, 1], or uint8; of two or more than three channels the first ones are shown.
-        columns: images in a row; None: about as many as rows.
-        scale: enlargement, pixels repeated; None: small images reach about `CELL` pixels.
-        captions: words above each row, broken into lines as wide as the grid; a row without takes no room for them.
+        images: `(n, c, h, w)` in [-1, 1], or uint8; channels beyond 1 or 3 are not shown.
+        columns: images per row; None: about as many as rows.
+        scale: enlargement by repeated pixels; None: small images reach about `CELL` pixels.
+        captions: words above each row, wrapped to the grid's width; a row without words takes no space for them.
         titles: a word or two above each column.
-        words: a word or two above each image, cut off where they are wider.
+        words: a word or two above each image, cut off at its width.
     """
     pixels = to_uint8(images).cpu().numpy()
     n, c, h, w = pixels.shape
@@ -65,11 +65,11 @@ def grid(
 def _font() -> Any:
     from PIL import ImageFont
 
-    return ImageFont.load_default(LETTER)      # Pillow's own: no font file is needed
+    return ImageFont.load_default(LETTER)      # built into Pillow: needs no font file
 
 
 def _lines(text: str, width: int) -> list[str]:
-    """Words broken into lines of at most `width` pixels, none for none; a longer word has a line of its own."""
+    """Text wrapped into lines of at most `width` pixels, none if it is empty; a longer word gets its own line."""
     if not text.strip():
         return []
     font, lines = _font(), [""]
@@ -92,7 +92,7 @@ def _write(canvas: np.ndarray, text: str, top: int, left: int, right: int) -> No
 
 
 def grid_png(images: Tensor, **options: Any) -> bytes:
-    """`grid(images, **options)` as a PNG that says what it is, so that it is never taken for an image of the data."""
+    """`grid(images, **options)` as a PNG that is marked, so that it is never taken for data."""
     from PIL import Image, PngImagePlugin
 
     said, file = PngImagePlugin.PngInfo(), io.BytesIO()
@@ -102,7 +102,7 @@ def grid_png(images: Tensor, **options: Any) -> bytes:
 
 
 def save_grid(images: Tensor, path: str | Path, **options: Any) -> Path:
-    """Writes `grid_png(images, **options)` to a temporary name first; makes the folder. Returns the path."""
+    """Writes `grid_png(images, **options)`, under a temporary name first; creates the folder. Returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")

@@ -1,4 +1,4 @@
-"""Generated images of earlier steps, which a discriminator also learns from (Shrivastava et al. 2017, section 2.3)."""
+"""Generated images of earlier steps, on which a discriminator also trains (Shrivastava et al. 2017, section 2.3)."""
 
 from typing import Any
 
@@ -9,24 +9,24 @@ from aigc.noise import mix
 
 
 class ImagePool:
-    """The last images that a generator made, `size` at most, mixed at random into those of the moment.
+    """At most `size` earlier images of a generator, mixed at random into the current ones.
 
-    An image that comes while there is room is kept, and passed on. Later, each image is passed on as it is or, with
-    probability 1/2, put in the place of a random earlier one, which is passed on instead (Zhu et al. 2017). Images go
-    through one at a time, so a pool works alike at every batch size.
+    While there is room, an image is stored and returned. Later, each image is either returned as it is or, with
+    probability 1/2, stored in place of a random earlier one, which is returned instead (Zhu et al. 2017). Images are
+    processed one at a time, so a pool behaves alike at every batch size.
 
-    What is drawn depends on the number of the step alone: ranks that hand in the same images keep the same pool, and
-    one that was saved and loaded goes on as if nothing had happened.
+    The random choices depend only on the number of the step: ranks that pass the same images have the same pool, and a
+    restored pool continues exactly.
     """
 
     def __init__(self, size: int):
-        self.size = size                                   # 0: every image passes as it is
+        self.size = size                                   # 0: every image is returned as it is
         self.images: Tensor | None = None                  # (size, c, h, w), float32; `held` of them are in use
         self.held = 0
 
     @torch.no_grad()
     def __call__(self, images: Tensor, step: int) -> Tensor:
-        """As many images `(n, c, h, w)` as are given, detached, some of them from earlier steps."""
+        """As many images `(n, c, h, w)` as given, detached, some of them from earlier steps."""
         if not self.size:
             return images.detach()
         if self.images is None or self.images.device != images.device:
@@ -48,11 +48,11 @@ class ImagePool:
         return passed
 
     def state_dict(self) -> dict[str, Any]:
-        """The images it holds, for a checkpoint."""
+        """The stored images, for a checkpoint."""
         return {"images": None if self.images is None else self.images[: self.held].clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with the images of a checkpoint; a smaller pool keeps the first of them."""
+        """Restores the images of a checkpoint; a smaller pool keeps the first of them."""
         images = state["images"]
         self.images, self.held = None, 0
         if images is not None and self.size:

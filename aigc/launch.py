@@ -1,4 +1,4 @@
-"""Several processes: who this one is, who started it, starting one process a device, and SLURM's second chances."""
+"""Several processes: the rank of this one, who started it, starting one process per device, and requeues by SLURM."""
 
 import contextlib
 import ctypes
@@ -30,14 +30,14 @@ RANK_VARIABLES = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK",
     "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 )
-PARENT_VARIABLE = "AIGC_PARENT"  # the process without which a job or a rank is not to go on
-REQUEUE_SIGNAL = "SIGUSR1"  # what `sbatch --signal=SIGUSR1@120` sends before the time is up
-TIMED = "${now:"  # in a folder's name as configured: each start means one of its own
-GRACE_SECONDS = 60  # between the failure of one process and the end of those that do not notice
+PARENT_VARIABLE = "AIGC_PARENT"  # the parent process, without which a job or a rank ends
+REQUEUE_SIGNAL = "SIGUSR1"  # sent by `sbatch --signal=SIGUSR1@120` before the time limit
+TIMED = "${now:"  # in a configured folder name: every start gets its own folder
+GRACE_SECONDS = 60  # from the failure of one process to the kill of the remaining ones
 
 
 def rank() -> int | None:
-    """This process's rank under torchrun or srun; None where it is alone."""
+    """This process's rank under torchrun or srun; None for a single process."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return int(os.environ["RANK"])
     if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
@@ -46,7 +46,7 @@ def rank() -> int | None:
 
 
 def world_size() -> int | None:
-    """How many processes torchrun or srun started; None where neither did."""
+    """How many processes torchrun or srun started; None if neither did."""
     if rank() is None:
         return None
     return int(os.environ["WORLD_SIZE"] if "RANK" in os.environ else os.environ["SLURM_NTASKS"])
@@ -56,11 +56,11 @@ def check_world(processes: int, nodes: int) -> None:
     """Refuses to wait for processes that nobody started.
 
     Args:
-        processes: on each node.
-        nodes: machines.
+        processes: number per node.
+        nodes: number of machines.
 
     Raises:
-        UserError: as many were not started.
+        UserError: a different number of processes was started.
     """
     if type(nodes) is not int or nodes < 1:
         raise UserError(f"trainer.num_nodes={nodes} must be a whole number of at least 1")
@@ -75,9 +75,9 @@ def check_world(processes: int, nodes: int) -> None:
 
 
 def cluster() -> Any | None:
-    """Who Lightning is to believe about ranks; None: what it finds itself.
+    """The cluster environment that Lightning should use for ranks; None: the one that it detects.
 
-    Inside a SLURM job it would take a process of `launch` for one of srun's, and handle its signals on its own.
+    Inside a SLURM job it would mistake a process of `launch` for one of srun's, and handle signals itself.
     """
     from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
@@ -88,15 +88,15 @@ def cluster() -> Any | None:
 
 
 def requeued() -> bool:
-    """Whether this is a SLURM job that was put back into the queue, or what torchrun starts after a failure."""
+    """Whether this is a requeued SLURM job, or a process that torchrun restarted after a failure."""
     return any(int(os.environ.get(name, 0)) > 0 for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
 
 
 def requeue() -> None:
-    """Puts this SLURM job back into the queue.
+    """Requeues this SLURM job.
 
     Raises:
-        UserError: SLURM does not take it.
+        UserError: SLURM refuses.
     """
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
@@ -111,18 +111,18 @@ def requeue() -> None:
 
 
 class RunFolder(Callback):
-    """Settles, before Hydra makes it, which folder a run gets, and refuses one that is not for it (conf/train.yaml).
+    """Chooses a run's folder before Hydra creates it, and refuses one that the run must not use (conf/train.yaml).
 
-    Hydra would only warn of an error here, so this prints the sentence and ends the process.
+    Hydra would only warn of an error here, so this prints the message and ends the process.
     """
 
-    claim: Claim | None = None  # of this process: None where another one holds it, or has not settled it yet
+    claim: Claim | None = None  # of this process; None if another one holds it, or before it is made
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Changes `hydra.run.dir`, and `hydra.output_subdir` where the record is another start's."""
+        """Sets `hydra.run.dir`, and `hydra.output_subdir` if another start keeps the record."""
         try:
             settle_folder(config)
-        except OmegaConfBaseException:  # Hydra is about to say it
+        except OmegaConfBaseException:  # Hydra is about to report it
             return
         except OSError as error:
             raise SystemExit(say(UserError(f"'{error.filename}' cannot be used ({error.strerror})"))) from error
@@ -131,13 +131,13 @@ class RunFolder(Callback):
 
 
 def settle_folder(config: DictConfig) -> None:
-    """Claims the folder of the run that is composed in `config`, and writes it down there; all ranks share one claim.
+    """Claims the folder of the run in `config`, and sets it there; all ranks share one claim.
 
     Raises:
-        UserError: it is in use, or another run's, or cannot be made.
+        UserError: it is in use, belongs to another run, or cannot be created.
     """
     first, again = rank() in (None, 0), requeued()
-    HydraConfig.instance().set_config(config)  # which Hydra does next, for what the folder's name refers to
+    HydraConfig.instance().set_config(config)  # as Hydra does next: the folder's name may refer to it
     named = TIMED not in str(to_plain(config.hydra.run, resolve=False)["dir"])
     record = config.hydra.output_subdir
     if config.get("resume") is not None:
@@ -151,7 +151,7 @@ def settle_folder(config: DictConfig) -> None:
             RunFolder.claim = claim_inherited(folder) or claim_own(folder)
     else:
         folder = Path(str(config.hydra.run.dir)).expanduser().resolve()
-        if not first:  # sees what is there where that may be continued, and writes nothing
+        if not first:  # reads an existing folder to continue, and writes nothing
             folder, record = folder if named and again else Path(private_folder()), None
         elif (claim := claim_inherited(folder)) is None:
             claim = claim_again(folder) if named and again else claim_new(folder, suffix=not named)
@@ -163,7 +163,7 @@ def settle_folder(config: DictConfig) -> None:
 
 
 def leave_folder(*, refused: bool = False) -> None:
-    """Ends the claim of this process; nothing that it made stays if it was refused, or ended before it had begun."""
+    """Ends this process's claim; removes what it created if it was refused, or ended before training."""
     claim, RunFolder.claim = RunFolder.claim, None
     if claim is None:
         return
@@ -174,7 +174,7 @@ def leave_folder(*, refused: bool = False) -> None:
 
 @contextlib.contextmanager
 def in_turn(folder: Path) -> Iterator[None]:
-    """Of the processes that torchrun or srun started at once, those that see `folder` are inside one at a time."""
+    """Lets the processes that torchrun or srun started together enter one at a time, if they share `folder`."""
     if rank() is None or not ("TORCHELASTIC_RUN_ID" in os.environ or "LOCAL_RANK" not in os.environ):
         yield
         return
@@ -187,7 +187,7 @@ def in_turn(folder: Path) -> Iterator[None]:
 
 
 def private_folder() -> str:
-    """A temporary folder for a rank other than 0, which writes nothing that is kept; removed at exit."""
+    """A temporary folder, removed at exit, for a rank other than 0, which writes nothing of value."""
     import atexit
 
     folder = tempfile.mkdtemp(prefix="aigc_rank_")
@@ -196,15 +196,15 @@ def private_folder() -> str:
 
 
 def count_devices(accelerator: str, devices: Any) -> int:
-    """How many processes `trainer.devices` means on this node.
+    """The number of processes that `trainer.devices` means on this node.
 
     Raises:
-        UserError: it means none.
+        UserError: it is invalid.
     """
     import torch
 
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    if isinstance(devices, Sequence) and not isinstance(devices, str) and len(devices):  # OmegaConf's list, too
+    if isinstance(devices, Sequence) and not isinstance(devices, str) and len(devices):  # also OmegaConf's lists
         return len(devices)
     if devices in ("auto", -1, "-1"):
         return torch.cuda.device_count() if cuda else 1
@@ -220,10 +220,10 @@ def count_devices(accelerator: str, devices: Any) -> int:
 
 
 def ending_signals() -> list[signal.Signals]:
-    """What ends a run after the current step; in a SLURM job also what asks to be requeued.
+    """The signals that end a run after the current step; in a SLURM job, also the one that asks for a requeue.
 
-    A signal that this process was started to ignore stays ignored: a shell script's `command &` is not to end by the
-    Ctrl-C that ends the script.
+    A signal that this process inherited as ignored stays ignored: Ctrl-C in a shell script must not end the script's
+    `command &`.
     """
     requeue = [signal.Signals[REQUEUE_SIGNAL]] if "SLURM_JOB_ID" in os.environ else []
     return [number for number in (signal.SIGINT, signal.SIGTERM, *requeue)
@@ -231,30 +231,30 @@ def ending_signals() -> list[signal.Signals]:
 
 
 def config_dirs(hydra: Any) -> list[str]:
-    """The `--config-dir` of the command line that led to this `hydra` node."""
+    """The `--config-dir` of the command line behind this `hydra` node."""
     return [f"--config-dir={source.path}" for source in hydra.runtime.config_sources
             if source.provider == "command-line"]
 
 
 def end_with_parent() -> None:
-    """Has this process sent SIGTERM when the one that started it as a job or a rank ends, even by SIGKILL.
+    """Makes the kernel send SIGTERM to this job or rank when its parent process ends, even by SIGKILL.
 
-    Linux does; elsewhere nothing happens.
+    Only on Linux; elsewhere this does nothing.
     """
     parent = os.environ.pop(PARENT_VARIABLE, None)
     if parent is None or not sys.platform.startswith("linux"):
         return
-    with contextlib.suppress(OSError, AttributeError):  # a C library without it
+    with contextlib.suppress(OSError, AttributeError):  # a C library without prctl
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         if os.getppid() != int(parent):
-            sys.exit(143)                           # it has ended already
+            sys.exit(143)                           # the parent has already ended
 
 
 def launch(processes: int, words: Sequence[str], folder: Path) -> int:
-    """Runs `python -m aigc.train` with `words` once a device on this node, all in `folder`.
+    """Runs `python -m aigc.train` with `words` once per device on this node, all in `folder`.
 
-    What torchrun does for one node, without its traceback where a process ends on purpose. Signals are handed on, so
-    that every process ends after the same step; when one fails, the others are ended.
+    Does the job of torchrun for one node, without its traceback when a process ends on purpose. Signals are forwarded,
+    so every process ends after the same step; if one fails, the others are ended.
 
     Returns:
         0, or the exit code of the first process that failed.
@@ -297,7 +297,7 @@ def launch(processes: int, words: Sequence[str], folder: Path) -> int:
 
 
 def free_port() -> int:
-    """A port of this machine on which nobody listens."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

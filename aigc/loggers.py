@@ -1,4 +1,4 @@
-"""Loggers: metrics.jsonl, always, and Weights & Biases, offline unless logged in. Both carry images and time."""
+"""Loggers: metrics.jsonl, always, and Weights & Biases, offline unless logged in. Both log images seen and time."""
 
 import json
 import netrc
@@ -14,24 +14,24 @@ from lightning.pytorch.utilities import rank_zero_only
 from aigc.errors import RunError, UserError, choices
 from aigc.progress import Progress
 
-MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")        # W&B's, of WANDB_MODE
+MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")        # W&B's values of WANDB_MODE
 
 
 def progress_of(metrics: Mapping[str, float], progress: Progress | None) -> dict[str, float]:
-    """`metrics` with the images seen and the training seconds in front."""
+    """`metrics`, preceded by the images seen and the training seconds."""
     if progress is None:
         return dict(metrics)
     return {"images": progress.images, "seconds": round(progress.seconds, 3), **metrics}
 
 
 class JsonLines(Logger):
-    """`<run>/metrics.jsonl`: one object a line with step, images (seen), seconds (of training) and the scalars."""
+    """`<run>/metrics.jsonl`: one object per line with step, images (seen), seconds (of training) and the scalars."""
 
     def __init__(self, folder: str | Path):
         super().__init__()
         self.path = Path(folder) / "metrics.jsonl"
         self.progress: Progress | None = None
-        self.rewind_to: int | None = None  # a resumed run's images: what came after them is written again
+        self.rewind_to: int | None = None  # images of a resumed run: later lines are written again
 
     name = "jsonl"
     version = ""
@@ -50,16 +50,16 @@ class JsonLines(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The configuration stands in .hydra/."""
+        """Does nothing: the configuration is in .hydra/."""
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """A resumed run that had nothing left to do ends like the others; one that was refused changes nothing."""
+        """Also rewinds for a resumed run with nothing left to do; a refused one changes nothing."""
         if status == "success":
             self.rewind()
 
     def rewind(self) -> None:
-        """Drops, once, the lines after `rewind_to` images: when training goes on, not before it may be refused."""
+        """Drops, once, the lines after `rewind_to` images: when training continues, after it may have been refused."""
         images, self.rewind_to = self.rewind_to, None
         if images is None or not self.path.exists():
             return
@@ -72,26 +72,26 @@ class JsonLines(Logger):
 def _images(line: str) -> float:
     try:
         return json.loads(line).get("images", 0)
-    except json.JSONDecodeError:  # the line that a kill cut off
+    except json.JSONDecodeError:  # a line truncated by a kill
         return float("inf")
 
 
 class Wandb(WandbLogger):
     """Weights & Biases: charts over images seen or training minutes, sample grids, scores, and the checkpoint.
 
-    Runs of a study share a group, and carry the recipe (`model=`) and the data's name as tags. At the end, how the run
-    ended and its best score become columns of W&B's table of runs, and the scores with their protocol a table.
+    Runs of a study share a group and are tagged with the recipe (`model=`) and the data's name. At the end, the run's
+    status and best score become columns of W&B's table of runs, and the scores with their protocol a table.
 
     Args:
         folder: the run folder; W&B's own files go to `<folder>/wandb`.
-        offline: `auto` is offline unless an API key or a login is there; WANDB_MODE, if set, decides. Never a prompt.
-        checkpoint: whether best.ckpt and the model card become an artifact at the end; online only.
-        run_id: the W&B run to go on with, or None for a new one.
-        recipe: what was trained, as `model=` names it.
+        offline: `auto` is offline unless there is an API key or a login; WANDB_MODE, if set, decides. Never prompts.
+        checkpoint: whether to upload best.ckpt and the model card as an artifact at the end; online only.
+        run_id: the W&B run to continue, or None for a new one.
+        recipe: the name of the recipe, as in `model=`.
         data: the data's name.
 
     Raises:
-        UserError: WANDB_MODE is no mode of W&B's.
+        UserError: WANDB_MODE is not a mode of W&B.
     """
 
     def __init__(
@@ -121,12 +121,12 @@ class Wandb(WandbLogger):
             project=project,
             id=run_id,
             group=group,
-            tags=[tag[:64] for tag in dict.fromkeys([recipe, data, *(tags or [])]) if tag],  # W&B takes no longer ones
+            tags=[tag[:64] for tag in dict.fromkeys([recipe, data, *(tags or [])]) if tag],  # W&B's limit
             mode=mode,
             resume="allow",
             settings=wandb.Settings(silent=True, console="off"),
         )
-        self._wandb_init.pop("anonymous", None)  # Lightning still passes it, and W&B warns that it is gone
+        self._wandb_init.pop("anonymous", None)  # Lightning still passes it, but W&B has removed it and warns
         self.folder = Path(folder)
         self.facts = {"recipe": recipe, "dataset": data}  # columns to group W&B's table of runs by
         self.keeps_checkpoint = checkpoint and mode == "online"
@@ -134,10 +134,10 @@ class Wandb(WandbLogger):
 
     @property
     def experiment(self) -> Any:
-        """The W&B run; its charts are drawn over the images seen, and can be over minutes.
+        """The W&B run; the x axis of its charts is images seen, and can be changed to minutes.
 
         Raises:
-            UserError: W&B does not take the run.
+            UserError: W&B refuses the run.
         """
         import wandb
 
@@ -151,23 +151,23 @@ class Wandb(WandbLogger):
             raise UserError(f"W&B refused the run ({reason}): {advice}") from error
         if fresh:
             for axis in ("images", "minutes", "seconds", "trainer/global_step"):
-                run.define_metric(axis, hidden=True)  # an axis for the others, no chart of its own
+                run.define_metric(axis, hidden=True)  # an axis of other charts, not a chart itself
             run.define_metric("*", step_metric="images")
         return run
 
     @rank_zero_only
     def begin(self, config: Mapping[str, Any]) -> str:
-        """Opens the run with its configuration, `recipe` and `dataset` beside it; returns W&B's id of it.
+        """Opens the run with its configuration, `recipe` and `dataset`; returns its W&B id.
 
         Raises:
-            UserError: W&B does not take the run.
+            UserError: W&B refuses the run.
         """
-        self.experiment.config.update({**config, **self.facts}, allow_val_change=True)  # a resumed run's budget may
+        self.experiment.config.update({**config, **self.facts}, allow_val_change=True)  # a budget may change
         return str(self.experiment.id)
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Lightning offers the model's options, which the configuration holds already."""
+        """Does nothing: Lightning passes the model's options, which the configuration already holds."""
 
     def _stand(self) -> dict[str, float]:
         """Images seen, and training time in seconds and minutes."""
@@ -193,7 +193,7 @@ class Wandb(WandbLogger):
         """Closes the W&B run, so that the next job of this process starts its own.
 
         Args:
-            summary: how the run ended, as in summary.json; None where it was refused, and nothing is to be added.
+            summary: the run's end, as in summary.json; None if the run was refused and nothing should be added.
         """
         if self._experiment is None:
             return
@@ -226,7 +226,7 @@ class Wandb(WandbLogger):
 
 
 def score_rows(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each score: its value, its floor where it is the distance that has one, and how it was measured."""
+    """A row per score: its value, its floor if it is the distance that has one, and how it was measured."""
     floors = {protocol.get("metric"): "floor", f"final/{protocol.get('metric')}": "floor_final"}
     keys = ("network", "network_sha256", "num_samples", "num_reals", "resizer", "data", "split")
     return [

@@ -1,15 +1,15 @@
-"""Random numbers that belong to one image each, so that image k never depends on the batch it was made in."""
+"""Random numbers per image, so that image k never depends on the batch in which it is made."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-_MIX = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: consecutive seeds land far apart
+_MIX = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads consecutive seeds
 
 
 def mix(*numbers: int) -> int:
-    """One 63-bit seed from several integers, e.g. (run seed, rank, step); splitmix64's finaliser."""
+    """One 63-bit seed from several integers, e.g. (run seed, rank, step), by splitmix64's finalizer."""
     state = 0
     for number in numbers:
         state = (state + _MIX + number) & 0xFFFFFFFFFFFFFFFF

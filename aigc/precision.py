@@ -1,8 +1,8 @@
 """Which precision to train in.
 
-On a CPU no flag tells it: bf16 is 1.4 times as fast as float32 on a processor with AMX, and 0.75 times as fast on one
-that has AVX512-BF16 alone. So `auto` measures there: real training steps of a copy of the model, bf16 and float32 in
-turn, for about a second, once for each processor, torch version, number of threads and kind of model.
+On a CPU no feature flag decides it: bf16 is 1.4 times as fast as float32 on a processor with AMX, but 0.75 times as
+fast on one with only AVX512-BF16. So `auto` measures there: real training steps of a copy of the model, alternating
+bf16 and float32, for about a second, once per processor, torch version, number of threads and kind of model.
 """
 
 import copy
@@ -28,31 +28,31 @@ from aigc.errors import UserError, choices
 from aigc.metrics.cache import keep_cached, load_cached
 
 OFFERED = {"32-true": "32-true", "32": "32-true", "bf16-mixed": "bf16-mixed", "bf16": "bf16-mixed",
-           "16-mixed": "16-mixed", "16": "16-mixed"}       # as written, and what Lightning calls it
+           "16-mixed": "16-mixed", "16": "16-mixed"}       # as typed: Lightning's name
 VERSION = 1             # of the measurement: a change makes new cache entries
-SECONDS = 0.8           # of a measurement, after which no further round begins
-STEP = 0.3              # seconds that a step may take; of larger batches fewer images are taken, which favours float32
-ROUNDS = 6              # at most
-CALM = 0.7              # share of the time that this thread must have computed: else others were at work, and what
-                        # was found is used but not kept
-GAIN = 1.03             # bf16 must be so many times as fast: it rounds, so a draw goes to float32
+SECONDS = 0.8           # after which a measurement starts no further round
+STEP = 0.3              # most seconds per step: batches are cut to fit, which favours float32
+ROUNDS = 6              # most rounds
+CALM = 0.7              # share of the time in which this thread must have run: otherwise other work interfered,
+                        # and the result is used but not kept
+GAIN = 1.03             # factor by which bf16 must be faster: it rounds, so float32 wins a draw
 LARGE = 20_000_000      # parameters from which layers are measured instead of whole steps
-LAYERS, WORK = 4, 2e8   # ... so many kinds of them, and multiplications in each
-HOPELESS = 2.0          # times as long that bf16 takes on a few layers where it is emulated: steps are not tried then
+LAYERS, WORK = 4, 2e8   # ... number of kinds, and multiplications in each
+HOPELESS = 2.0          # bf16 that is so much slower on a few layers is emulated: steps are not measured
 
-clock = time.thread_time        # what this thread computed: others that want the processor are not counted
+clock = time.thread_time        # time of this thread alone, without other users of the processor
 log = logging.getLogger(__name__)
 
 
 def choose_precision(wanted: str | int, device: str) -> str:
-    """The precision called `wanted`, as Lightning calls it; `auto` is what a GPU does well, and 32-true on a CPU.
+    """Lightning's name of the precision `wanted`; `auto` is the fast one of a GPU, and 32-true on a CPU.
 
     Args:
         wanted: `auto`, `32-true`, `bf16-mixed` or, on a GPU, `16-mixed`; also without the ending.
         device: `cpu` or `cuda`.
 
     Raises:
-        UserError: any other: images, averages and scores are float32 here, so weights of 16 or 64 bits do not fit.
+        UserError: any other: images, averages and scores are float32, so weights of 16 or 64 bits do not fit.
     """
     if wanted != "auto":
         offered = [name for name in ("auto", *OFFERED.values()) if device == "cuda" or name != "16-mixed"]
@@ -71,18 +71,18 @@ def settle_precision(
     wanted: str | int, device: str, model: L.LightningModule, data: Any, *, before: str | None = None,
     first: bool = True,
 ) -> tuple[str, dict[str, Any] | None]:
-    """The precision of a run: `choose_precision`, and with `auto` on a CPU what is faster there.
+    """The precision of a run: `choose_precision`, or with `auto` on a CPU the faster one.
 
     Args:
         wanted: as in the configuration.
         device: `cpu` or `cuda`.
-        model: a family with its first weights; it stays as it is, like all random numbers.
+        model: a family with its initial weights; neither it nor the random state changes.
         data: its data module, set up.
-        before: what a run that is resumed was trained in: `auto` keeps it, whatever is faster here.
-        first: whether this is rank 0; the others take over its choice (`OnePrecision`).
+        before: the precision of a resumed run: `auto` keeps it, whatever is faster here.
+        first: whether this is rank 0; the others adopt its choice (`OnePrecision`).
 
     Returns:
-        Lightning's name of the precision, and what was measured, plain values; None: nothing was.
+        Lightning's name of the precision, and the measurement as plain values, or None.
     """
     chosen = choose_precision(wanted, device)
     if wanted != "auto" or not first:
@@ -100,10 +100,10 @@ def settle_precision(
 
 
 class OnePrecision(L.Callback):
-    """All ranks compute in the precision that rank 0 has chosen: nodes may differ in what is faster."""
+    """Makes all ranks use the precision that rank 0 chose: nodes may differ in which is faster."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Takes it over, before anything is computed."""
+        """Adopts it before anything is computed."""
         chosen = trainer.strategy.broadcast(trainer.precision, src=0)
         if chosen != trainer.precision:
             trainer.strategy.precision_plugin = _plugin(chosen)
@@ -117,7 +117,7 @@ def _plugin(name: str) -> Precision:
 
 
 def measure_precision(model: L.LightningModule, data: Any) -> dict[str, Any]:
-    """Milliseconds of bf16 and float32 for this model here, from the cache or measured now, and which is `faster`."""
+    """Milliseconds of bf16 and float32 for this model here, cached or measured now, and which is `faster`."""
     layers = Counter(type(m).__name__ for m in model.modules() if _weight(m) is not None)
     threads = torch.get_num_threads()
     facts = {"processor": processor(), "torch": str(torch.__version__), "threads": threads,
@@ -129,7 +129,7 @@ def measure_precision(model: L.LightningModule, data: Any) -> dict[str, Any]:
     started = time.perf_counter()
     with isolate_rng(include_cuda=False):
         found = _measure(model, data)
-        if not found["calm"] and threads > 1:  # threads that wait for each other measure the others
+        if not found["calm"] and threads > 1:  # waiting threads would measure each other
             torch.set_num_threads(1)
             try:
                 found = {**_measure(model, data), "calm": False}
@@ -144,19 +144,19 @@ def measure_precision(model: L.LightningModule, data: Any) -> dict[str, Any]:
 
 
 def _measure(model: L.LightningModule, data: Any) -> dict[str, Any]:
-    """Both times, of what this model allows."""
+    """Both times, by the method that this model allows."""
     found = _layers(model, WORK / 20)
     if found["bf16_ms"] < HOPELESS * found["float32_ms"]:
         small = sum(p.numel() for p in model.parameters()) <= LARGE
         try:
             found = _steps(model, data) if small else _layers(model, WORK)
-        except Exception as error:  # a family of one's own may not like to be copied: its training will say so
+        except Exception as error:  # a user's family may fail to be copied: its training will report it
             log.debug("no steps for choosing the precision (%s)", error)
     return found
 
 
 def processor() -> str:
-    """This CPU's model and what of bf16 it has, as far as oneDNN may use it."""
+    """This CPU's model and its bf16 features, as far as oneDNN may use them."""
     name, info = "", Path("/proc/cpuinfo")
     if info.is_file():
         lines = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
@@ -169,7 +169,7 @@ def processor() -> str:
 
 
 def _weight(module: nn.Module) -> Tensor | None:
-    """A module's own kernel or matrix; of a parametrized one the original, because reading the other changes it."""
+    """A module's kernel or matrix; for a parametrized one the original, because reading the other changes it."""
     changed = getattr(module, "parametrizations", {})
     weight = changed["weight"].original if "weight" in changed else getattr(module, "weight", None)
     own = isinstance(weight, Tensor) and weight.ndim in (2, 4) and not isinstance(module, nn.Embedding)
@@ -177,14 +177,14 @@ def _weight(module: nn.Module) -> Tensor | None:
 
 
 def _signature(model: nn.Module) -> list[Any]:
-    """What of a model decides how long its steps take: its class and the shapes of its kernels and matrices."""
+    """What determines the time of a model's steps: its class and the shapes of its kernels and matrices."""
     shapes = Counter((type(m).__name__, tuple(w.shape), getattr(m, "stride", None)) for m in model.modules()
                      if (w := _weight(m)) is not None)
     return [type(model).__qualname__, sorted(map(repr, shapes.items()))]
 
 
 class _Rehearsal(L.Callback):
-    """Steps in float32 and bf16 in turn, of as many images as `STEP` seconds allow, until the time is up."""
+    """Alternates steps in float32 and bf16, with as many images as `STEP` seconds allow, until the time is up."""
 
     def __init__(self, images: int):
         self.most, self.n, self.growing, self.cold = images, min(2, images), True, True
@@ -195,7 +195,7 @@ class _Rehearsal(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.name = "32-true" if self.growing else next(self.names)
         trainer.strategy.precision_plugin = _plugin(self.name)
-        pl_module.progress.batches = 1 + self.taken // 2    # lazy penalties fall on both alike
+        pl_module.progress.batches = 1 + self.taken // 2    # lazy penalties hit both equally
         for key, value in batch.items():
             batch[key] = value[: self.n]
         self.mark = clock()
@@ -219,7 +219,7 @@ class _Rehearsal(L.Callback):
 
 
 def steps(model: L.LightningModule, data: Any) -> _Rehearsal:
-    """Whole training steps of a copy of the model, on the first images of its data, with their times."""
+    """Runs whole training steps of a copy of the model on the first images of its data, and times them."""
     whole = data.prepare(data.train_dataloader().dataset[0], "cpu")
     rehearsal = _Rehearsal(len(whole["index"]))
 
@@ -246,7 +246,7 @@ def _steps(model: L.LightningModule, data: Any) -> dict[str, Any]:
 
 
 class _Stream:
-    """Batches as Lightning wants them: something to iterate over."""
+    """Batches in an iterable, as Lightning expects them."""
 
     def __init__(self, batches: Iterator[Any]):
         self.batches = batches

@@ -1,14 +1,14 @@
-"""Diffusion processes: how an image turns into noise, what a network predicts about it, and what an error weighs.
+"""Diffusion processes: how an image turns into noise, what a network predicts, and how errors are weighted.
 
 Every process is x_t = alpha(t) x_0 + sigma(t) eps with eps ~ N(0, 1), and the noise level relative to the image is
-s = sigma / alpha (the sigma of Karras et al. 2022). Every parametrisation is one line, a target
+s = sigma / alpha (the sigma of Karras et al. 2022). Every parametrization is one line, a target
 
     F = p x_0 + q eps,    with p and q depending on alpha and sigma only,
 
 from which x_0 = (sigma F - q x_t) / (p sigma - q alpha), and a squared error of F is (p - q alpha / sigma)^2 times
-the squared error of x_0. So losses of all parametrisations are compared, and weighted, in x_0 space.
+the squared error of x_0. So the losses of all parametrizations are compared and weighted in x_0 space.
 
-A process carries its own clock t: `Cosine` runs from 0 (image) to 1 (noise), `Karras` from sigma_min to sigma_max,
+Each process has its own clock t: `Cosine` runs from 0 (image) to 1 (noise), `Karras` from sigma_min to sigma_max,
 `Flow` from 0 (noise) to 1 (image), each as in its paper.
 """
 
@@ -25,7 +25,7 @@ from aigc.errors import UserError, choices
 Pair = tuple[Tensor, Tensor]
 
 
-# ---- parametrisations: (alpha, sigma, sigma_data) -> (p, q) ----
+# ---- parametrizations: (alpha, sigma, sigma_data) -> (p, q) ----
 
 
 def _x0(alpha: Tensor, sigma: Tensor, sd: Tensor | float) -> Pair:
@@ -38,7 +38,7 @@ def _eps(alpha: Tensor, sigma: Tensor, sd: Tensor | float) -> Pair:
 
 
 def _v(alpha: Tensor, sigma: Tensor, sd: Tensor | float) -> Pair:
-    """Says v = alpha eps - sigma x_0 (Salimans and Ho 2022)."""
+    """Predicts v = alpha eps - sigma x_0 (Salimans and Ho 2022)."""
     return -sigma, alpha
 
 
@@ -70,7 +70,7 @@ class Parametrisation:
         return PARAMETRISATIONS[self.name](alpha, sigma, self.sigma_data)
 
     def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What the network should say for x_t = alpha x_0 + sigma eps."""
+        """The network's target for x_t = alpha x_0 + sigma eps."""
         p, q = self.coefficients(alpha, sigma)
         return p * x0 + q * eps
 
@@ -80,7 +80,7 @@ class Parametrisation:
         return (sigma * prediction - q * x_t) / (p * sigma - q * alpha)
 
     def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """How often a squared error of x_0 counts in a squared error of the prediction.
+        """The weight of a squared error of x_0 in a squared error of the prediction.
 
         SNR for eps, SNR + 1 for v, 1 / (1 - t)^2 for flow, (s^2 + sd^2) / (s sd)^2 for edm, 1 for x0.
         """
@@ -91,9 +91,9 @@ class Parametrisation:
 def loss_factor(
     weighting: str, parametrisation: Parametrisation, alpha: Tensor, sigma: Tensor, *, min_snr: float = 5.0
 ) -> Tensor:
-    """What to multiply the squared error of the prediction by, so that x_0's weighs as `weighting` says.
+    """The factor for the squared error of the prediction that gives x_0's error the weight of `weighting`.
 
-    `own`: the prediction's plain squared error; the name of a parametrisation: as if that were predicted;
+    `own`: the prediction's plain squared error; the name of a parametrization: as if that were predicted;
     `min_snr`: min(SNR, `min_snr`) in x_0 space (Hang et al. 2023).
     """
     own = parametrisation.weight(alpha, sigma)
@@ -111,31 +111,31 @@ WEIGHTINGS = ("own", "min_snr", *PARAMETRISATIONS)
 
 
 def normal_quantile(u: Tensor) -> Tensor:
-    """Standard normal value below which a share `u`, in (0, 1), lies."""
+    """The quantile of the standard normal distribution at `u` in (0, 1)."""
     return torch.special.ndtri(u.double().clamp(1e-9, 1 - 1e-9)).float()
 
 
 class Process(Protocol):
-    """A noise schedule with the times it is trained at."""
+    """A noise schedule with its distribution of training times."""
 
     def scales(self, t: Tensor) -> Pair:
         """(alpha, sigma) at times t."""
         ...
 
     def time(self, s: Tensor) -> Tensor:
-        """The time at which sigma / alpha is s, clipped to what is trained; s may be infinite."""
+        """The time at which sigma / alpha is s, clipped to the trained range; s may be infinite."""
         ...
 
     def quantile(self, u: Tensor) -> Tensor:
-        """The training-time distribution: the time below which (in noise or in t) a share u of it lies."""
+        """The quantile function of the training-time distribution: the time at share u (in noise or in t)."""
         ...
 
     def clock(self, t: Tensor) -> Tensor:
-        """The time as the network reads it, in about [-1, 1]."""
+        """The time as the network sees it, in about [-1, 1]."""
         ...
 
     def times(self, steps: int) -> Tensor:
-        """`steps` + 1 times from pure noise to the image, spaced as the paper does for sampling."""
+        """`steps` + 1 times from pure noise to the image, spaced for sampling as in the paper."""
         ...
 
 
@@ -159,11 +159,11 @@ class Cosine:
         return alpha, angle.sin()
 
     def time(self, s: Tensor) -> Tensor:
-        """Share of the angle."""
+        """The share of the angle."""
         return (s.atan() / self._angle).clamp(0, 1)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """Uniform, without an image that has no noise at all."""
+        """Uniform, but never without any noise."""
         return u.clamp(min=1e-4)
 
     def clock(self, t: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ class Flow:
 
 
 def karras_noises(steps: int, low: float, high: float, *, rho: float = 7.0) -> Tensor:
-    """`steps` noise levels from `high` to `low`, even in sigma^(1 / rho) (Karras et al. 2022, eq. 5)."""
+    """`steps` noise levels from `high` to `low`, evenly spaced in sigma^(1 / rho) (Karras et al. 2022, eq. 5)."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     return ((high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho).float()
 
@@ -246,7 +246,7 @@ def build_process(name: str, prediction: str, options: dict[str, float]) -> Proc
     """The process called `name` with its `options`, for a network that predicts `prediction`.
 
     Raises:
-        UserError: an unknown name or option, or eps predicted where pure noise has no trace of the image.
+        UserError: an unknown name or option, or eps predicted where pure noise holds no trace of the image.
     """
     if name not in PROCESSES:
         raise UserError(f"There is no process '{name}' for model.process: {choices(name, PROCESSES)}")
@@ -270,10 +270,10 @@ def path(process: Process, steps: int, *, spacing: str = "own") -> Tensor:
     """(alpha, sigma) at `steps` + 1 points from noise to the image (1, 0), shape `(steps + 1, 2)`, on the CPU.
 
     `own`: the process's times; `karras`: noise levels of Karras et al. 2022 from 80 to 0.002, then 0;
-    `logsnr`: even in log SNR over the same range.
+    `logsnr`: evenly spaced in log SNR over the same range.
 
     Raises:
-        UserError: an unknown spacing or no step at all.
+        UserError: an unknown spacing, or no steps.
     """
     if steps < 1:
         raise UserError(f"Sampling with sampler.steps={steps} makes no image: give at least 1")

@@ -1,4 +1,4 @@
-"""How far a run is: images seen, training seconds, and the share of its budget that is spent."""
+"""The progress of a run: images seen, training seconds, and the spent share of its budget."""
 
 import time
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass
 class Progress:
-    """Images seen (all devices together) and seconds of training; `fraction` is the spent share of the budget.
+    """Images seen (by all devices) and seconds of training; `fraction` is the spent share of the budget.
 
-    The clock counts training only: whoever scores, draws or saves does it inside `paused()`.
+    The clock counts only training: scoring, drawing and saving happen inside `paused()`.
     """
 
     images: int = 0
@@ -23,7 +23,7 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Share of the budget that is spent, in [0, 1]; 0 without a budget."""
+        """The spent share of the budget, in [0, 1]; 0 without a budget."""
         shares = [0.0]
         if self.budget_images:
             shares.append(self.images / self.budget_images)
@@ -33,7 +33,7 @@ class Progress:
 
     @property
     def running(self) -> bool:
-        """Whether the clock runs: not before training, nor while something else than training goes on."""
+        """Whether the clock runs: not before training, and not while it is paused."""
         return self._mark is not None
 
     def start(self) -> None:
@@ -49,7 +49,7 @@ class Progress:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside is not training time."""
+        """Stops the clock inside."""
         running = self.running
         if running:
             self.tick()
@@ -61,7 +61,7 @@ class Progress:
                 self.start()
 
     def state_dict(self) -> dict:
-        """What a checkpoint keeps: plain numbers."""
+        """The state for a checkpoint, as plain numbers."""
         return {k: v for k, v in asdict(self).items() if k in ("images", "seconds", "batches")}
 
     def load_state_dict(self, state: dict) -> None:

@@ -1,4 +1,4 @@
-"""Prompts as they were asked for, to one for each image."""
+"""From prompts as users give them to one per image."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def prompts_of(family: "Family", wanted: Any, n: int) -> tuple[list[str] | None, list[str]]:
-    """One prompt an image: `wanted`, a prompt, a list, or @<file> with one a line, gone through in turn.
+    """One prompt per image, cycling through `wanted`: a prompt, a list, or @<file> with one per line.
 
-    Without one, and where it is empty, images are unconditional; None if the family was not trained on texts. Also
-    returns what is cut off or unknown, in lines for people.
+    Without a prompt, or with an empty one, images are unconditional; None if the family was not trained on texts. Also
+    returns lines to print about truncated prompts and unknown words.
 
     Raises:
         UserError: the family was not trained on texts, or the file cannot be read or is empty.
@@ -35,7 +35,7 @@ def prompts_of(family: "Family", wanted: Any, n: int) -> tuple[list[str] | None,
 
 
 def text_encoder(family: "Family") -> Any:
-    """The part of a family, trained with condition=text, that reads texts."""
+    """The text encoder of a family trained with condition=text."""
     from aigc.conditions import TextEncoder
 
     return next(module for module in family.modules() if isinstance(module, TextEncoder))

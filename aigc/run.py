@@ -1,4 +1,4 @@
-"""The run folder: what it says about itself, and the rules by which it is continued."""
+"""The run folder: its record, and the rules for resuming it."""
 
 import hashlib
 import json
@@ -20,17 +20,17 @@ from omegaconf import DictConfig, OmegaConf
 from aigc.errors import RunError, UserError, choices
 from aigc.foreign import read_config, settled
 
-RESUMABLE = ("budget", "trainer", "batch_size", "logger", "log_every", "resume")  # what a resumed run may change
-MOVED = ("data.path", "data.root")  # likewise: the same data in another place
-AUTOMATIC = ("text", "none")      # what condition=auto may come to (aigc/training.py)
-UNSIGNED = ("study", "resume", "logger", "callbacks", "log_every", "budget")  # what does not make another experiment
+RESUMABLE = ("budget", "trainer", "batch_size", "logger", "log_every", "resume")  # what may change on resume
+MOVED = ("data.path", "data.root")  # likewise: the same data at another place
+AUTOMATIC = ("text", "none")      # what condition=auto may become (aigc/training.py)
+UNSIGNED = ("study", "resume", "logger", "callbacks", "log_every", "budget")  # not part of an experiment's identity
 
 
 def write_summary(folder: Path, **entries: Any) -> dict[str, Any]:
     """Merges `entries` into `<folder>/summary.json`, atomically, and returns the whole.
 
     Raises:
-        RunError: the folder does not take the file.
+        RunError: the file cannot be written.
     """
     path = folder / "summary.json"
     summary = {**read_summary(folder), **entries, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -46,10 +46,10 @@ def write_summary(folder: Path, **entries: Any) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The content of `<folder>/summary.json`; empty where there is none.
+    """The content of `<folder>/summary.json`; empty if there is none.
 
     Raises:
-        UserError: it cannot be read as one.
+        UserError: it cannot be read as a summary.
     """
     path = folder / "summary.json"
     try:
@@ -68,13 +68,13 @@ def signature(config: dict[str, Any]) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and commit that a run was made with."""
+    """Versions, machine and commit of a run."""
     names = ("aigc", "torch", "lightning", "torchmetrics", "hydra-core", "wandb")
     found = {"python": platform.python_version()}
     for name in names:
         try:
             found[name] = version(name)
-        except ModuleNotFoundError:  # run from a checkout that was never installed
+        except ModuleNotFoundError:  # run from a checkout that is not installed
             continue
     return {"versions": found, "machine": _machine(), "git_commit": _commit()}
 
@@ -111,7 +111,7 @@ def peak_memory_mb() -> float:
 
 
 def over_saved(words: Sequence[str]) -> list[str]:
-    """A command line that resumes a run, so that single values may be ones that only the saved configuration has.
+    """Rewrites a command line that resumes a run, so that it can set values that only the saved configuration has.
 
     `trainer.max_time=...` becomes `++trainer.max_time=...`, and `~logger.wandb` becomes `++logger.wandb=null`; see
     `resumed_config`. Other command lines stay as they are.
@@ -128,15 +128,15 @@ def over_saved(words: Sequence[str]) -> list[str]:
 
 
 def may_change(key: str) -> bool:
-    """Whether an option, or one of a group, may change when a run is resumed."""
+    """Whether an option, or an option of a group, may change when a run is resumed."""
     return key in MOVED or ("@" not in key and key.split(".")[0] in RESUMABLE)
 
 
 def resumed_config(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> DictConfig:
-    """The saved configuration of `folder` with the few overrides that a resumed run allows.
+    """The saved configuration of `folder` with the few overrides that resuming allows.
 
-    A group (`trainer=cpu`, `logger=none`) replaces the saved one; `trainer.max_time=...` changes one value of it, and
-    null or `~` takes it out.
+    A group (`trainer=cpu`, `logger=none`) replaces the saved one; `trainer.max_time=...` changes one value of it; null
+    or `~` removes it.
 
     Args:
         cfg: the configuration composed from this command line.
@@ -144,7 +144,7 @@ def resumed_config(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> D
         overrides: the overrides as typed.
 
     Raises:
-        UserError: there is nothing to resume, or an override would make another experiment of it.
+        UserError: there is nothing to resume, or an override would make it a different experiment.
     """
     path = folder / ".hydra" / "config.yaml"
     if not path.is_file():

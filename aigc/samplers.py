@@ -1,9 +1,9 @@
 """Samplers: free functions from noise to images, each usable with any trained process.
 
-All walk a `path`, `(steps + 1, 2)` pairs (alpha, sigma) from noise to the image (1, 0), and know of the network
-only `denoise(x, alpha, sigma)`: the image expected behind x = alpha x_0 + sigma eps. Steps use the finite changes of
-alpha and sigma themselves, so that the same line is EDM's step where alpha = 1, flow matching's where
-alpha + sigma = 1, and DDIM's on the circle. `noise(c, h, w)` gives fresh N(0, 1) noise `(n, c, h, w)`, image by image.
+All follow a `path`, `(steps + 1, 2)` pairs (alpha, sigma) from noise to the image (1, 0), and use the network only
+through `denoise(x, alpha, sigma)`: the expected image x_0 for x = alpha x_0 + sigma eps. Steps use the finite changes
+of alpha and sigma themselves, so the same line is EDM's step where alpha = 1, flow matching's where alpha + sigma = 1,
+and DDIM's on the circle. `noise(c, h, w)` gives fresh N(0, 1) noise `(n, c, h, w)`, drawn per image.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def ancestral(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise) -> Ten
 
 @torch.no_grad()
 def euler(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: float = 0.0) -> Tensor:
-    """Karras et al. 2022, algorithm 2 without the correction; equals `ddim` where `churn` is 0. Order 1."""
+    """Karras et al. 2022, algorithm 2 without the correction; equals `ddim` if `churn` is 0. Order 1."""
     for (alpha, sigma), (alpha_next, sigma_next) in pairwise(path):
         x, sigma = churned(x, alpha, sigma, share=churn / (len(path) - 1), noise=noise)
         x0 = denoise(x, alpha, sigma)
@@ -48,7 +48,7 @@ def euler(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: flo
 
 @torch.no_grad()
 def heun(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: float = 0.0) -> Tensor:
-    """Karras et al. 2022, algorithm 2; two evaluations a step, one in the last. Order 2."""
+    """Karras et al. 2022, algorithm 2; two evaluations per step, one in the last. Order 2."""
     for (alpha, sigma), (alpha_next, sigma_next) in pairwise(path):
         x, sigma = churned(x, alpha, sigma, share=churn / (len(path) - 1), noise=noise)
         x0 = denoise(x, alpha, sigma)
@@ -65,8 +65,8 @@ def heun(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: floa
 
 @torch.no_grad()
 def dpmpp_2m(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise) -> Tensor:
-    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2; one evaluation a step, the first and last of order 1. Order 2."""
-    last: tuple[Tensor, Tensor] | None = None  # x_0 and h of the step before
+    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2; one evaluation per step. Order 2, first and last step order 1."""
+    last: tuple[Tensor, Tensor] | None = None  # x_0 and h of the previous step
     for (alpha, sigma), (alpha_next, sigma_next) in pairwise(path):
         x0 = denoise(x, alpha, sigma)
         h = ((alpha_next * sigma) / (alpha * sigma_next)).log()  # change of log(alpha / sigma); infinite at either end
@@ -85,7 +85,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 
 def ancestral_noise(alpha: Tensor, sigma: Tensor, alpha_next: Tensor, sigma_next: Tensor) -> Tensor:
     """Standard deviation of the DDPM posterior q(x_next | x, x_0); Song et al. 2021, eq. 16."""
-    ratio = alpha * sigma_next / (alpha_next * sigma)  # how far this step lowers the noise, at equal image
+    ratio = alpha * sigma_next / (alpha_next * sigma)  # reduction of the noise relative to the image
     return sigma_next * (1 - ratio**2).clamp(min=0).sqrt()
 
 

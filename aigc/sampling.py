@@ -1,4 +1,4 @@
-"""Images of a trained family, one after the other, and files of them."""
+"""Images of a trained family, one at a time, and files of them."""
 
 import errno
 import io
@@ -24,7 +24,7 @@ from aigc.models.family import Family
 from aigc.noise import mix
 
 GRID = 64  # images shown in grid.png
-ROWS = 16  # different labels that get a row each; of more, each image gets its own above it
+ROWS = 16  # most labels with a row each; with more, each image has its label above
 
 
 def sample_uint8(
@@ -45,20 +45,20 @@ def write(
     images: Iterator[np.ndarray], out: Output, form: str, n: int, *, recipe: dict[str, Any],
     asked: Sequence[dict[str, Any]] | None = None,
 ) -> None:
-    """Writes n images `(h, w, c)` as they come, so that an interruption loses none: PNGs or images.npy, and grid.png.
+    """Writes n images `(h, w, c)` one by one, so an interruption loses none: PNGs or images.npy, and grid.png.
 
     Args:
         images: the images.
-        out: takes them.
+        out: the folder to write to.
         form: png or npy.
-        n: how many they are.
-        recipe: how they were made; with number, label and text it stands in each PNG (text chunk `aigc`, JSON).
-        asked: `label` or `text` of each image: the grid shows it, and texts go to prompts.txt.
+        n: number of images.
+        recipe: how they were made; each PNG holds it with number, label and text (text chunk `aigc`, JSON).
+        asked: `label` or `text` of each image: shown in the grid; texts are written to prompts.txt.
 
     Raises:
-        RunError: the folder does not take them.
+        RunError: the images cannot be written.
     """
-    first = next(images)                                   # a wrong option fails here, before anything is written
+    first = next(images)                                   # wrong options fail here, before anything is written
     shown = torch.zeros(min(n, GRID), first.shape[-1], *first.shape[:2], dtype=torch.uint8)
     words = [str(next(iter(one.values()))) for one in asked or []]
 
@@ -82,12 +82,12 @@ def write(
 
 
 def in_rows(asked: Sequence[dict[str, Any]] | None) -> bool:
-    """Whether the grid has a row for each different word: for texts, and for a few labels."""
+    """Whether the grid has a row per label or text: for texts, and for a few labels."""
     return asked is not None and ("text" in asked[0] or len({one["label"] for one in asked[:GRID]}) <= ROWS)
 
 
 def png(image: np.ndarray, recipe: dict[str, Any]) -> bytes:
-    """An image `(h, w, c)` uint8 as a PNG in which its recipe stands; `read_recipe` reads it back."""
+    """An image `(h, w, c)` uint8 as a PNG that contains its recipe; `read_recipe` reads it back."""
     said, file = PngInfo(), io.BytesIO()
     said.add_text(KEY, json.dumps(recipe))
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format="PNG", pnginfo=said)
@@ -95,7 +95,7 @@ def png(image: np.ndarray, recipe: dict[str, Any]) -> bytes:
 
 
 def read_recipe(path: str | Path) -> dict[str, Any] | None:
-    """How a PNG was made, as it says itself (run, sha256 of the checkpoint, seed, number, label or text); or None."""
+    """The recipe stored in a PNG (run, sha256 of the checkpoint, seed, number, label or text), or None."""
     with Image.open(path) as image:
         text = image.info.get(KEY)
     try:
@@ -106,9 +106,9 @@ def read_recipe(path: str | Path) -> dict[str, Any] | None:
 
 
 def write_array(file: IO[bytes], images: Iterator[np.ndarray], n: int) -> None:
-    """Writes n images `(h, w, c)` uint8 as one .npy of `(n, h, w, c)`, as they come.
+    """Writes n images `(h, w, c)` uint8 one by one to a .npy file of `(n, h, w, c)`.
 
-    If the making is interrupted, the file is whole and holds those until then.
+    If interrupted, the file is valid and holds the images until then.
     """
     done = 0
 
@@ -120,7 +120,7 @@ def write_array(file: IO[bytes], images: Iterator[np.ndarray], n: int) -> None:
     try:
         for image in images:
             if not done:
-                header((n, *image.shape))                  # has room for the digits of any number of images
+                header((n, *image.shape))                  # has space for the digits of any number of images
                 set_aside(file, n * image.nbytes)
             file.write(np.ascontiguousarray(image).tobytes())
             done += 1
@@ -131,14 +131,14 @@ def write_array(file: IO[bytes], images: Iterator[np.ndarray], n: int) -> None:
 
 
 def set_aside(file: IO[bytes], size: int) -> None:
-    """Has the disk keep room for `size` more bytes, so that it is full now if it is, and not after hours.
+    """Reserves `size` more bytes on the disk, so that a full disk is noticed now and not after hours.
 
     Raises:
-        OSError: there is no such room.
+        OSError: there is not enough space.
     """
     try:
         os.posix_fallocate(file.fileno(), file.tell(), size)
-    except OSError as error:                               # not every file system can do it
+    except OSError as error:                               # not every file system supports it
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
 
@@ -146,7 +146,7 @@ def set_aside(file: IO[bytes], size: int) -> None:
 def overview(images: torch.Tensor, words: Sequence[str], *, rows: bool) -> bytes:
     """A grid of images `(n, c, h, w)` uint8 as a PNG.
 
-    With `rows`, a row for each different word, which stands above it; else every image below its own word, if any.
+    With `rows`, a row per different word, with the word above it; else each image has its word above it, if any.
     """
     if not words:
         return grid_png(images)

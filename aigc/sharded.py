@@ -1,8 +1,8 @@
-"""Large networks on many devices: weights, gradients and optimizer state cut into one part a device (FSDP2).
+"""Large networks on many devices: weights, gradients and optimizer state are sharded over the devices (FSDP2).
 
-- A family names in `sharded` the networks that may be cut; they are only ever called through `forward`. Every block in
-  their lists of blocks is gathered for its own forward and backward and let go again (Zhao et al. 2023, PyTorch FSDP).
-- The averaged copy stays whole on every device: it samples on one device without asking the others.
+- A family lists in `sharded` the networks that may be sharded; they are only called through `forward`. Every block in
+  their lists of blocks is gathered for its forward and backward, then freed again (Zhao et al. 2023, PyTorch FSDP).
+- The averaged copy stays whole on every device, so it samples without communication.
 - Checkpoints are those of one device: gathered on rank 0, one file, read by everything that reads checkpoints.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from aigc.errors import UserError
 from aigc.models.family import Family
 
-PRECISIONS = ("32-true", "bf16-mixed")  # what Lightning and FSDP2 do together; fp16's scaler is not among them
+PRECISIONS = ("32-true", "bf16-mixed")  # supported by Lightning with FSDP2; fp16's scaler is not
 
 
 class Sharded(ModelParallelStrategy):
@@ -27,10 +27,10 @@ class Sharded(ModelParallelStrategy):
         super().__init__(data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup(self, trainer: L.Trainer) -> None:
-        """Moves the family to the device, cuts its networks, then makes the optimizers."""
+        """Moves the family to the device, shards its networks, then creates the optimizers."""
         assert isinstance(self.model, Family) and self.accelerator is not None
         self.accelerator.setup(trainer)
-        warnings.filterwarnings("ignore", message=".*returned a view tensor")  # nothing is changed in place here
+        warnings.filterwarnings("ignore", message=".*returned a view tensor")  # nothing is modified in place here
         self.model_to_device()
         for name in self.model.sharded:
             shard(getattr(self.model, name), self.device_mesh["data_parallel"])
@@ -41,7 +41,7 @@ class Sharded(ModelParallelStrategy):
 
 
 def shard(network: nn.Module, mesh: Any) -> None:
-    """Cuts a network's parameters over a one-dimensional device mesh, in place: each listed block, then the rest."""
+    """Shards a network's parameters over a one-dimensional device mesh, in place: each listed block, then the rest."""
     from torch.distributed.fsdp import fully_shard
 
     for module in list(network.modules()):
@@ -53,12 +53,12 @@ def shard(network: nn.Module, mesh: Any) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This device's part of a parameter; the parameter itself where it is whole."""
+    """This device's shard of a parameter; the parameter itself if it is whole."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
 
 
 def check_shardable(model: Family, precision: str) -> None:
-    """Refuses what cannot be cut.
+    """Refuses a family or precision that cannot be sharded.
 
     Raises:
         UserError: says what to use instead.

@@ -1,9 +1,9 @@
-"""What a `_target_` may name, decided by the place where it stands, and building it.
+"""What a `_target_` may name at each place of a configuration, and how it is built.
 
 A configuration can come from a stranger: a run folder, an experiment file, a checkpoint. Importing a module runs it,
-and a function does whatever it was written for. Therefore a name is checked against the packages of its place before
-anything is imported, what it names must be a class of the place's kind that is defined there, and every node is
-checked before the first one is built. docs/own-parts.md lists the places for users.
+and a function may do anything. Therefore a name is checked against the packages of its place before anything is
+imported; it must name a class of the place's kind that is defined there; and every node is checked before the first one
+is built. docs/own-parts.md lists the places for users.
 """
 
 import importlib
@@ -20,26 +20,26 @@ from omegaconf import MISSING, OmegaConf
 
 from aigc.errors import UserError, choices
 
-ALLOW_VARIABLE = "AIGC_ALLOW_TARGETS"  # a user's own packages, comma-separated; never read from a configuration
+ALLOW_VARIABLE = "AIGC_ALLOW_TARGETS"  # a user's packages, comma-separated; never read from a configuration
 
 
 @dataclass(frozen=True)
 class Place:
-    """A place of the configuration where a `_target_` may stand."""
+    """A place in the configuration for a `_target_`."""
 
-    base: str                           # the class that it must name, or a subclass of it
-    what: str                           # that, in words
-    packages: tuple[str, ...] = ()      # whose classes may stand here
-    names: tuple[str, ...] = ()         # single classes of other packages
-    parts: tuple[str, ...] = ()         # packages of nodes inside, besides `packages`
+    base: str                           # the class that it must name, or a base of it
+    what: str                           # the same, in words
+    packages: tuple[str, ...] = ()      # packages whose classes are allowed
+    names: tuple[str, ...] = ()         # single classes from other packages
+    parts: tuple[str, ...] = ()         # further packages for nested nodes
     given: tuple[str, ...] = ()         # options that the program sets and a configuration must not
-    bare: bool = False                  # whether `names` make paths of their options, which then must be plain names
+    bare: bool = False                  # whether `names` use options as paths, which then must be plain names
 
 
-# Left out of Lightning's own on purpose: what takes functions (LambdaCallback, WeightAveraging, ThroughputMonitor,
-# ModelPruning), writes where it is told (ModelCheckpoint, OnExceptionCheckpoint, prediction writers), reloads files of
-# its own (LRFinder, BatchSizeFinder) or sends what it sees and the account's key to an address from the configuration
-# (WandbLogger, MLFlowLogger, ...). The environment variable opens them.
+# Deliberately left out of Lightning's classes: those that take functions (LambdaCallback, WeightAveraging,
+# ThroughputMonitor, ModelPruning), write to a configured path (ModelCheckpoint, OnExceptionCheckpoint, prediction
+# writers), reload their own files (LRFinder, BatchSizeFinder) or send data and the account's key to a configured URL
+# (WandbLogger, MLFlowLogger, ...). The environment variable allows them.
 _CALLBACKS = ("DeviceStatsMonitor", "EarlyStopping", "GradientAccumulationScheduler", "LearningRateMonitor",
               "ModelSummary", "RichModelSummary", "StochasticWeightAveraging", "Timer")
 PLACES = {
@@ -74,19 +74,19 @@ PLAIN = (bool, bytes, complex, dict, float, frozenset, int, list, object, set, s
 
 
 def place_of(where: str) -> Place:
-    """The place of a config key, `callbacks.x` for instance."""
+    """The place of a config key such as `callbacks.x`."""
     where = ALIASES.get(where.split(".")[0], where)
     return next(place for key, place in PLACES.items() if f"{where}.".startswith(f"{key}."))
 
 
 def own_packages() -> tuple[str, ...]:
-    """The packages that the user allows by the environment variable."""
+    """The packages that the user allows through the environment variable."""
     names = (name.strip().rstrip(".") for name in os.environ.get(ALLOW_VARIABLE, "").split(","))
     return tuple(name for name in names if name)
 
 
 def within(name: str, packages: tuple[str, ...]) -> bool:
-    """Whether a dotted name is one of `packages`, or stands in one."""
+    """Whether a dotted name is one of `packages`, or inside one."""
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
@@ -95,11 +95,11 @@ def locate(target: Any, where: str, *, key: str | None = None) -> type:
 
     Args:
         target: the dotted name.
-        where: decides what may stand there.
-        key: what messages call it, where it stands elsewhere: in a checkpoint, say.
+        where: decides what is allowed.
+        key: its name in messages, if it comes from elsewhere, such as a checkpoint.
 
     Raises:
-        UserError: it is not allowed there, does not exist, or is no class of the kind that belongs there.
+        UserError: it is not allowed there, does not exist, or is not a class of the right kind.
     """
     place = place_of(where)
     base = _import(place.base)
@@ -136,15 +136,15 @@ def _locate(
 
 
 def _import(name: str, key: str = "", bases: tuple[type, ...] = (object,)) -> Any:
-    """What a dotted name stands for, in a module that has been allowed already; messages suggest classes of `bases`.
+    """The object that a dotted name refers to, in a module already allowed; messages suggest classes of `bases`.
 
     Raises:
-        UserError: there is no such module, or it has nothing of this name.
+        UserError: there is no such module, or it has no such name.
     """
     module, _, last = name.rpartition(".")
     try:
         content = importlib.import_module(module)
-    except Exception as error:          # a user's own module fails as it likes
+    except Exception as error:          # a user's module may fail in any way
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"{key}={name} cannot be imported ({type(error).__name__}: {reason}): give another name or "
                         "fix the module") from error
@@ -160,7 +160,7 @@ def _import(name: str, key: str = "", bases: tuple[type, ...] = (object,)) -> An
 
 @dataclass
 class _Plan:
-    """A node that has been checked: its class and its options, nested nodes planned as well."""
+    """A checked node: its class and options, with nested nodes planned too."""
 
     factory: type
     where: str
@@ -168,7 +168,7 @@ class _Plan:
 
 
 def check_targets(nodes: Mapping[str, Any]) -> None:
-    """Refuses nodes that could not be built, by config key, before the first of them is.
+    """Refuses nodes (by config key) that could not be built, before the first one is built.
 
     Raises:
         UserError: see `instantiate`.
@@ -178,15 +178,15 @@ def check_targets(nodes: Mapping[str, Any]) -> None:
 
 
 def instantiate(node: Any, where: str, **given: Any) -> Any:
-    """Builds the object of a `_target_` node after checking every target in it and every option of its own.
+    """Builds the object of a `_target_` node after checking every target in it and all of its options.
 
     Args:
-        node: a mapping with `_target_`; nested nodes are built as well.
-        where: the config key of the node, e.g. `model`: it decides what may stand there.
-        **given: arguments that the program gives besides the config's; those that the class does not take are dropped.
+        node: a mapping with `_target_`; nested nodes are built too.
+        where: the config key of the node, e.g. `model`, which decides what is allowed.
+        **given: arguments from the program besides the config's; those that the class does not take are dropped.
 
     Raises:
-        UserError: a target that is not allowed there, an option that does not exist or does not fit.
+        UserError: a target is not allowed there, or an option does not exist or does not fit.
     """
     return _build(_plan(node, where), given)
 
@@ -206,7 +206,7 @@ def _plan(node: Any, where: str) -> _Plan:
 
 
 def _check_bare(options: Mapping[str, Any], where: str) -> None:
-    """Refuses paths in options of other packages' classes: they would write there.
+    """Refuses paths in options of other packages' classes, which would write there.
 
     Raises:
         UserError: names the option.
@@ -230,7 +230,7 @@ def _planned(factory: type, node: Mapping[str, Any], where: str, place: Place) -
 
 
 def _nested(value: Any, where: str, bases: tuple[type, ...], place: Place) -> Any:
-    """A value with the nodes inside it planned; `bases` are the classes that its parameter is annotated with."""
+    """A value with its nested nodes planned; `bases` are the classes in its parameter's annotation."""
     if isinstance(value, Mapping):
         if "_target_" not in value:
             return {name: _nested(item, f"{where}.{name}", bases, place) for name, item in value.items()}
@@ -247,14 +247,14 @@ def _nested(value: Any, where: str, bases: tuple[type, ...], place: Place) -> An
 def _hints(factory: type) -> dict[str, Any]:
     try:
         return get_type_hints(factory.__init__)  # type: ignore[misc]
-    except (NameError, TypeError):      # names that are imported for type checkers only
+    except (NameError, TypeError):      # names that are imported only for type checkers
         return {}
 
 
 def _classes(hint: Any) -> Iterator[type]:
-    """The classes that a value of this annotation may be, inside unions and containers as well."""
+    """The classes that an annotation allows, including those in unions and containers."""
     origin = typing.get_origin(hint)
-    if origin in (Callable, type):      # a function or a class, neither of which a configuration may hand on
+    if origin in (Callable, type):      # a function or a class, which a configuration may not pass
         return
     if origin is not None or isinstance(hint, types.UnionType):
         for part in typing.get_args(hint):
@@ -291,13 +291,13 @@ def _construct(factory: type, where: str, options: dict[str, Any], given: Mappin
     if missing:
         raise UserError(f"'{where}' needs the option '{missing[0]}': add {where}.{missing[0]}=<value>")
     arguments = {**_typed(factory, where, options), **{k: v for k, v in given.items() if k not in options}}
-    if within(factory.__module__, own_packages()):      # its author wants to see where it failed
+    if within(factory.__module__, own_packages()):      # its author needs the traceback
         return factory(**arguments)
     try:
         return factory(**arguments)
     except UserError:
         raise
-    except Exception as error:          # constructors raise what they like for options that they cannot work with
+    except Exception as error:          # constructors raise anything for options they cannot use
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"'{where}' cannot be built with these options ({reason[:300]}): change them") from error
 
@@ -314,7 +314,7 @@ def _typed(factory: Any, where: str, options: dict[str, Any]) -> dict[str, Any]:
             continue
         try:
             adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-        except Exception:  # a hint that pydantic has no schema for, or that carries its own config
+        except Exception:  # a hint without a pydantic schema, or with its own config
             continue
         try:
             result[name] = adapter.validate_python(value)

@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def train(cfg: Any) -> float | None:
-    """One run: trains, and returns the monitored score for sweepers. In a multirun, a process of its own does."""
+    """One run: trains, and returns the monitored score for sweepers. A multirun does so in a separate process."""
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
         from aigc.multirun.running import run_here
@@ -32,7 +32,7 @@ def train(cfg: Any) -> float | None:
         return run_here(cfg, hydra_config)
     overrides = list(hydra_config.overrides.task)
     folder = Path(hydra_config.runtime.output_dir).resolve()
-    resumed, first = cfg.resume is not None, launch.rank() in (None, 0)  # Lightning's end takes the rank away
+    resumed, first = cfg.resume is not None, launch.rank() in (None, 0)  # Lightning removes the rank at its end
     try:
         if first and launch.RunFolder.claim is None:
             raise UserError("a run needs hydra.callbacks.run_folder, which conf/train.yaml has: keep it")
@@ -65,7 +65,7 @@ def train(cfg: Any) -> float | None:
     if summary.get("reason") == launch.REQUEUE_SIGNAL and summary["status"] == "stopped":
         if not launching and first:
             launch.requeue()
-        return None  # without an error: srun would end the other processes before they have
+        return None  # no error: srun would kill the other processes before they end
     if summary.get("status") == "stopped":
         sys.exit(143 if summary.get("reason") == "SIGTERM" else 130)
     return (summary.get("scores") or {}).get("best")

@@ -1,7 +1,7 @@
-"""The words of a command line: paths and free text are taken as typed, whatever Hydra's grammar makes of them.
+"""The words of a command line: paths and free text are taken as typed, whatever Hydra's grammar would do with them.
 
-Hydra reads `data.path=my pictures (1)` as a function call and `text=a, b` as two jobs. What is declared here as a path
-or a text is quoted before Hydra sees it; what Hydra cannot read at all is quoted, too: only text can be meant.
+Hydra reads `data.path=my pictures (1)` as a function call and `text=a, b` as two jobs. Options declared here as paths
+or texts are quoted before Hydra sees them, and so is anything that Hydra cannot read: it can only be text.
 """
 
 import os
@@ -16,16 +16,16 @@ from hydra.errors import HydraException
 from aigc.config import CONFIG_DIR
 from aigc.errors import UserError
 
-PATHS = (  # options whose value is a file, folder, address or hub name; tests/test_words.py looks for forgotten ones
+PATHS = (  # options whose value is a file, folder, URL or hub name; tests/test_words.py finds forgotten ones
     "run", "runs", "resume", "images", "out", "against", "clip", "lpips_weights", "weights.*",
     "data.path", "data.root", "data.archive.url", "metrics.weights", "metrics.lpips_weights",
     "callbacks.scores.weights", "callbacks.scores.lpips_weights", "model.text.name",
     "hydra.run.dir", "hydra.sweep.dir",
 )
-TEXTS = ("text", "title", "label", "study", "data.text", "data.licence")  # what people read; columns in braces
-LISTS = ("runs", "text", "label")      # of these, a value in brackets is a list
+TEXTS = ("text", "title", "label", "study", "data.text", "data.licence")  # free text; columns in braces
+LISTS = ("runs", "text", "label")      # options whose value in brackets is a list
 QUOTED = re.compile(r"""(['"])(.*)\1""", re.DOTALL)
-PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_][\w./-]*", re.IGNORECASE | re.ASCII)   # reads as itself
+PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_][\w./-]*", re.IGNORECASE | re.ASCII)   # needs no quotes
 SWEEP = re.compile(r"(choice|range|interval|glob|tag|sort|shuffle|extend_list)\(.*\)", re.DOTALL)
 
 
@@ -35,7 +35,7 @@ def is_path(key: str) -> bool:
 
 
 def literal(value: str, *, keep: bool = False) -> str:
-    """`value` in quotes, so that Hydra reads it as it is; with `keep`, interpolations (`${...}`) in it still count."""
+    """`value` in quotes, so that Hydra reads it literally; with `keep`, except interpolations (`${...}`)."""
     if not keep:  # OmegaConf halves the backslashes before an interpolation
         value = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
     value = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
@@ -43,12 +43,12 @@ def literal(value: str, *, keep: bool = False) -> str:
 
 
 def override(key: str, value: str | None) -> str:
-    """`key=value` as Hydra reads it back, whatever is in the value."""
+    """`key=value` that Hydra reads back exactly, whatever the value contains."""
     return f"{key}=" + ("null" if value is None else literal(value))
 
 
 def plain(value: str) -> str:
-    """A value without the quotes that Hydra would take away: `literal` undone."""
+    """A value without the quotes that Hydra would remove: the inverse of `literal`."""
     found = QUOTED.fullmatch(value)
     if not found:
         return value
@@ -56,19 +56,19 @@ def plain(value: str) -> str:
 
 
 def path_of(value: str) -> str:
-    """The path that an option's value means: what exists by that very name, else what it is without quotes and `~`."""
+    """The path that an option's value means: an existing one of exactly this name, else without quotes and `~`."""
     if os.path.lexists(value):
-        return f"./{value}" if value.startswith("~") else value     # a home is no longer meant by it
+        return f"./{value}" if value.startswith("~") else value     # no longer read as the home folder
     return os.path.expanduser(plain(value))
 
 
 def read(words: Sequence[str], *, multirun: bool = False, optional: Sequence[str] = ()) -> list[str]:
-    """The words of a command line as Hydra is to read them.
+    """The words of a command line, rewritten for Hydra.
 
     Args:
         words: as typed.
         multirun: whether commas separate jobs.
-        optional: groups of which nothing need be chosen; Hydra cannot read `<group>=null` that says so.
+        optional: groups that may be empty, for which Hydra cannot read `<group>=null`.
 
     Raises:
         UserError: a path is empty.
@@ -84,10 +84,10 @@ def read(words: Sequence[str], *, multirun: bool = False, optional: Sequence[str
 
 
 def quoted(word: str, *, multirun: bool = False) -> str:
-    """A word as Hydra is to read it.
+    """A word, rewritten for Hydra.
 
-    Of a path, what exists by the very name wins; else lists (where there can be one), null and quoted values stay. In
-    a multirun commas separate jobs, except in a path that exists.
+    An existing path of exactly this name is taken literally; otherwise lists (where allowed), null and quoted values
+    stay as they are. In a multirun, commas separate jobs, except in an existing path.
 
     Raises:
         UserError: a path is empty.
@@ -101,12 +101,12 @@ def quoted(word: str, *, multirun: bool = False) -> str:
     if name in TEXTS:
         return _text(key, name, value, multirun=multirun)
     if (CONFIG_DIR / name).is_dir() and re.fullmatch(r"null|[\d.eE+-]+", value):
-        return f"{key}='{value}'"       # Hydra takes no number for a choice's name
+        return f"{key}='{value}'"       # Hydra does not accept a number as a choice
     return word if readable(word) or not readable(f"{key}=0") else f"{key}={literal(value, keep=True)}"
 
 
 def readable(word: str) -> bool:
-    """Whether Hydra's grammar takes a word."""
+    """Whether Hydra's grammar accepts a word."""
     try:
         OverridesParser.create().parse_override(word)
     except HydraException:
@@ -143,7 +143,7 @@ def _text(key: str, name: str, value: str, *, multirun: bool) -> str:
 
 
 def _jobs(key: str, value: str) -> list[str]:
-    """The values that a multirun is to go through, without quotes: those between commas."""
+    """The comma-separated values of a multirun, without quotes."""
     if SWEEP.fullmatch(value) or value.startswith("["):
         return []
     parts = re.findall(r"""\s*('(?:\\'|[^'])*'|"(?:\\"|[^"])*"|[^,]+)\s*(?:,|$)""", value)
@@ -151,14 +151,14 @@ def _jobs(key: str, value: str) -> list[str]:
 
 
 def _listed(key: str, value: str) -> str:
-    """A list, each entry quoted where Hydra could not read it as it stands."""
+    """A list whose entries are quoted where Hydra could not read them."""
     if readable(f"{key}={value}"):
         return value
     return f"[{','.join(literal(path_of(plain(part.strip())), keep=True) for part in value[1:-1].split(','))}]"
 
 
 def as_typed(word: str) -> str:
-    """An override as Hydra writes it, ready for the command line of another process."""
+    """An override written by Hydra, ready for the command line of another process."""
     key, _, value = word.partition("=")
     if PLAIN.fullmatch(value) or not (is_path(key) or key in TEXTS):
         return word
@@ -167,7 +167,7 @@ def as_typed(word: str) -> str:
 
 
 def shown(word: str) -> str:
-    """An override as a person would type it: without the quotes that were put around it for Hydra."""
+    """An override as a user would type it: without the quotes added for Hydra."""
     key, _, value = word.partition("=")
     if not QUOTED.fullmatch(value):
         return word
@@ -177,5 +177,5 @@ def shown(word: str) -> str:
 
 
 def at_home(path: Path) -> Path:
-    """A path as it is shown: relative to the current folder where it lies in that."""
+    """A path for messages: relative to the current folder if it is inside."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,5 +1,5 @@
-"""What Hydra finds of aigc: a launcher and two sweepers. It takes plugins from the `hydra_plugins` namespace alone,
-and imports this file whenever a Hydra program of this environment starts: so it imports nothing heavy.
+"""The Hydra plugins of aigc: a launcher and two sweepers. Hydra finds plugins only in the `hydra_plugins` namespace;
+it imports this file whenever any Hydra program of this environment starts, so nothing heavy is imported here.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,28 +15,28 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class Processes(Launcher):
-    """`hydra/launcher=processes`: each job a fresh process on this machine (aigc/multirun/jobs.py)."""
+    """`hydra/launcher=processes`: each job is a new process on this machine (aigc/multirun/jobs.py)."""
 
     def __init__(
         self,
-        max_parallel: int | None = None,  # jobs at once; None: one a GPU, or one
+        max_parallel: int | None = None,  # jobs at once; None: one per GPU, or one
     ):
         self.max_parallel = max_parallel
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keeps what jobs are composed with."""
+        """Keeps what is needed to compose jobs."""
         from aigc.multirun.devices import Devices
 
         self.loader, self.config, self.devices = hydra_context.config_loader, config, Devices(self.max_parallel)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs a batch of jobs; one that failed returns None."""
+        """Runs a batch of jobs; a failed one returns None."""
         from aigc.multirun.devices import need_of
         from aigc.multirun.jobs import compose_batch
 
         jobs = compose_batch(self.loader, self.config, job_overrides, initial_job_idx)
         for job in jobs:
-            need_of(job.trainer)  # refused before the first one starts
+            need_of(job.trainer)  # refuses before the first one starts
         scores: dict[int, float | None] = {}
         self.stream(iter(jobs), expected=initial_job_idx + len(jobs),
                     ended=lambda job, entry: scores.update({job.number: entry.get("score")}))
@@ -53,7 +53,7 @@ class Processes(Launcher):
         expected: int,
         ended: Callable[[Any, dict[str, Any]], None] = lambda job, entry: None,
     ) -> None:
-        """Runs `aigc.multirun.jobs.Job`s as they come; `ended` is told each with its entry in jobs.json."""
+        """Runs `aigc.multirun.jobs.Job`s as they come; calls `ended` with each and its entry in jobs.json."""
         from aigc.multirun.record import Record
         from aigc.multirun.running import ending_by_exception, run_jobs
 
@@ -63,13 +63,13 @@ class Processes(Launcher):
 
 
 class Multiruns(Sweeper):
-    """What both sweepers do first."""
+    """The common start of both sweepers."""
 
     def __init__(self, **options: Any):
         self.options = options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Settles the folder, then the launcher."""
+        """Chooses the folder, then creates the launcher."""
         from aigc.multirun.record import Multirun
 
         self.options = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in self.options.items()}
@@ -81,10 +81,10 @@ class Multiruns(Sweeper):
 
 
 class Grid(Multiruns):
-    """`hydra/sweeper=grid`: every combination, in a folder that the same command finds again."""
+    """`hydra/sweeper=grid`: every combination, in a folder that repeating the command finds again."""
 
     def sweep(self, arguments: list[str]) -> None:
-        """Runs all jobs, composed before the first starts; raises a RunError at the end if some failed."""
+        """Runs all jobs, all composed before the first one starts; raises a RunError at the end if some failed."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         from aigc.errors import check_count
@@ -115,7 +115,7 @@ class Grid(Multiruns):
 
 
 def combinations(overrides: list[Any]) -> list[list[str]]:
-    """Hydra's combinations, with `~x` as it was typed, which Hydra makes `~x=null` of: that deletes no group."""
+    """Hydra's combinations, with `~x` as typed: Hydra turns it into `~x=null`, which deletes no group."""
     (batch,) = BasicSweeper.split_arguments(overrides, None)
     return [[word.removesuffix("=null") if word.startswith("~") else word for word in words] for words in batch]
 
@@ -124,7 +124,7 @@ class Search(Multiruns):
     """`hydra/sweeper=optuna`: Optuna chooses what the jobs of any launcher try (aigc/multirun/search.py)."""
 
     def sweep(self, arguments: list[str]) -> None:
-        """Searches until there have been `n_trials`; prints and saves the best."""
+        """Searches until `n_trials` are done; prints and saves the best."""
         from aigc.multirun.search import search
 
         with self.multirun:
