@@ -2,8 +2,8 @@
 
 A configuration can come from a stranger: a run folder, an experiment file, a checkpoint. Importing a module runs it,
 and a function may do anything. Therefore a name is checked against the packages of its place before anything is
-imported; it must name a class of the place's kind that is defined there; and every node is checked before the first one
-is built. docs/own-parts.md lists the places for users.
+imported; it must name a class of the place's kind that is defined there; and every node is checked before the first
+one is built. docs/own-parts.md lists the places for users.
 """
 
 import importlib

@@ -99,7 +99,7 @@ def mine(tmp_path_factory):
     (folder / "mine" / "model" / "realnvp.yaml").write_text(blocks(TUTORIAL, "yaml")[0])
     (folder / "test_realnvp.py").write_text(test)
     yield folder
-    for module in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+    for module in [one for one in sys.modules if one.partition(".")[0] == "mine"]:
         del sys.modules[module]                              # another test's package may have the same name
 
 

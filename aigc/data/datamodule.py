@@ -44,7 +44,7 @@ class ImageData(L.LightningDataModule):
         seed: int = 0,                  # order and augmentation of the training images
         split_seed: int = 0,            # of the held-out images (and of rendering)
         flip: bool = False,             # mirror training images left to right, half of the time
-        workers: int | str = "auto",    # processes that decode what does not fit in memory; auto: one per core, up to 8
+        workers: int | str = "auto",    # processes that decode what does not fit in memory; auto: a core each, up to 8
         memory_gb: float = 2.0,         # decode up to this much (2^30 bytes) once; stream what is larger
     ):
         super().__init__()

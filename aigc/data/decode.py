@@ -106,10 +106,10 @@ def decode(
     """An image file as uint8 `(channels, h, w)`: turned upright, on white where transparent, at 8 bits.
 
     Resized with antialiasing (bicubic). Another aspect ratio is centre-cropped (`fit="crop"`), padded with white
-    (`"pad"`) or stretched (`"stretch"`). `margin` is the share of each side that stays white at both ends: the image is
-    fitted into what remains. With `halves`, the left and the right half are two images, one after the
-    other: `(2 * channels, h, w)`. `limits` are black and white of a file with more than 8 bits (None: its own
-    extremes); with `stretched`, also of files with 8 bits.
+    (`"pad"`) or stretched (`"stretch"`). `margin` is the share of each side that stays white at both ends: the image
+    is fitted into what remains. With `halves`, the left and the right half are two images, one after the other:
+    `(2 * channels, h, w)`. `limits` are black and white of a file with more than 8 bits (None: its own extremes); with
+    `stretched`, also of files with 8 bits.
 
     Raises:
         OSError: broken or truncated (Pillow's decoders also raise other exceptions).

@@ -176,7 +176,7 @@ class PairData(ImageData):
         self, splits: Mapping[str, tuple[Split, Split]], *, pairs: Mapping[str, bool],
         larger: tuple[Split, Split] | None = None,
     ) -> dict[str, Split]:
-        """Splits by name, from both sides of each and whether they are pairs; `larger`: training sides to crop from."""
+        """Splits by name, from both sides of each and whether these are pairs; `larger`: training sides to crop."""
         keys = PAIRED if self.kind == "paired" else UNPAIRED
         made: dict[str, Split] = {}
         for name, (a, b) in splits.items():

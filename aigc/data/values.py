@@ -1,6 +1,6 @@
 """Values beyond 8 bits: from 16-bit and float files to 0..255, with one range for a whole set.
 
-A file with 16 bits per channel often uses fewer (cameras and scanners: 10 or 12), a float file 0..1, -1..1 or anything.
+A file of 16 bits per channel often uses fewer (cameras and scanners: 10 or 12), a float file 0..1, -1..1 or anything.
 A single file does not show which, but the whole set does: the range follows from the set's extremes, or is configured.
 """
 

@@ -21,7 +21,7 @@ def reads_back(data: Any, family: "Family") -> bool:
 
 
 def shows_shapes(data: Any, family: "Family") -> bool:
-    """Whether the family draws single objects without a condition, from data that can check that an image shows one."""
+    """Whether the family draws single objects without a condition, on data that can check that an image shows one."""
     single = hasattr(data, "clear") and data.objects == "1"
     return single and family.hparams.get("condition", "none") == "none"
 

@@ -1,8 +1,8 @@
 """How much scores vary with the samples: standard errors by the bootstrap (Efron and Tibshirani 1993).
 
 The generated images are resampled with replacement and scored; the reference stays fixed. The interval is the value
-plus and minus z standard errors (their chapter 12): resamples contain repeats, so their values lie above (distances) or
-below (recall, coverage) the score, and an interval of their percentiles would miss it.
+plus and minus z standard errors (their chapter 12): resamples contain repeats, so their values lie above (distances)
+or below (recall, coverage) the score, and an interval of their percentiles would miss it.
 """
 
 import math
@@ -44,7 +44,7 @@ def interval(value: float, error: float, *, least: float = -math.inf, most: floa
 
 
 def frechet_resamples(features: Tensor, drawn: Tensor, mean: Tensor, cov: Tensor, root: Tensor) -> Tensor:
-    """Fréchet distances `(b,)` of resamples of features `(m, d)` to a reference with this mean, covariance and root."""
+    """Fréchet distances `(b,)` of resamples of features `(m, d)` to a reference given by mean, covariance, root."""
     x = features.double() - mean
     turned = x @ root                                             # S1^(1/2) S2 S1^(1/2) is its covariance
     m, found = len(x), []

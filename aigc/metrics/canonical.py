@@ -4,8 +4,9 @@ Scores of two laboratories are comparable only with the same network, so these a
 verified by their hash wherever they are loaded. A new network is a new scale: old scores no longer compare.
 
 They train on one thread in float32, for twice as long as networks that are trained on the user's machine, and are
-rounded to half precision before they are tested. Shapes are rendered from a separate seed, so that nobody's test images
-are among the training images; one network learns scenes of one and of two objects. Digits and MNIST use default splits.
+rounded to half precision before they are tested. Shapes are rendered from a separate seed, so that nobody's test
+images are among the training images; one network learns scenes of one and of two objects. Digits and MNIST are split
+as by default.
 """
 
 import argparse

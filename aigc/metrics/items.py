@@ -53,8 +53,8 @@ def samples(
 ) -> Iterator[tuple[list[int], Batch, Tensor]]:
     """This rank's share of n samples, as (numbers, batch that gave the conditions, images uint8).
 
-    Sample k has the condition of item k of the split and the seed mix(seed, k). With labels and `balanced`, every class
-    occurs equally often, otherwise as in the data. `options` are passed to the family's `sample`.
+    Sample k has the condition of item k of the split and the seed mix(seed, k). If labels are `balanced`, all classes
+    occur equally often, otherwise as in the data. `options` are passed to the family's `sample`.
     """
     labelled = family.hparams.get("condition", "none") == "label"
     for numbers, batch in items(data, split, n, batch_size=batch_size, rank=rank, world=world):

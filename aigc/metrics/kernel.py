@@ -15,8 +15,8 @@ class KernelDistance(KernelInceptionDistance):
 
     Subsets are random; with seed 0 they are torch-fidelity's for the same images, if all are kept. One kernel matrix
     serves all subsets where that is less work than one per subset: 25 times less for 2,000 images per side and 100
-    subsets of 1,000. Matrices of more than `EXACT` images are float32, minus a constant that the estimator cancels, and
-    are summed in float64: their rounding errors average out, to about 1e-9 of the kernel.
+    subsets of 1,000. Matrices of more than `EXACT` images are float32, minus a constant that the estimator cancels,
+    and are summed in float64: their rounding errors average out, to about 1e-9 of the kernel.
     """
 
     seed = 0

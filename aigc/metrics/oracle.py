@@ -188,7 +188,7 @@ def _batches(
     size: tuple[int, int], objects: str, pool: int, epochs: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches of uint8 renders with their attributes and centres; drops the last, smaller batch of an epoch."""
-    shares = {"train": pool - pool // 7, "heldout": pool // 7}   # 10 of 70 combinations are held out: all equally often
+    shares = {"train": pool - pool // 7, "heldout": pool // 7}   # 10 of 70 combinations are held out: all as often
     scenes = [(Scenes(seed, split, objects=objects, size=size), torch.arange(n)) for split, n in shares.items()]
     images = torch.cat([one.images(index) for one, index in scenes])
     attributes = torch.cat([one.attributes(index) for one, index in scenes])

@@ -1,8 +1,8 @@
 """SqueezeNet 1.0 (Iandola et al. 2016) trained on ImageNet, from a local file: a small network for natural images.
 
-Features are the 512 maps after the last Fire module (torchvision's `features`), averaged over all positions; logits are
-the 1000 of its classifier. A file has torchvision's `squeezenet1_0` names, as .safetensors or .pth. It does not say
-which preprocessing its weights were trained with, so an option does:
+Features are the 512 maps after the last Fire module (torchvision's `features`), averaged over all positions; logits
+are the 1000 of its classifier. A file has torchvision's `squeezenet1_0` names, as .safetensors or .pth. It does not
+say which preprocessing its weights were trained with, so an option does:
 
 - caffe: RGB in 0..255 minus (123, 117, 104), not scaled, 227 x 227
 - torchvision: RGB in 0..1 minus its mean over its deviation, 224 x 224

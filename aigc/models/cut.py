@@ -78,7 +78,7 @@ class CUT(Translator):
         nce_features: int,                                 # length of a patch's vector
         nce_patches: int,                                  # places sampled per layer, at most
         nce_temperature: float,
-        flip_equivariance: bool,                           # mirror half of the batches, then mirror their features back
+        flip_equivariance: bool,                           # mirror half of the batches, and mirror features back
         augment: list[str],                                # DiffAugment policies for the discriminator, [] for none
         r1: float,                                         # gamma of R1 on the mean logit of an image, 0: none
         r1_every: int,                                     # steps between penalties, weighted up to match

@@ -82,7 +82,7 @@ class Family(L.LightningModule):
             super().manual_backward(loss, *args, **kwargs)
 
     def rate_factor(self) -> float:
-        """The current multiplier of all learning rates: linear warm-up in images, then linear decay to 0 by the budget.
+        """The current factor of all learning rates: linear warm-up in images, then linear decay to 0 by the budget.
 
         Reads the hyper-parameters `warmup_images` (0: none) and `decay_from` (share of the budget after which the
         rate falls linearly to zero; 1: constant).

@@ -225,8 +225,8 @@ class GAN(Family):
         """Discriminator, then generator, on the same generated images.
 
         The discriminator's gradients are off during the generator's step. That also keeps autocast from reusing the
-        low-precision copies of the discriminator's weights from before their update: only leaves that require gradients
-        are cached.
+        low-precision copies of the discriminator's weights from before their update: it only caches leaves that need
+        gradients.
         """
         discriminator_optimizer, generator_optimizer = cast(list[LightningOptimizer], self.optimizers())
         real, labels = batch["image"], as_tensor(self.condition_of(batch), self.generator.encoder)

@@ -42,7 +42,7 @@ def share_statistics(*networks: nn.Module) -> None:
 def standing_statistics(network: nn.Module, batches: Iterable[tuple[Tensor | None, ...]]) -> nn.Module:
     """A copy of `network`, in eval mode, whose batch-norm statistics are plain averages over `batches` of inputs.
 
-    Brock et al. 2019, appendix C.1: averaged weights never run in training, so their statistics are not measured there.
+    Brock et al. 2019, appendix C.1: averaged weights never run in training, which thus does not measure statistics.
     """
     network = deepcopy(network).train()
     for module in network.modules():

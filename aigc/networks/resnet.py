@@ -61,7 +61,7 @@ class Residual(nn.Module):
 
 
 class ResNetGenerator(nn.Module):
-    """Images to images: a stem, halvings, residual blocks, as many doublings, then a convolution and tanh to pixels."""
+    """Images to images: a stem, halvings, residual blocks, as many doublings, then convolution and tanh to pixels."""
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ os.register_at_fork(after_in_child=_let_go)
 class FolderLock:
     """`<folder>/.lock`, held by one process and by the children that inherit `descriptor`.
 
-    The kernel releases it when the last of them ends for whatever reason, so nothing needs cleaning up after a SIGKILL.
+    The kernel releases it when the last of them ends for any reason, so nothing needs cleaning up after a SIGKILL.
     Over NFS the server holds it, for all machines that mount the folder with locks (not `nolock`). On a file system
     without locks, the note in the file decides: it keeps out processes of the same machine.
     """
