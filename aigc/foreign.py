@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -59,6 +60,18 @@ class CheckedLoader(ConfigLoaderImpl):
             raise UserError(f"the configuration cannot be composed ({reason}): check the options and files") from error
         check_hydra(cfg.hydra)
         return cfg
+
+    def get_group_options(
+        self,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
+        """Names in a group; Hydra copies all its sources for this, a hundred times for `--help` (half of its time)."""
+        if config_name is None and not overrides:    # nothing that could change the search path
+            return self.repository.get_group_options(group_name, results_filter)
+        return super().get_group_options(group_name, results_filter, config_name, overrides)
 
 
 def in_words(error: yaml.YAMLError) -> str:

@@ -1,6 +1,8 @@
 """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, grey: part of that package, nothing to download."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,12 +39,21 @@ class Digits(ImageData):
 
     def load(self) -> dict[str, Split]:
         """Train, validation and test, drawn with `split_seed`."""
-        from sklearn.datasets import load_digits
-
-        source = load_digits()
-        pixels = np.rint(source.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
+        grey, digits = read_digits()
+        pixels = np.rint(grey * (255 / 16)).astype(np.uint8)
         images = fit_images(torch.from_numpy(pixels)[:, None], size=self.wanted_size, channels=self.wanted_channels)
-        labels = torch.from_numpy(source.target).long()
+        labels = torch.from_numpy(digits)
         rest, held = cut(len(images), {"test": self.test, "validation": self.validation}, self.split_seed)
         rows = {"train": rest, **dict(reversed(held.items()))}
         return {name: Split(images[index], labels[index]) for name, index in rows.items()}
+
+
+def read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images `(1797, 8, 8)` in 0..16 and digits `(1797,)` int64, as `sklearn.datasets.load_digits` gives them.
+
+    Read from that package's file, because importing the package takes a second.
+    """
+    spec = find_spec("sklearn")
+    assert spec is not None and spec.origin is not None, "scikit-learn is a dependency of this package"
+    rows = np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)

@@ -1,0 +1,91 @@
+"""What a process imports, which is most of its start-up; a multirun of small jobs pays it every time."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.object_type import ObjectType
+
+from aigc.config import CONFIG_DIR, register_schemas
+from aigc.data.digits import read_digits
+from aigc.foreign import CheckedLoader
+
+from .conftest import environment
+
+CODE = """
+import runpy, sys
+from hydra._internal import config_repository
+
+made = []
+before = config_repository.CachingConfigRepository.__init__
+
+def counted(self, delegate):
+    made.append(delegate)
+    before(self, delegate)
+
+config_repository.CachingConfigRepository.__init__ = counted
+sys.argv = {words!r}
+try:
+    runpy.run_module({module!r}, run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+print("imported", *sorted(name for name in sys.modules if name.partition(".")[0] == name))
+print("copies", len(made))
+"""
+
+
+def ran(folder, module, *words):
+    """The output of a module run as a program, the packages it imported, and its copies of Hydra's sources."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE.format(words=[module, *words], module=module)],
+        capture_output=True, text=True, cwd=folder, env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    said, _, rest = done.stdout.rpartition("imported ")
+    imported, _, copies = rest.partition("\ncopies ")
+    return said, set(imported.split()), int(copies)
+
+
+@pytest.mark.parametrize("verb", ["train", "generate", "edit", "evaluate", "compare"])
+def test_help_and_cfg_import_no_torch_and_write_nothing(verb, tmp_path):
+    for words in (["--help"], ["--cfg", "job"]):
+        said, imported, copies = ran(tmp_path, f"aigc.{verb}", *words)
+        assert ("runs: " if verb == "compare" else "seed: ") in said
+        assert not imported & {"torch", "lightning", "torchmetrics", "numpy", "PIL", "sklearn", "wandb"}
+        assert copies <= 2      # Hydra's own way is one for each of a hundred groups that --help lists
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_the_groups_that_hydra_finds():
+    register_schemas()
+    path = create_config_search_path(str(CONFIG_DIR))
+    ours, hydras = CheckedLoader(path), ConfigLoaderImpl(path)
+    for group in ("", "model", "data", "hydra", "hydra/launcher", "nothing"):
+        for kind in (ObjectType.CONFIG, ObjectType.GROUP):
+            assert ours.get_group_options(group, kind) == hydras.get_group_options(group, kind)
+    found = ours.get_group_options("model", config_name="train", overrides=["hydra.searchpath=[]"])
+    assert found == hydras.get_group_options("model", config_name="train") and "gan" in found
+
+
+def test_a_run_imports_no_package_that_it_has_no_use_for(tmp_path):
+    _, imported, _ = ran(
+        tmp_path, "aigc.train", "model=dcgan", "data=digits", "condition=none", "metrics=none", "logger=none",
+        "trainer=cpu", "trainer.precision=32-true", "batch_size=8", "budget.minutes=null", "budget.images=16",
+        "hydra.run.dir=run",
+    )
+    assert "torch" in imported and (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    heavy = {"datasets", "diffusers", "gradio", "itables", "kornia", "open_clip", "optuna", "pandas", "plotly",
+             "sklearn", "timm", "wandb"}
+    assert not imported & heavy
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    images, digits = read_digits()
+    theirs = load_digits()
+    assert np.array_equal(images, theirs.images) and np.array_equal(digits, theirs.target)
+    assert images.shape == (1797, 8, 8) and digits.dtype == np.int64 and images.min() == 0 and images.max() == 16
