@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from aigc.report.markdown import commands, number, table, write_text
-from aigc.report.protocol import Score, describe, scores_of
+from aigc.report.protocol import Score, by_reason, describe, missing_of, notes_of, scores_of
 from aigc.report.runs import Run, read_run
 from aigc.words import shown
 
@@ -163,8 +163,9 @@ def names_of(data: Any) -> str:
 def last_scores(run: Run) -> list[str]:
     """The scores at the end of training, how they were measured, and the best one; empty without scores."""
     scores, protocol = run.summary.get("scores") or {}, run.summary.get("protocol") or {}
+    more = remarks(run.summary)
     if not scores.get("last"):
-        return []
+        return ["## Scores", more] if more else []
     said = f"At the end of training. Measured with: {describe(protocol)}."
     if protocol.get("floor"):
         floor = number(protocol["floor"])
@@ -174,7 +175,16 @@ def last_scores(run: Run) -> list[str]:
     idle = {name.replace("identity/", ""): value for name, value in scores["last"].items() if "identity/" in name}
     rows = [[f"`{name}`", number(value), *([number(idle[name]) if name in idle else ""] if idle else [])]
             for name, value in scores["last"].items() if "identity/" not in name]
-    return ["## Scores", table(["score", "value", *(["without translation"] if idle else [])], rows), said]
+    return ["## Scores", table(["score", "value", *(["without translation"] if idle else [])], rows), said,
+            *([more] if more else [])]
+
+
+def remarks(record: Mapping[str, Any]) -> str:
+    """What to think of the scores of a record, and why it lacks others, as a list; empty where it says nothing."""
+    lines = [f"- {note}" for note in notes_of(record)]
+    lines += [f"- No {', '.join(f'`{name}`' for name in names)}: {reason}"
+              for reason, names in by_reason(missing_of(record)).items()]
+    return "\n".join(lines)
 
 
 def evaluation(record: Mapping[str, Any], scores: Sequence[Score]) -> list[str]:
@@ -195,7 +205,7 @@ def evaluation(record: Mapping[str, Any], scores: Sequence[Score]) -> list[str]:
                     f"{sampling['seconds_per_image']:.4g} seconds an image.")
     seen = f" after {target['images']:,} images" if target.get("images") else ""
     head = ["score", "value", "interval", "floor", "measured with"]
-    return [f"## Evaluation of {target.get('checkpoint')}{seen}", table(head, rows), " ".join(said)]
+    return [f"## Evaluation of {target.get('checkpoint')}{seen}", table(head, rows), " ".join(said), remarks(record)]
 
 
 def usage(run: Run) -> str:

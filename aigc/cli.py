@@ -17,6 +17,7 @@ from aigc import words
 from aigc.config import CONFIG_DIR, SCHEMAS, check_closed, register_schemas
 from aigc.errors import RunError, UserError, choices
 from aigc.foreign import checked_loading
+from aigc.runs import verdict
 
 Task = Callable[[Any], Any]
 
@@ -99,9 +100,11 @@ def refuse_flags(typed: Sequence[str]) -> None:
 
 
 def say(error: UserError) -> int:
-    """Prints the message; returns its exit code."""
-    print(f"aigc: {error}", file=sys.stderr, flush=True)
-    return 1 if isinstance(error, RunError) else 2
+    """Prints the message, unless another rank does; returns the exit code."""
+    code, aloud = verdict.give(1 if isinstance(error, RunError) else 2)
+    if aloud:
+        print(f"aigc: {error}", file=sys.stderr, flush=True)
+    return code
 
 
 def explain(error: Exception, argv: list[str], config_name: str) -> str:

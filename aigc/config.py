@@ -76,6 +76,7 @@ class EditConfig:
     overwrite: bool = False
     direction: str = "a2b"
     side: int | None = None
+    range: Any = None
     seed: int = 0
     format: str = "keep"
     batch_size: int = 16

@@ -34,10 +34,13 @@ def edit(cfg: Any) -> None:
     from aigc.checkpoints import choose_device, find_checkpoint, load_family
     from aigc.config import to_plain
     from aigc.data.names import counted, told
+    from aigc.data.values import parse_range, recorded
     from aigc.generate import run_of
     from aigc.images.output import by_time, claim, sha256_of
-    from aigc.pictures import find_pictures, write_edited
+    from aigc.pictures import find_pictures, ranges_of, write_edited
+    from aigc.run import read_summary
 
+    asked = parse_range(cfg.range, "range")
     device = choose_device(cfg.device)
     checkpoint = find_checkpoint(cfg.run, cfg.checkpoint)
     run = run_of(checkpoint)
@@ -48,10 +51,13 @@ def edit(cfg: Any) -> None:
     with claim(out, overwrite=cfg.overwrite, numbered=not cfg.out) as output:
         family = load_family(checkpoint, device=device)
         task = TASKS[cfg.task](family, cfg)
+        ranges, values = ranges_of(pictures, asked, recorded(read_summary(run).get("data")))
+        for line in values:
+            print(f"values    {line}")
         output.facts = {"verb": "edit", "run": str(run), "checkpoint": str(checkpoint.resolve()),
-                        "sha256": sha256_of(checkpoint), "seed": cfg.seed, "options": to_plain(cfg)}
+                        "sha256": sha256_of(checkpoint), "seed": cfg.seed, "options": to_plain(cfg), "range": ranges}
         write_edited(pictures, task, output, channels=family.hparams.channels, batch_size=cfg.batch_size,
-                     pixels=int(cfg.megapixels * 1e6), failures=failures)
+                     pixels=int(cfg.megapixels * 1e6), failures=failures, ranges=ranges)
         output.ending = {"failed": {str(path): reason for path, reason in sorted(failures.items())}}
     done = len(pictures) - len(failures)
     if failures:

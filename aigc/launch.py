@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from aigc.cli import say
 from aigc.config import to_plain
 from aigc.errors import UserError
+from aigc.runs import verdict
 from aigc.runs.claim import Claim, claim_again, claim_inherited, claim_new, claim_own
 from aigc.runs.lock import VARIABLE as LOCK_VARIABLE
 from aigc.words import override
@@ -33,6 +34,7 @@ RANK_VARIABLES = (
 PARENT_VARIABLE = "AIGC_PARENT"  # the parent process, without which a job or a rank ends
 REQUEUE_SIGNAL = "SIGUSR1"  # sent by `sbatch --signal=SIGUSR1@120` before the time limit
 TIMED = "${now:"  # in a configured folder name: every start gets its own folder
+private_folders: list[str] = []  # temporary ones of a rank other than 0
 GRACE_SECONDS = 60  # from the failure of one process to the kill of the remaining ones
 
 
@@ -50,6 +52,21 @@ def world_size() -> int | None:
     if rank() is None:
         return None
     return int(os.environ["WORLD_SIZE"] if "RANK" in os.environ else os.environ["SLURM_NTASKS"])
+
+
+def follow_start() -> None:
+    """Has a rank end when another one of its start is refused (aigc/runs/verdict.py)."""
+    if (number := rank()) is None:
+        return
+    from aigc.metrics.cache import cache_folder
+
+    def end(code: int) -> None:
+        leave_folder(refused=code == 2)
+        for folder in private_folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    with contextlib.suppress(UserError):                   # without a folder each of them speaks for itself
+        verdict.follow(number, cache_folder(), end)
 
 
 def check_world(processes: int, nodes: int) -> None:
@@ -191,6 +208,7 @@ def private_folder() -> str:
     import atexit
 
     folder = tempfile.mkdtemp(prefix="aigc_rank_")
+    private_folders.append(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
@@ -263,6 +281,7 @@ def launch(processes: int, words: Sequence[str], folder: Path) -> int:
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
     environment[PARENT_VARIABLE] = str(os.getpid())
+    environment[verdict.VARIABLE] = f"{environment['MASTER_PORT']} of {os.getpid()} at {time.time()}"
     lock = RunFolder.claim.lock.descriptor if RunFolder.claim is not None else None
     if lock is not None:
         environment[LOCK_VARIABLE] = str(lock)

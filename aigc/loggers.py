@@ -1,5 +1,6 @@
 """Loggers: metrics.jsonl, always, and Weights & Biases, offline unless logged in. Both log images seen and time."""
 
+import contextlib
 import json
 import netrc
 import os
@@ -59,14 +60,24 @@ class JsonLines(Logger):
             self.rewind()
 
     def rewind(self) -> None:
-        """Drops, once, the lines after `rewind_to` images: when training continues, after it may have been refused."""
+        """Drops, once, the lines after `rewind_to` images: when training continues, after it may have been refused.
+
+        Raises:
+            RunError: the folder does not take the file; the lines are as they were.
+        """
         images, self.rewind_to = self.rewind_to, None
         if images is None or not self.path.exists():
             return
-        kept = [line for line in self.path.read_text().splitlines() if _images(line) <= images]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, self.path)
+        try:
+            kept = [line for line in self.path.read_text().splitlines() if _images(line) <= images]
+            temporary.write_text("".join(line + "\n" for line in kept))
+            os.replace(temporary, self.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise RunError(f"{self.path} could not be cut back to the {images:,} images that the run resumes from "
+                           f"({error.strerror}), and is as it was: make room and resume the run") from error
 
 
 def _images(line: str) -> float:

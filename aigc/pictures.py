@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from aigc.data.decode import decode, header
+from aigc.data.decode import decode, extremes, header
 from aigc.data.names import ENDINGS, is_hidden, is_image, zip_name
+from aigc.data.values import Range, Ranges, ranges_for
 from aigc.errors import UserError
 from aigc.grids import grid_png
 from aigc.images.output import Output
@@ -160,8 +162,19 @@ def _targets(places: list[str], form: str) -> list[str]:
     return list(targets)
 
 
-def read(picture: Picture, channels: int) -> Tensor:
+def ranges_of(pictures: Iterable[Picture], given: Range | None, known: Ranges) -> tuple[dict[str, Range], list[str]]:
+    """Black and white of all pictures together, see `values.ranges_for`; those that cannot be read do not count."""
+    found = []
+    for future in ahead(lambda picture: extremes(picture.read()), pictures, 2 * READERS):
+        if future.exception() is None and (one := future.result()) is not None:
+            found.append(one)
+    return ranges_for(found, given, known)
+
+
+def read(picture: Picture, channels: int, ranges: Ranges) -> Tensor:
     """The picture as displayed, uint8 `(channels, h, w)`: upright, on white where transparent, grey or colour.
+
+    `ranges` say what is black and white, by the kind of numbers in the file.
 
     Raises:
         ValueError: it cannot be read; says why.
@@ -169,7 +182,7 @@ def read(picture: Picture, channels: int) -> Tensor:
     try:
         data = picture.read()
         size, _ = header(data)
-        return decode(data, size=size, channels=channels)
+        return decode(data, size=size, channels=channels, limits=ranges)
     except Exception as error:                             # Pillow's decoders raise what they like
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0].split(" <")[0]
         raise ValueError(reason) from error
@@ -208,6 +221,7 @@ def edited(
     batch_size: int,
     pixels: int,
     failures: dict[Path, str],
+    ranges: Ranges = MappingProxyType({}),
 ) -> Iterator[tuple[Picture, Tensor, Tensor]]:
     """Reads pictures, edits those of one size together, and yields (picture, before, after), uint8 `(c, h, w)`.
 
@@ -220,6 +234,7 @@ def edited(
         batch_size: pictures edited together, at most.
         pixels: of all pictures of a batch together, at most; a single larger picture is a batch of its own.
         failures: takes the reason for each picture that failed.
+        ranges: black and white, see `read`.
     """
     groups: dict[tuple[int, ...], list[tuple[Picture, Tensor]]] = {}
 
@@ -240,7 +255,8 @@ def edited(
     def full(shape: tuple[int, ...], n: int) -> bool:
         return n >= batch_size or n * shape[1] * shape[2] >= pixels
 
-    for picture, future in zip(pictures, ahead(lambda p: read(p, channels), pictures, 2 * READERS), strict=True):
+    reading = ahead(lambda picture: read(picture, channels, ranges), pictures, 2 * READERS)
+    for picture, future in zip(pictures, reading, strict=True):
         try:
             image = future.result()
         except ValueError as error:

@@ -11,14 +11,20 @@ from hydra.types import RunMode
 from aigc import cli, launch
 from aigc.errors import RunError, UserError
 from aigc.run import over_saved, read_summary, resumed_config
+from aigc.runs import verdict
 
 
 def main() -> None:
     """The command line."""
     launch.end_with_parent()
+    launch.follow_start()
     sys.argv[1:] = over_saved(sys.argv[1:])
     try:
         cli.run(train, "train")
+    except Exception:
+        if (code := verdict.wait()) is None:    # else it is what becomes of a rank that loses another
+            raise
+        sys.exit(code)
     finally:
         launch.leave_folder()
 

@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import logging
+import re
 import warnings
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from aigc.targets import check_targets, instantiate, locate
 
 log = logging.getLogger(__name__)
 
+NAMED = 8       # `data=` choices that a refusal names
 KINDS_OF = {  # kinds of data that can serve each kind of batch
     "images": ("images", "captioned"),
     "captioned": ("captioned",),
@@ -48,20 +51,30 @@ def check_pair(cfg: DictConfig) -> type[Family]:
     data: Any = locate(cfg.data.get("_target_"), "data")
     kinds = {kind for accepted in family.accepts for kind in KINDS_OF.get(accepted, (accepted,))}
     if data.kind not in kinds:
-        fitting = []
-        for path in sorted((CONFIG_DIR / "data").glob("*.yaml")):
-            target = to_plain(OmegaConf.load(path), resolve=False).get("_target_")
-            if target and locate(target, "data").kind in kinds:  # type: ignore[attr-defined]
-                fitting.append(path.stem)
+        fitting = data_of_kinds(kinds)
+        more = f", or one of {len(fitting) - NAMED:,} more (--help lists all data)" if len(fitting) > NAMED else ""
         raise UserError(
             f"{family.__name__} learns from {' or '.join(sorted(kinds))} data, {data.__name__} gives {data.kind}: "
-            f"choose data={'|'.join(fitting)}"
+            f"choose data={'|'.join(fitting[:NAMED])}{more}"
         )
     if cfg.condition not in ("auto", *family.conditions):
         raise UserError(
             f"{family.__name__} has no condition '{cfg.condition}': {choices(cfg.condition, family.conditions)}"
         )
     return family
+
+
+def data_of_kinds(kinds: Collection[str]) -> list[str]:
+    """The `data=` choices that give one of these kinds of batch: those that need no download first."""
+    fits: dict[str, bool] = {}      # by class
+    found = []
+    for path in sorted((CONFIG_DIR / "data").glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        if target := re.search(r"^_target_: (\S+)", text, re.MULTILINE):
+            if target[1] not in fits:
+                fits[target[1]] = locate(target[1], "data").kind in kinds  # type: ignore[attr-defined]
+            found += [("\ndownload: true" in text, path.stem)] * fits[target[1]]
+    return [name for _, name in sorted(found)]
 
 
 def callbacks_of(cfg: DictConfig) -> dict[str, Any]:

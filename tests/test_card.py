@@ -95,6 +95,8 @@ def test_evaluations_are_added_with_interval_floor_and_protocol(run):
         "protocol": {"fd_classifier": protocol, "is_classifier": protocol},
         "interval": {"method": "bootstrap", "level": 0.95},
         "sampling": {"evaluations": 1, "seconds_per_image": 0.0005},
+        "scores_notes": ["too few"],
+        "scores_missing": {"precision_x": "why", "recall_x": "why", "floor": "none held out"},
     }
     (run / "evaluations" / "a.json").write_text(json.dumps(record))
     text = card.write(run).read_text()
@@ -103,6 +105,7 @@ def test_evaluations_are_added_with_interval_floor_and_protocol(run):
     assert f"| `fd_classifier` | 1.5 | 1.25 to 1.75 | 0.5 | {how} |" in added
     assert "| `is_classifier` | 9 |  |  |" in added
     assert "Intervals: bootstrap, level 0.95. Sampling: 1 network evaluations and 0.0005 seconds an image." in added
+    assert added.rstrip().endswith("- too few\n- No `precision_x`, `recall_x`: why\n- No `floor`: none held out")
     assert before.split("## Scores")[0] == text.split("## Scores")[0]
     (run / "evaluations" / "b.json").write_text("{broken")
     assert card.write(run).read_text() == text                   # and costs the card nothing
@@ -114,6 +117,17 @@ def test_a_translation_stands_beside_doing_nothing(tmp_path):
     text = card.write(tmp_path).read_text()
     assert "| `a2b/fd_x` | 53,761 | 35,180 |" in text and "| `a2b/cycle_l1` | 0.5 |  |" in text
     assert 'aigc.edit task=translate run="$run" images=photos' in text and "pipeline_tag: image-to-image" in text
+
+
+def test_notes_stand_below_the_scores_and_alone_where_there_are_none(tmp_path):
+    said = {"scores_notes": ["singular covariance"], "scores_missing": {"is_x": "the network names no classes"}}
+    write_summary(tmp_path, status="finished", scores={"last": {"fd_x": 2.0}}, **said)
+    end = "- singular covariance\n- No `is_x`: the network names no classes\n\n## Use"
+    assert f"Measured with: no protocol recorded.\n\n{end}" in card.write(tmp_path).read_text()
+    write_summary(tmp_path, scores={"last": {}})
+    assert f"## Scores\n\n{end}" in card.write(tmp_path).read_text()
+    write_summary(tmp_path, scores_notes="odd", scores_missing=["odd"])
+    assert "## Scores" not in card.write(tmp_path).read_text()
 
 
 def test_a_resumed_run_says_so(tmp_path):

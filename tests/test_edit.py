@@ -1,5 +1,6 @@
 """Pictures in, pictures out, through the real command line: names, sizes, modes, broken files, mistakes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -304,3 +305,39 @@ def test_a_trained_cyclegan_goes_both_ways_at_any_size_alone_as_among_others(pho
         there, back, single = (pixels(tmp_path / d / source.relative_to(photos)) for d in ("there", "back", "single"))
         assert there.shape == back.shape == pixels(source).shape
         assert np.abs(there - single).max() <= 1 and np.abs(there - back).max() > 1
+
+
+@pytest.mark.parametrize(("options", "recorded", "expected", "said"), [
+    ({}, None, (0, 62, 255), "values 0 to 4,095 taken as 12 bits (0 to 4095)"),
+    ({"range": "[0,2000]"}, {"integer": [0, 4095]}, (0, 128, 255), "values from 0 (black) to 2000 (white)"),
+    ({}, {"integer": [0, 8190]}, (0, 31, 128), "values 0 to 4,095 taken as 0 to 8190, as in the run's data"),
+    ({}, {"integer": [0, 2000]}, (0, 128, 255),
+     "values 0 to 4,095 taken as 0 to 2000, as in the run's data, which cuts the rest"),
+    ({}, {"float": [0, 1], "bytes": [0, 9], "odd": 3}, (0, 62, 255),
+     "files of 8 bits from 0 (black) to 9 (white), as in the run's data"),
+])
+def test_pictures_with_more_than_8_bits_have_one_range(options, recorded, expected, said, run, tmp_path, capsys):
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    for k, level in enumerate((0, 1000, 4095)):                # alone, the second would have ten bits
+        Image.fromarray(np.full((20, 20), level, np.uint16)).save(folder / f"{k}.png")
+    (folder / "broken.tif").write_bytes(b"II*")
+    if recorded is not None:
+        (run / "summary.json").write_text(json.dumps({"data": {"range": recorded}}))
+    with pytest.raises(RunError, match="1 of 4 pictures failed"):
+        run_edit(run=run, images=folder, out=tmp_path / "made", **options)
+    assert tuple(255 - pixels(tmp_path / "made" / f"{k}.png")[0, 0, 0] for k in range(3)) == expected
+    assert f"values    {said}\n" in capsys.readouterr().out
+    white = {62: 4095, 128: 2000, 31: 8190}[expected[1]]
+    assert read_record(tmp_path / "made").facts["range"]["integer"] == [0, white]
+
+
+def test_pictures_of_8_bits_have_the_range_that_is_given_and_no_other(run, photos, tmp_path, capsys):
+    Image.new("L", (20, 20), 30).save(photos / "grey.png")
+    run_edit(run=run, images=photos / "grey.png", out=tmp_path / "made", range="[0,100]")
+    assert 255 - pixels(tmp_path / "made" / "grey.png")[0, 0, 0] == 76
+    capsys.readouterr()
+    run_edit(run=run, images=photos / "grey.png", out=tmp_path / "plain")
+    assert 255 - pixels(tmp_path / "plain" / "grey.png")[0, 0, 0] == 30 and "values" not in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"^range must be two numbers, \[black, white\]"):
+        run_edit(run=run, images=photos / "grey.png", out=tmp_path / "wrong", range="[5,1]")

@@ -113,6 +113,11 @@ def test_the_record_goes_into_the_run_and_options_reach_the_sampler(run, monkeyp
     assert asked[0]["truncation"] == 0.5
     record = json.loads(written[0].read_text())
     assert record["sampling"]["options"] == {"truncation": 0.5} and record["target"]["checkpoint"] == "best"
+    assert record["scores_missing"] == {
+        "memorised_classifier": "memorisation=false leaves it out",
+        "is_classifier": "it needs 100 images, and there are 4",
+        **dict.fromkeys([f"{name}_classifier" for name in ("precision", "recall", "density", "coverage")],
+                        "it needs more than 5 images on either side, and there are 4")}
 
 
 def test_several_networks_look_at_every_sample_once(run, tmp_path, monkeypatch):
@@ -302,6 +307,32 @@ def test_translations_score_as_in_training(tmp_path):
                            lpips=None)
     assert few.scores["a2b/psnr"].value == found.scores["a2b/psnr"].value and few.scores["a2b/psnr"].low is None
     assert set(found.scores) - set(few.scores) >= {"a2b/similarity_classifier", "b2a/similarity_classifier"}
+    assert few.missing["b2a/similarity_classifier"] == "features of 5 of the 20 true pairs are kept"
+    names = ("is", "memorised", "precision", "recall", "density", "coverage")
+    assert found.missing == {} and set(found.ruled_out) == {f"{d}/{k}_classifier" for d in ("a2b", "b2a")
+                                                            for k in names[:2]}
+    assert "kernel distance over subsets of 20 images, not 50: one side has no more" in found.notes
+
+
+def test_translations_of_small_images_say_what_is_missing():
+    register_schemas()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("evaluate", overrides=["run=x"])
+    data, found = TwoSides(counts=(4, 4), size=(8, 10)), Found()
+    data.setup()
+    with torch.no_grad():
+        _translations(cfg, Target(Path("x"), Path("x"), family=Inverted()), data, [Panel(classifier_of(data), HOW)],
+                      found, 2, "cpu")
+    assert found.missing["ssim"] == "images of 8 x 10 pixels are too small for its window"
+    assert found.missing["lpips"].startswith("torch.hub's folder holds no backbone weights")
+    apart, loose = TwoSides(counts=(6, 4), pairs=False), Found()
+    apart.setup()
+    with torch.no_grad():
+        _translations(cfg, Target(Path("x"), Path("x"), family=Inverted(one_way=True)), apart,
+                      [Panel(classifier_of(apart), HOW)], loose, 2, "cpu")
+    assert loose.ruled_out["psnr"] == loose.ruled_out["ssim"] == loose.ruled_out["lpips"] == (
+        loose.ruled_out["similarity_classifier"]) == "the images of test are not paired"
+    assert loose.missing == {"a2b/floor": "it needs as many training images as samples: 6, and there are 4"}
 
 
 def test_a_translator_refuses_what_it_cannot_use():

@@ -130,3 +130,38 @@ def test_outside_slurm_it_is_refused(tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert last == "aigc: trainer=slurm is for SLURM jobs: start it with sbatch or srun, or use trainer=ddp"
     assert list(tmp_path.iterdir()) == []
+
+
+def refused(where: Path, *words: str) -> list[tuple[int, str, float]]:
+    """Exit code, sentences and seconds after the first end of two tasks, of which nobody ends the other."""
+    tasks = []
+    for number in "01":
+        env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT="29317", SLURM_PROCID=number, SLURM_LOCALID=number,
+                          SLURM_NODEID="0", SLURM_STEP_ID=where.name, AIGC_CACHE=str(where))
+        command = [sys.executable, "-m", "aigc.train", *WORDS, *TINY["vae"], "budget.images=32", *words]
+        tasks.append(subprocess.Popen(command, env=env, cwd=where, stderr=subprocess.PIPE, text=True))
+    ends: dict[int, float] = {}
+    deadline = time.monotonic() + 100
+    while len(ends) < 2 and time.monotonic() < deadline:
+        ends |= {k: time.monotonic() for k, task in enumerate(tasks) if k not in ends and task.poll() is not None}
+        time.sleep(0.05)
+    for task in tasks:
+        task.kill()
+    told = [task.communicate()[1] for task in tasks]
+    return [(task.returncode, text, ends[k] - min(ends.values()))
+            for k, (task, text) in enumerate(zip(tasks, told, strict=True))]
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    (["hydra.run.dir=mine"], "is not empty (a.png): choose a new or an empty folder as hydra.run.dir"),  # one looks
+    (["data=image_folder", "data.path=nowhere"], "data.path=nowhere does not exist"),  # both do
+])
+def test_where_one_task_is_refused_all_end_soon_with_its_code_and_one_sentence(words, sentence, cluster):
+    mine = cluster / "mine"
+    mine.mkdir()
+    (mine / "a.png").write_text("precious")
+    first, second = refused(cluster, *words)
+    assert (first[0], second[0]) == (2, 2), (first, second)
+    assert first[1].count("aigc: ") == 1 and sentence in first[1] and "aigc: " not in second[1], (first, second)
+    assert "Traceback" not in first[1] + second[1] and max(first[2], second[2]) < 30
+    assert [path.name for path in mine.iterdir()] == ["a.png"] and not list(cluster.glob("runs/*/*"))

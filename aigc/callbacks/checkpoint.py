@@ -1,5 +1,6 @@
 """Writes `checkpoints/last.ckpt` often and `checkpoints/best.ckpt` at the best score."""
 
+import contextlib
 import os
 import shutil
 import time
@@ -65,13 +66,7 @@ class Checkpoint(L.Callback):
             self.best = scores.best if scores is not None else None
             trainer.save_checkpoint(last, weights_only=False)
             if is_best and trainer.is_global_zero:
-                temporary = last.with_name(".best.ckpt.tmp")
-                temporary.unlink(missing_ok=True)
-                try:
-                    os.link(last, temporary)
-                except OSError:  # a file system without hard links
-                    shutil.copyfile(last, temporary)
-                os.replace(temporary, last.with_name("best.ckpt"))
+                copy(last, last.with_name("best.ckpt"))
             self.saved_at = time.monotonic()
 
     @staticmethod
@@ -85,6 +80,29 @@ class Checkpoint(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues to compare with it."""
         self.best = state_dict["best"]
+
+
+def copy(source: Path, target: Path) -> None:
+    """A checkpoint under a second name, whole or not at all; without a second file where the file system can.
+
+    Raises:
+        RunError: the folder does not take it; what had the name is as it was.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise RunError(
+            f"the checkpoint {target} could not be copied from {source.name} ({error.strerror}), the previous "
+            f"{target.name} is intact: make room and resume the run"
+        ) from error
 
 
 def check_finite(trainer: L.Trainer, pl_module: Any) -> None:

@@ -18,7 +18,14 @@ from aigc.callbacks.scoring import Scoring, collect, place
 from aigc.errors import UserError, check_count
 from aigc.metrics.attributes import SPLITS, found_and_asked, found_clear, reads_back, shares, shows_shapes
 from aigc.metrics.cache import keep_cached, load_cached, real_key
-from aigc.metrics.enough import no_floor, no_inception_score, smaller_subsets, too_few
+from aigc.metrics.enough import (
+    ROUNDING,
+    no_floor,
+    no_inception_score,
+    no_label_accuracy,
+    smaller_subsets,
+    too_few,
+)
 from aigc.metrics.features import to_uint8
 from aigc.metrics.items import counted, items, samples
 from aigc.models.family import Family
@@ -125,8 +132,8 @@ class Scores(Scoring):
         """Scores of samples by their rows `(n, d + k + 1)`: features, logits, and whether the label was seen."""
         d = self.suite.num_features
         scores = self.suite.compute(table[:, :d], table[:, d:-1])
-        floor, name = self.floors.get(len(table)), self.suite.names["fd"]
-        if floor:
+        floor, name = self.floors.get(len(table), 0.0), self.suite.names["fd"]
+        if floor > ROUNDING:
             scores[f"{name}_over_floor"] = scores[name] / floor
         if judged:
             scores["label_accuracy"] = table[:, -1].mean().item()
@@ -178,6 +185,9 @@ class Scores(Scoring):
         from aigc.metrics.suite import Suite
 
         data = trainer.datamodule  # type: ignore[attr-defined]
+        if data.count(self.split) < 2:
+            raise UserError(f"{data.name} has one image in {self.split}, and distances need at least two: add images, "
+                            "or choose metrics=losses")
         with evaluating(pl_module):
             network = self.build(trainer, pl_module)
             suite = Suite(network, kd_subsets=self.kd_subsets, kd_subset_size=self.kd_subset_size, seed=self.seed)
@@ -216,16 +226,20 @@ class Scores(Scoring):
         notes = (too_few({"samples": n, "reference images": reals}, network.num_features),
                  smaller_subsets(self.kd_subset_size, min(self.kd_subset_size, n, reals)))
         self.notes = [note for note in notes if note]
-        names = network.score_names()
+        names, condition = network.score_names(), pl_module.hparams.get("condition", "none")
         held = None if self.split == "test" or "test" not in data.splits else data.count("test")
-        labels = None
-        if pl_module.hparams.get("condition", "none") != "label":
-            labels = "the images are made without labels"
-        elif network.classes is None or network.classes != data.classes:
-            labels = "the feature network does not know the data's classes"
-        reasons = {f"{names['fd']}_over_floor": no_floor(n, held), "label_accuracy": labels,
+        over = f"{names['fd']}_over_floor"
+        reasons = {over: no_floor(n, held, self.floors.get(n)),
+                   "label_accuracy": no_label_accuracy(condition, network.classes, data.classes),
                    names["is"]: no_inception_score(n, classifies=network.classifies)}
-        self.missing = {name: reason for name, reason in reasons.items() if reason}
+        if self.more_at_end:
+            more = self.num_samples_final
+            reasons[f"final/{over}"] = no_floor(more, held, self.floors.get(more))
+        chosen = {over: self.split == "test", f"final/{over}": self.split == "test",
+                  "label_accuracy": condition != "label", names["is"]: not network.classifies and not data.classes}
+        for name, reason in reasons.items():
+            if reason:
+                (self.ruled_out if chosen[name] else self.missing)[name] = reason
 
     def _load_reals(self, trainer: L.Trainer, pl_module: Family, suite: Any, count: int) -> None:
         assert self.network is not None

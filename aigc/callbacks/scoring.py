@@ -82,6 +82,7 @@ class Scoring(L.Callback):
         self.sampling: dict[str, float] = {}
         self.notes: list[str] = []              # what to think of the scores; said once, kept in the record
         self.missing: dict[str, str] = {}       # why a score could not be taken, by its name
+        self.ruled_out: dict[str, str] = {}     # the same where the user's choices leave none; in the record alone
 
     # ---- what a subclass defines ----
 
@@ -166,8 +167,11 @@ class Scoring(L.Callback):
         with evaluating(pl_module):
             scores = self.held_out(trainer, pl_module)
             scores |= self.measure(trainer, pl_module, final=final)
-        scores = trainer.strategy.broadcast(scores, src=0)
+        found = trainer.strategy.broadcast(scores, src=0)
         progress = pl_module.progress
+        scores = self.finite(found, progress.images)
+        for name in (found.keys() - scores.keys()) if trainer.is_global_zero else ():
+            log.warning("no %s: %s", name, self.missing[name])
         self.latest, self.scored_images = scores, progress.images
         self.history.append({"images": progress.images, "seconds": round(progress.seconds, 3), **scores})
         self.compare(scores)
@@ -181,13 +185,22 @@ class Scoring(L.Callback):
             log.info("%s images: %s (%.0f s)", f"{progress.images:,}", shown, time.perf_counter() - started)
         return scores
 
+    def finite(self, scores: dict[str, float], images: int) -> dict[str, float]:
+        """The scores that are numbers; why the others are not goes to `missing`, until they are."""
+        for name in [name for name in self.missing if math.isfinite(scores.get(name, math.nan))]:
+            del self.missing[name]
+        for name, value in scores.items():
+            if not math.isfinite(value):
+                self.missing[name] = f"it was {value} after {images:,} images"
+        return {name: value for name, value in scores.items() if math.isfinite(value)}
+
     def facts(self) -> dict[str, Any]:
         """What a run's summary says of its scores."""
         return {
             "scores": {"last": self.latest, "best": self.best, "monitor": self.monitor},
             "protocol": self.protocol,
             "scores_notes": self.notes,
-            "scores_missing": self.missing,
+            "scores_missing": {**self.ruled_out, **self.missing},
             **({"sampling": self.sampling} if self.sampling else {}),
         }
 
@@ -200,11 +213,11 @@ class Scoring(L.Callback):
         if self.monitor is None:
             self.is_best = False
             return
-        if self.monitor not in scores:
+        if self.monitor not in scores and self.monitor not in self.missing:
             raise UserError(f"metrics.monitor '{self.monitor}' is not a score here: {choices(self.monitor, scores)}")
-        value = scores[self.monitor]
-        better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
-        self.is_best = math.isfinite(value) and better
+        value = scores.get(self.monitor)
+        self.is_best = value is not None and (
+            self.best is None or (value < self.best if self.mode == "min" else value > self.best))
         if self.is_best:
             self.best = value
 

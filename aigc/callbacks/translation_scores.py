@@ -21,7 +21,7 @@ from aigc.metrics.cache import keep_cached, load_cached, real_key
 from aigc.metrics.enough import smaller_subsets, too_few
 from aigc.metrics.features import to_uint8
 from aigc.metrics.items import items
-from aigc.metrics.similarity import LPIPS, SSIM_WINDOW, check_lpips, likeness, lpips_at_hand
+from aigc.metrics.similarity import LPIPS, SSIM_WINDOW, check_lpips, likeness, lpips_at_hand, no_ssim
 from aigc.metrics.suite import Suite
 from aigc.metrics.translations import translations
 from aigc.models.family import Family, Translator
@@ -154,9 +154,9 @@ class TranslationScores(Scoring):
         for split, reason in apart.items():
             prefix = "test/" if split == "test" else ""
             names = ("psnr", "ssim", "lpips", f"similarity_{self.network.name}")
-            self.missing |= {prefix + name: reason for name in names}
-        if len(apart) < len(self.reals) and min(data.size) < SSIM_WINDOW:
-            self.missing["ssim"] = f"images of {data.size[0]} x {data.size[1]} pixels are too small for its window"
+            self.ruled_out |= {prefix + name: reason for name in names}
+        if len(apart) < len(self.reals) and (too_small := no_ssim(data.size)):
+            self.missing["ssim"] = too_small
 
     def _rows(self, data: PairData, split: str) -> int:
         return min(self.num_images or data.count(split), data.count(split))

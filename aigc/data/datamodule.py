@@ -19,10 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from aigc.data.batches import Endless, EvalBatches, TrainBatches
-from aigc.data.names import counted, listed, shown
+from aigc.data.names import counted, cut, listed, shown
 from aigc.data.split import Batch, Split
+from aigc.data.values import Ranges
 from aigc.errors import UserError, choices
 
+CLASSES = 40              # characters for the names of classes where a run says what it found
 IMAGE_KEYS = ("image", "a", "b", "source", "target")  # keys of images in batches of any kind
 
 
@@ -89,6 +91,7 @@ class ImageData(L.LightningDataModule):
             "size": list(self.size), "classes": self.classes, "class_names": self.class_names,
             "fingerprint": self.fingerprint,
             "images": {name: len(split) for name, split in self.splits.items()},
+            **({"range": {kind: list(pair) for kind, pair in self.ranges.items()}} if self.ranges else {}),
         }
 
     def found(self) -> list[str]:
@@ -109,7 +112,7 @@ class ImageData(L.LightningDataModule):
 
     def _classes(self) -> str:
         if self.classes:
-            return f" of {counted(self.classes, 'class')} ({listed(self.class_names or [], 10)})"
+            return f" of {counted(self.classes, 'class')} ({cut(self.class_names or [], CLASSES)})"
         return f" without classes ({self.unlabelled})" if self.unlabelled else ""
 
     def _sizes(self) -> str:
@@ -140,6 +143,11 @@ class ImageData(L.LightningDataModule):
         return n * channels * size[0] * size[1] <= self.memory_gb * 2**30
 
     # ---- facts ----
+
+    @property
+    def ranges(self) -> Ranges:
+        """Black and white by the kind of numbers in the files, where they are not 0 and 255."""
+        return self.seen.ranges if self.seen is not None else {}
 
     @property
     def sequence(self) -> str:

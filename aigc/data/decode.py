@@ -1,6 +1,7 @@
 """From any image file to uint8 `(c, h, w)` at the wanted size: every Pillow mode, orientation and shape."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aigc.data.values import Extremes, Range, deep_values, eight_bits, extremes_of, parse_range, range_of
+from aigc.data.values import (
+    BYTES,
+    Extremes,
+    Range,
+    Ranges,
+    deep_values,
+    eight_bits,
+    extremes_of,
+    parse_range,
+    range_of,
+)
 from aigc.errors import UserError, choices
 
 FITS = ("crop", "pad", "stretch")
@@ -101,15 +112,15 @@ def extremes(data: bytes) -> Extremes | None:
 
 def decode(
     data: bytes, *, size: tuple[int, int], channels: int, fit: str = "crop", halves: bool = False, margin: float = 0.0,
-    limits: Range | None = None, stretched: bool = False,
+    limits: Range | Ranges | None = None, stretched: bool = False,
 ) -> Tensor:
     """An image file as uint8 `(channels, h, w)`: turned upright, on white where transparent, at 8 bits.
 
     Resized with antialiasing (bicubic). Another aspect ratio is centre-cropped (`fit="crop"`), padded with white
     (`"pad"`) or stretched (`"stretch"`). `margin` is the share of each side that stays white at both ends: the image
     is fitted into what remains. With `halves`, the left and the right half are two images, one after the other:
-    `(2 * channels, h, w)`. `limits` are black and white of a file with more than 8 bits (None: its own extremes); with
-    `stretched`, also of files with 8 bits.
+    `(2 * channels, h, w)`. `limits` are black and white of a file with more than 8 bits, for all kinds of numbers or
+    for each (None: its own extremes); with `stretched`, also of files with 8 bits.
 
     Raises:
         OSError: broken or truncated (Pillow's decoders also raise other exceptions).
@@ -122,8 +133,10 @@ def decode(
         enough = (2 + 2 * halves) * max(size)
         opened.draft(None, (enough, enough))               # JPEG: decode at 1/2, 1/4, 1/8 if large enough
         opened.load()                                      # also reads PNG chunks after the pixels
+        plain = limits.get(BYTES) if isinstance(limits, Mapping) else limits if stretched else None
         if _may_be_deep(opened, data) and (deep := deep_values(opened, data)) is not None:
-            image = eight_bits(deep[0], limits or range_of(extremes_of(*deep))[0])
+            own = limits.get(deep[1]) if isinstance(limits, Mapping) else limits
+            image, plain = eight_bits(deep[0], own or range_of(extremes_of(*deep))[0]), None
             image.getexif()[ORIENTATION] = opened.getexif().get(ORIENTATION, 1)
         if opened.format not in ("PNG", "JPEG") or ORIENTED & opened.info.keys():
             ImageOps.exif_transpose(image, in_place=True)
@@ -131,8 +144,8 @@ def decode(
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("L" if channels == 1 else "RGB")
-        if stretched and limits is not None:
-            image = image.point(np.asarray(eight_bits(np.arange(256)[None], limits))[0].tolist() * channels)
+        if plain is not None:
+            image = image.point(np.asarray(eight_bits(np.arange(256)[None], plain))[0].tolist() * channels)
         middle = image.width // 2
         parts = [image.crop((x, 0, x + middle, image.height)) for x in (0, middle)] if halves else [image]
         inner = (max(1, width - 2 * round(margin * width)), max(1, height - 2 * round(margin * height)))

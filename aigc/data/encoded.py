@@ -18,11 +18,11 @@ from torch import Tensor
 from aigc.data.decode import VERSION, Wanted, decode, extremes, header
 from aigc.data.names import counted, listed, shown
 from aigc.data.split import Lazy, Split
-from aigc.data.values import Extremes, Range, common, range_of
+from aigc.data.values import BYTES, Extremes, Range, Ranges, common, range_of
 from aigc.errors import UserError
 from aigc.metrics.cache import keep_cached, load_cached
 
-SCANNED = 4          # version of the stored findings about files
+SCANNED = 5          # version of the stored findings about files
 NAMED = 20           # broken files named in an error; the rest is counted
 MIXED_SIZE = 32      # pixels, where the images' sizes differ and none is chosen
 CHUNK = 64           # files that a thread takes at a time
@@ -71,6 +71,7 @@ class Seen(NamedTuple):
 
     sides: tuple[int, int]              # pixels of the shortest and of the longest side
     values: str                         # how values beyond 8 bits are read; empty: there are none
+    ranges: Ranges                      # black and white by the kind of numbers, where it is not 0 to 255
     broken: list[str]                   # files that were skipped, each with the reason
 
 
@@ -155,7 +156,8 @@ def open_parts(
     if any(scan.broken.values()) and not wanted.skip_broken:
         raise UserError(_name_broken(parts, scan, name))
     _refuse_empty(parts, scan, name)
-    seen = Seen((scan.sides[0], scan.sides[1]), values, _broken(parts, scan))
+    ranges = dict.fromkeys([kind for kind, *_ in scan.deep] or [BYTES], limits) if limits else {}
+    seen = Seen((scan.sides[0], scan.sides[1]), values, ranges, _broken(parts, scan))
     opened = {}
     for part, files in parts.items():
         rows = torch.tensor([i for i in range(len(files)) if i not in scan.broken[part]], dtype=torch.int64)

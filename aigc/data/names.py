@@ -52,6 +52,16 @@ def listed(names: Sequence[str], most: int = SHOWN) -> str:
     return ", ".join(map(shown, names[:most])) + more
 
 
+def cut(names: Sequence[str], room: int) -> str:
+    """As many names as fit into `room` characters, two at least: "a, b, ... 33 more"; `listed` if there is no end."""
+    said = [shown(name) for name in names]
+    for most in range(len(said), 1, -1):
+        text = ", ".join(said[:most]) + (f", ... {len(said) - most:,} more" if most < len(said) else "")
+        if len(text) <= room or most == 2:
+            return text
+    return ", ".join(said)
+
+
 def counted(n: int, thing: str) -> str:
     """"1 file", "2,431 files", "3 classes"."""
     return f"{n:,} {thing}" + ("" if n == 1 else "es" if thing.endswith("s") else "s")

@@ -5,7 +5,7 @@ A single file does not show which, but the whole set does: the range follows fro
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,11 @@ import torch
 from aigc.errors import UserError
 
 BITS = (1, 8, 10, 12, 14, 16)       # depths considered for unsigned whole numbers
+SAMPLE_FORMAT = 339                 # number of a TIFF's tag; 2: whole numbers with a sign
 NEARLY = 0.01                       # share by which floats may exceed a range: resampling overshoots
+BYTES = "bytes"                     # the kind of files with 8 bits, where they are given a range as well
 Range = tuple[float, float]
+Ranges = Mapping[str, Range]        # by the kind of numbers: integer, float or bytes
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Extremes:
     high: float
 
 
-def parse_range(given: Any) -> Range | None:
-    """`data.range` as (low, high), or None.
+def parse_range(given: Any, name: str = "data.range") -> Range | None:
+    """`data.range`, or another option of this `name`, as (low, high), or None.
 
     Raises:
         UserError: it is not two numbers in increasing order.
@@ -39,7 +42,7 @@ def parse_range(given: Any) -> Range | None:
     pair = [] if isinstance(given, str | int | float) else list(given)
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in pair)
     if len(pair) != 2 or not numbers or not pair[0] < pair[1]:
-        raise UserError(f"data.range must be two numbers, [black, white], the first below the second, not {given!r}")
+        raise UserError(f"{name} must be two numbers, [black, white], the first below the second, not {given!r}")
     return float(pair[0]), float(pair[1])
 
 
@@ -50,6 +53,44 @@ def common(found: Iterable[Extremes]) -> list[Extremes]:
         so_far = merged.get(one.kind, one)
         merged[one.kind] = Extremes(one.kind, min(one.low, so_far.low), max(one.high, so_far.high))
     return [merged[kind] for kind in sorted(merged)]
+
+
+def recorded(facts: Any) -> dict[str, Range]:
+    """The ranges by the kind of numbers that the record of a run's data holds; what is odd there is none."""
+    found = facts.get("range") if isinstance(facts, Mapping) else None
+    ranges = {}
+    for kind, pair in found.items() if isinstance(found, Mapping) else ():
+        try:
+            ranges[str(kind)] = parse_range(pair)
+        except (UserError, TypeError):
+            continue
+    return {kind: pair for kind, pair in ranges.items() if pair is not None}
+
+
+def ranges_for(found: Iterable[Extremes], given: Range | None, known: Ranges) -> tuple[dict[str, Range], list[str]]:
+    """One range for each kind of numbers in a set of pictures, and for people where it comes from.
+
+    Args:
+        found: the extremes of its files with more than 8 bits.
+        given: the range that was asked for; without deeper files, those of 8 bits have it.
+        known: of the data that a model learned from: what looked so there, looks so here.
+    """
+    kinds = common(found)
+    if given is not None:
+        words = f"values from {given[0]:g} (black) to {given[1]:g} (white)"
+        return dict.fromkeys([one.kind for one in kinds] or [BYTES], given), [words]
+    ranges: dict[str, Range] = {BYTES: known[BYTES]} if BYTES in known else {}
+    said = [f"files of 8 bits from {low:g} (black) to {high:g} (white), as in the run's data"
+            for low, high in ranges.values()]
+    for one in kinds:
+        ranges[one.kind], words = range_of(one)
+        if one.kind in known:
+            low, high = ranges[one.kind] = known[one.kind]
+            words = f"values {one.low:,.6g} to {one.high:,.6g} taken as {low:g} to {high:g}, as in the run's data"
+            slack = NEARLY * (high - low)
+            words += ", which cuts the rest" if one.low < low - slack or one.high > high + slack else ""
+        said.append(words)
+    return ranges, said
 
 
 def range_of(extremes: Extremes) -> tuple[Range, str]:
@@ -74,7 +115,7 @@ def range_of(extremes: Extremes) -> tuple[Range, str]:
 def deep_values(image: Any, data: bytes) -> tuple[np.ndarray, str] | None:
     """The values `(h, w)` or `(h, w, c)` of a loaded Pillow image with more than 8 bits per channel, and their kind.
 
-    None: it has 8 bits. Pillow reduces 16-bit colour PNGs to 8 bits; torchvision reads all 16.
+    None: it has 8 bits without a sign. Pillow reduces 16-bit colour PNGs to 8 bits; torchvision reads all 16.
 
     Raises:
         OSError: it contains NaN or infinity, or Pillow lost precision.
@@ -89,6 +130,8 @@ def deep_values(image: Any, data: bytes) -> tuple[np.ndarray, str] | None:
         if image.mode == "F" and not np.isfinite(values).all():
             raise OSError("it holds NaN or infinite values")
         return values, "float" if image.mode == "F" else "integer"
+    if image.format == "TIFF" and image.mode == "L" and 2 in image.tag_v2.get(SAMPLE_FORMAT, ()):
+        return np.asarray(image).view(np.int8), "integer"       # which Pillow reads without the sign
     coarse = image.format == "TIFF" and 16 in (getattr(image, "tag_v2", {}).get(258) or ())
     if coarse and np.asarray(image).max() < 2**6:
         raise OSError("16-bit colour in a TIFF, which would be read as 8-bit and come out black: save it as PNG")

@@ -1,5 +1,6 @@
 """Scores samples of a family, or the pictures in a folder, against real images: all networks in one pass."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ class Found:
     sampling: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)             # remarks on the scores
     missing: dict[str, str] = field(default_factory=dict)      # why a score could not be computed, by its name
+    ruled_out: dict[str, str] = field(default_factory=dict)    # the same where what was asked for leaves none
 
     def note(self, note: str | None) -> None:
         """Keeps a remark, once."""
@@ -44,9 +46,11 @@ class Found:
             self.notes.append(note)
 
     def add(self, scores: dict[str, Score], protocol: dict[str, Any]) -> None:
-        """Adds scores that share a protocol."""
-        self.scores |= scores
-        self.protocol |= {name: {"metric": name, **protocol} for name in scores}
+        """Adds scores that share a protocol; those that are not finite are missing."""
+        numbers = {name: score for name, score in scores.items() if math.isfinite(score.value)}
+        self.scores |= numbers
+        self.protocol |= {name: {"metric": name, **protocol} for name in numbers}
+        self.missing |= {name: f"it came to {score.value}" for name, score in scores.items() if name not in numbers}
 
 
 @dataclass(frozen=True)

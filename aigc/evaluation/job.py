@@ -23,14 +23,15 @@ from aigc.evaluation.images import (
 )
 from aigc.evaluation.panel import How, Panel
 from aigc.evaluation.record import now, write_record
-from aigc.evaluation.sources import DataSource, FolderSource
+from aigc.evaluation.sources import DataSource, FolderSource, share_ranges
 from aigc.evaluation.target import Target, open_data, open_networks, open_reference
 from aigc.evaluation.translation import score_translations
 from aigc.metrics import bootstrap
 from aigc.metrics.clip_score import CLIPScore
-from aigc.metrics.enough import no_floor, no_inception_score, smaller_subsets, too_few
-from aigc.metrics.similarity import check_lpips, lpips_at_hand
+from aigc.metrics.enough import no_floor, no_label_accuracy
+from aigc.metrics.similarity import check_lpips, lpips_at_hand, no_ssim
 from aigc.models.family import Translator
+from aigc.report.protocol import by_reason
 from aigc.run import environment
 from aigc.training import keep_freed_memory
 
@@ -60,6 +61,8 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
     networks = open_networks(cfg, target, data, device)
     translates = isinstance(target.family, Translator)
     against = FolderSource(Path(cfg.against).expanduser(), "against") if cfg.against is not None else None
+    values = share_ranges([source for source in (target.pictures, against) if source is not None],
+                          data.ranges if data is not None else {})
     sizes = [data.size] if data is not None else []
     sizes += [size for source in (target.pictures, against) if source is not None for size in source.sizes.values()]
     batch_size = max(1, min(cfg.batch_size, int(cfg.megapixels * 1e6 / max(h * w for h, w in sizes))))
@@ -82,7 +85,7 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
                          "resamples": cfg.resamples} if cfg.resamples else None,
             "sampling": found.sampling,
             "scores_notes": found.notes,
-            "scores_missing": found.missing,
+            "scores_missing": {**found.ruled_out, **found.missing},
             "seconds": round(time.perf_counter() - started, 3),
             **environment(),
         })
@@ -93,6 +96,8 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
         else:
             notes = _images(cfg, target, data, against, panels, found, batch_size, device, out, keep)
     keep()
+    notes += [f"no {', '.join(names)}  {reason}" for reason, names in by_reason(found.missing).items()]
+    notes += [f"values    {line}" for line in values]
     for source in (target.pictures, against):
         notes += [f"left out  {line}" for line in told(source.left_out)] if source is not None else []
     return found, notes
@@ -117,9 +122,18 @@ def _images(
     for panel in panels:
         panel.learn(reference)
         panel.measure_floor(held, n)
-        _remark(panel, n, found)
+        for note in panel.notes(n):
+            found.note(note)
+        found.missing |= panel.missing(n)
+        found.ruled_out |= panel.ruled_out()
+    if target.family is not None:
+        condition, classes = target.family.hparams.get("condition", "none"), data.classes if data is not None else None
+        reasons = [no_label_accuracy(condition, panel.network.classes, classes) for panel in panels]
+        if all(reasons):
+            (found.missing if condition == "label" else found.ruled_out)["label_accuracy"] = str(reasons[0])
     if reason := no_floor(n, held.count if held is not None else None):
-        found.missing["floor"] = reason
+        more = f"; num_samples={held.count} gives one" if held is not None and held.count > 1 else ""
+        (found.ruled_out if cfg.against else found.missing)["floor"] = reason + more
     stream = iter(making) if making is not None else pictures_of(target.pictures, n, batch_size)  # type: ignore[arg-type]
     shown = score_images(stream, n, panels, found, clip=clip,
                          facts={"balanced": cfg.balanced} if making is not None else {})
@@ -133,21 +147,7 @@ def _images(
     if making is not None:
         assert target.family is not None
         score_attributes(target.family, data, found, making.how, resamples=cfg.resamples, n=cfg.attribute_samples)
-    if held is None:
-        notes.append("no floor  there are no held-out images to score like this")
-    elif held.count < n:
-        notes.append(f"no floor  {held.name} has {held.count:,} {held.split} images: num_samples={held.count} gives "
-                     "one")
     return notes
-
-
-def _remark(panel: Panel, n: int, found: Found) -> None:
-    """Notes which scores n images are too few for, and which are therefore left out."""
-    network = panel.network
-    found.note(too_few({"images": n, "reference images": panel.num_reals}, network.num_features))
-    found.note(smaller_subsets(panel.how.kd_subset_size, panel.suite.subset_size(n)))
-    if reason := no_inception_score(n, classifies=network.classifies):
-        found.missing[network.score_names()["is"]] = reason
 
 
 def open_clip(cfg: Any, target: Target, device: torch.device) -> CLIPScore | None:
@@ -176,15 +176,14 @@ def _translations(
     check_lpips(cfg.lpips)
     assert isinstance(target.family, Translator)
     lpips = None
-    rows = min(cfg.num_samples or data.count(cfg.test), *data.counts(cfg.test))
-    for panel in panels:
-        found.note(too_few({f"images of {cfg.test}": rows}, panel.network.num_features))
     if data.has_pairs(cfg.test):
+        if reason := no_ssim(data.size):
+            found.missing["ssim"] = reason
         lpips = lpips_at_hand(cfg.lpips, cfg.lpips_weights, channels=data.channels, size=data.size,
                               missing=found.missing)
     else:
         names = ("psnr", "ssim", "lpips", *(panel.called("similarity") for panel in panels))
-        found.missing |= dict.fromkeys(names, f"the images of {cfg.test} are not paired")
+        found.ruled_out |= dict.fromkeys(names, f"the images of {cfg.test} are not paired")
     score_translations(
         target.family, data, panels, found, split=cfg.test, limit=cfg.num_samples, batch_size=batch_size,
         seed=cfg.seed, lpips=lpips.to(device) if lpips is not None else None,

@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aigc.errors import UserError
 from aigc.evaluation.sources import Source
 from aigc.metrics import bootstrap
 from aigc.metrics.cache import keep_cached, load_cached, real_key
+from aigc.metrics.enough import no_inception_score, no_memorised, no_neighbours, smaller_subsets, too_few
 from aigc.metrics.features import FeatureNetwork
-from aigc.metrics.manifold import Manifold
+from aigc.metrics.manifold import NAMES, Manifold
 from aigc.metrics.memorisation import LEAST, NEAREST, SHARE, copies, nearest, threshold
 from aigc.metrics.suite import KEPT, Suite
 
@@ -64,7 +66,11 @@ class Panel:
     # ---- the real side ----
 
     def learn(self, source: Source) -> None:
-        """Processes the reference, or loads the results from the cache."""
+        """Processes the reference, or loads the results from the cache.
+
+        Raises:
+            UserError: it has fewer than two images.
+        """
         h, n = self.how, min(self.how.num_reals or source.count, source.count)
         self.source = source
         self.suite = Suite(self.network, kd_subsets=h.kd_subsets, kd_subset_size=h.kd_subset_size, seed=h.seed)
@@ -79,6 +85,8 @@ class Panel:
                 self.suite.add_real(features)
                 if h.memorisation and sum(len(part) for part in parts) < SEARCHED:
                     parts.append(features.half())
+            if int(self.suite.frechet.real_features_num_samples) < 2:
+                raise UserError(f"fewer than two images of {source.name} could be read: distances need at least two")
             state, wide = self.suite.real_state(), torch.cat(parts)[:SEARCHED] if parts else None
             if not source.failures:     # a broken file may be repaired under the same name
                 keep_cached(keys[0], state)
@@ -122,6 +130,32 @@ class Panel:
         if self.floors and self.limit is not None:
             self.floors[self.called("memorised")] = SHARE
 
+    def notes(self, n: int) -> list[str]:
+        """What there are too few images for where n are scored."""
+        counts = {"images": n, "reference images": self.num_reals}
+        found = (too_few(counts, self.network.num_features),
+                 smaller_subsets(self.how.kd_subset_size, self.suite.subset_size(n)))
+        return [note for note in found if note]
+
+    def missing(self, n: int) -> dict[str, str]:
+        """Why n images have no score over this network, by its name."""
+        around = no_neighbours(self.how.neighbours, n=min(n, KEPT), reals=len(self.real))
+        reasons = {self.suite.names["is"]: no_inception_score(n, classifies=self.network.classifies),
+                   **dict.fromkeys(map(self.called, NAMES), around),
+                   self.called("memorised"): no_memorised(self.limit)}
+        return {name: reason for name, reason in reasons.items() if reason and name not in self.ruled_out()}
+
+    def ruled_out(self) -> dict[str, str]:
+        """The scores that were not wanted, or that this network cannot give, with the reason."""
+        found = {}
+        if not self.network.classifies:
+            found[self.suite.names["is"]] = "the network names no classes"
+        if not self.how.neighbours:
+            found |= dict.fromkeys(map(self.called, NAMES), "neighbours=0 leaves it out")
+        if not self.how.memorisation:
+            found[self.called("memorised")] = "memorisation=false leaves it out"
+        return found
+
     # ---- a stream ----
 
     def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +194,13 @@ class Panel:
         """Distances and indices `(m, k)` of the reference's features nearest to `features`, or to the stream's."""
         assert self.neighbours is not None
         own = self.suite.kept(real=False) if features is None else features
-        return nearest(own, self.neighbours.split(KEPT), self.neighbours[:KEPT].float().mean(0, keepdim=True), k=k)
+        centre = self.neighbours[:KEPT].float().mean(0, keepdim=True)
+        return nearest(own, self.neighbours.split(KEPT), centre, k=min(k, len(self.neighbours)))
+
+    @property
+    def knows_all(self) -> bool:
+        """Whether the features of all images of the reference are kept."""
+        return len(self.real) == self.source.count
 
     def called(self, name: str) -> str:
         """A score's name with this network."""

@@ -1,7 +1,7 @@
 """Sources of images to score: a part of a data set, a side of pairs, or a folder; uint8, in batches."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from aigc.data.decode import VERSION, decode, extremes, header
 from aigc.data.folder import image_files
 from aigc.data.listing import list_images
 from aigc.data.pairs import PairData
-from aigc.data.values import Extremes, common, range_of
+from aigc.data.values import BYTES, Extremes, Ranges, common, ranges_for
 from aigc.errors import UserError
 from aigc.metrics.items import items
 from aigc.pictures import ahead, without_drawings
@@ -90,6 +90,8 @@ class FolderSource:
 
     Attributes:
         left_out: names of grids and the like, by reason.
+        extremes: of the values of files with more than 8 bits, by the kind of numbers.
+        ranges: black and white by the kind of numbers; of the folder's own files until `share_ranges`.
         failures: why a picture could not be read, by name; the others are not affected.
     """
 
@@ -124,8 +126,8 @@ class FolderSource:
         mixed = good[torch.randperm(len(good), generator=torch.Generator().manual_seed(0))]
         self.rows = [k for part in mixed.split(TOGETHER) for k in sorted(part.tolist(), key=lambda k: sizes[k])]
         self.sizes = sizes
-        kinds = common(deep)                               # one range for all files with more than 8 bits
-        self.limits = range_of(kinds[0])[0] if len(kinds) == 1 else None
+        self.extremes = common(deep)                       # of the files with more than 8 bits
+        self.ranges: Ranges = ranges_for(deep, None, {})[0]
         self.channels = channels or (1 if grey else 3)
         self.fingerprint = self.sequence = digest.hexdigest()[:16]
         self.count = len(self.rows)
@@ -140,7 +142,7 @@ class FolderSource:
         Raises:
             UserError: it is in colour where grey ones are expected.
         """
-        image = decode(self.files.read(k), size=self.sizes[k], channels=3, limits=self.limits)
+        image = decode(self.files.read(k), size=self.sizes[k], channels=3, limits=self.ranges)
         if self.channels == 3:
             return image
         if int((image.amax(0).int() - image.amin(0).int()).max()) > GREY_APART:
@@ -173,3 +175,17 @@ class FolderSource:
         return [self._read(good[row]) for row in rows.tolist()]
 
 
+def share_ranges(sources: Iterable[FolderSource], known: Ranges) -> list[str]:
+    """Gives folders that are compared one range of values: that of the data (`known`), or of all of them together.
+
+    Returns:
+        where it comes from, for people.
+    """
+    sources = list(sources)
+    deeper = {kind: pair for kind, pair in known.items() if kind != BYTES}     # 8 bits may be what a model made
+    ranges, said = ranges_for([one for source in sources for one in source.extremes], None, deeper)
+    for source in sources if ranges else ():
+        source.ranges = ranges
+        seen = hashlib.sha256(f"{source.fingerprint} {ranges}".encode())
+        source.fingerprint = source.sequence = seen.hexdigest()[:16]
+    return said

@@ -157,7 +157,13 @@ def open_networks(cfg: Any, target: Target, data: ImageData | None, device: torc
     names = [scored_by] if cfg.networks is None else [str(name) for name in cfg.networks]
     trains = data if data is not None else ImageFolder(path=cfg.against, batch_size=cfg.batch_size)
     if "classifier" in names:
-        trains.setup()
+        try:
+            trains.setup()
+        except UserError:
+            if data is not None:
+                raise
+            trains = ImageFolder(path=cfg.against, batch_size=cfg.batch_size, validation=0, test=0)  # too few to cut
+            trains.setup()
     networks = []
     for name in names:
         weights, preprocessing = cfg.weights.get(name), cfg.preprocessing.get(name)

@@ -11,6 +11,7 @@ from aigc.errors import UserError
 from aigc.evaluation.images import Found
 from aigc.evaluation.panel import Panel, Score
 from aigc.evaluation.sources import SideSource
+from aigc.metrics.enough import no_floor
 from aigc.metrics.features import to_uint8
 from aigc.metrics.similarity import LPIPS, likeness
 from aigc.metrics.translations import translations
@@ -47,8 +48,17 @@ def score_translations(
         if min(n, reference.count) < 2:
             raise UserError(f"{data.name} has fewer than two images of {split} on a side: distances need at least two")
         for panel in panels:
+            held = SideSource(data, "train", direction, mixed=True)
             panel.learn(reference)
-            panel.measure_floor(SideSource(data, "train", direction, mixed=True), n)
+            panel.measure_floor(held, n)
+            for note in panel.notes(n):
+                found.note(note)
+            reasons = panel.missing(n) | {"floor": no_floor(n, held.count, split="training")}
+            if pairs and not panel.knows_all:
+                reasons[panel.called("similarity")] = (
+                    f"features of {len(panel.real):,} of the {reference.count:,} true pairs are kept")
+            found.missing |= {f"{direction}/{name}": reason for name, reason in reasons.items() if reason}
+            found.ruled_out |= {f"{direction}/{name}": reason for name, reason in panel.ruled_out().items()}
         for prefix, identity in ((f"{direction}/", False), (f"{direction}/identity/", True)):
             scores, measured = _scores(
                 translations(family, data, split, direction, rows, batch_size=batch_size, seed=seed,
@@ -76,8 +86,7 @@ def _scores(
             if pairs:
                 measured |= likeness(images, to_uint8(targets), lpips)
             for panel in panels:
-                known = pairs and len(panel.real) == panel.source.count      # features of all true pairs were kept
-                panel.look(images, pairs=index if known else None)
+                panel.look(images, pairs=index if pairs and panel.knows_all else None)
             for name, part in measured.items():
                 values.setdefault(name, []).append(part.double().cpu())
             bar.update(len(images))

@@ -4,11 +4,13 @@ import hashlib
 import os
 import pickle
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from aigc.errors import UserError
 from aigc.metrics.features import FeatureNetwork
@@ -46,13 +48,12 @@ def real_key(network: FeatureNetwork, sequence: str, split: str, kind: str, *wha
 
 
 def load_cached(name: str) -> Any:
-    """The cached value called `name`, on the CPU; None if there is none or its file is damaged."""
+    """The cached value called `name`, on the CPU; None if there is none or its file is not what was written."""
     path = cache_folder() / f"{name}.pt"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        return None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        return kept["value"] if kept["checksum"] == _checksum(kept["value"]) else None
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError):
         return None
 
 
@@ -62,7 +63,21 @@ def keep_cached(name: str, value: Any) -> None:
     Raises:
         UserError: the disk is full or the folder is not writable.
     """
-    keep_file(f"{name}.pt", lambda file: torch.save(value, file))
+    content = {"value": value, "checksum": _checksum(value)}       # torch.load does not notice changed numbers
+    keep_file(f"{name}.pt", lambda file: torch.save(content, file))
+
+
+def _checksum(value: Any, before: int = 0) -> int:
+    """CRC-32 of tensors, and of whatever else is in nested dicts and lists, after what came `before`."""
+    if isinstance(value, Tensor):
+        before = zlib.crc32(f"{value.dtype} {tuple(value.shape)}".encode(), before)
+        content: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return zlib.crc32(content, before)
+    if isinstance(value, dict | list | tuple):
+        for part in value.items() if isinstance(value, dict) else value:
+            before = _checksum(part, before)
+        return zlib.crc32(b"end", before)
+    return zlib.crc32(repr(value).encode(), before)
 
 
 def keep_file(name: str, write: Callable[[IO[bytes]], object]) -> Path:

@@ -23,11 +23,12 @@ from aigc.data.datamodule import IMAGE_KEYS, ImageData
 from aigc.errors import UserError
 from aigc.metrics.cache import cache_folder
 from aigc.metrics.features import FeatureNetwork, exact
-from aigc.metrics.stored import Stored, canonical_of, keep, load_into, read, read_canonical, read_kept
+from aigc.metrics.stored import Stored, canonical_of, keep, load_into, read, read_canonical
 
 VERSION = 3                 # of architecture and training: a change makes new cache entries
 FEATURES = 256
 LONGEST = 64                # pixels; longer sides are shrunk to this
+SHORTEST = 2                # pixels a side that the convolutions need
 IMAGES = 120_000            # seen in training at least as often as ...
 EPOCHS = 25                 # ... this many epochs of a small data set allow
 KEPT = 60_000               # most training images used
@@ -45,10 +46,10 @@ def _layer(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequen
 
 
 def working_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The size that images `(h, w)` are shrunk to, at the same aspect ratio; small ones keep theirs."""
+    """The size that images `(h, w)` are shrunk to, at the same aspect ratio; small ones keep theirs (at least 2)."""
     longest = max(size)
     if longest <= LONGEST:
-        return size
+        return max(SHORTEST, size[0]), max(SHORTEST, size[1])
     h, w = (max(8, round(side * LONGEST / longest)) for side in size)
     return h, w
 
@@ -116,9 +117,9 @@ def classifier_of(
         path = Path(weights).expanduser()
         found, origin = read(path), "given"
         _check_given(found, data, path)
-        if found.facts["fingerprint"] != data.fingerprint:
+        if found.facts.get("fingerprint") != data.fingerprint:
             log.warning("metrics.weights=%s was trained on %s with other images or cuts than these: its scores "
-                        "compare only with those of the same file", path, found.facts["data"])
+                        "compare only with those of the same file", path, found.facts.get("data"))
     elif (name := canonical_of(data)) is not None:
         found, origin, path = read_canonical(name), f"canonical {name}", Path(name)
     else:
@@ -131,17 +132,18 @@ def trained_classifier(data: ImageData, device: torch.device | str = "cpu") -> C
     device = torch.device(device)
     key = f"classifier-v{VERSION}-{data.name}-{data.fingerprint}-{data.classes or 'rotations'}"
     path = cache_folder() / f"{key}.safetensors"
-    kept = read_kept(path)
-    if kept is None:
-        log.info("training the classifier that scores %s: once, about a minute on two cores", data.name)
-        started = time.perf_counter()
-        network, accuracy = train_classifier(data, device)
-        path = keep(key, network.state_dict(), described(data, accuracy))
-        kept = read(path)
-        log.info("it classifies %.2f%% of the test images correctly (%.0f s); others score by it with "
-                 "metrics.weights=%s",
-                 100 * accuracy, time.perf_counter() - started, path)
-    return _restored(kept, data, device, "trained here", path)
+    if path.is_file():
+        try:
+            return _restored(_checked(read(path), data, path), data, device, "trained here", path)
+        except UserError as error:
+            log.warning("%s: training another in its place", str(error).rpartition(":")[0])
+    log.info("training the classifier that scores %s: once, about a minute on two cores", data.name)
+    started = time.perf_counter()
+    network, accuracy = train_classifier(data, device)
+    path = keep(key, network.state_dict(), described(data, accuracy))
+    log.info("it classifies %.2f%% of the test images correctly (%.0f s); others score by it with metrics.weights=%s",
+             100 * accuracy, time.perf_counter() - started, path)
+    return _restored(read(path), data, device, "trained here", path)
 
 
 def train_classifier(
@@ -180,10 +182,24 @@ def _restored(found: Stored, data: ImageData, device: torch.device, origin: str,
     with torch.random.fork_rng(devices=[]):     # initial weights are drawn, then replaced
         network = Classifier(data.channels, data.size, classes=data.classes)
     load_into(network, found, path)
-    network.accuracy = found.facts["accuracy"]
+    network.accuracy = found.facts.get("accuracy")
     network.sha256, network.origin = found.sha256, origin
     network.to(device, memory_format=torch.channels_last).freeze()  # type: ignore[call-overload]
     return network
+
+
+def _checked(found: Stored, data: ImageData, path: Path) -> Stored:
+    """A network that was kept in the cache, if it is the one for the data.
+
+    Raises:
+        UserError: it is another's, or does not say which weights it should have.
+    """
+    wanted = described(data, 0.0)
+    if "sha256" not in found.facts:
+        raise UserError(f"{path} was kept without the sha256 of its weights: give another file")
+    if other := [key for key in wanted if key != "accuracy" and found.facts.get(key) != wanted[key]]:
+        raise UserError(f"{path} was trained for other data (its {other[0]} differs): give another file")
+    return found
 
 
 def _check_given(found: Stored, data: ImageData, path: Path) -> None:
@@ -198,9 +214,9 @@ def _check_given(found: Stored, data: ImageData, path: Path) -> None:
                         "file that metrics.network=classifier kept")
     for key, own in (("version", VERSION), ("channels", data.channels), ("size", list(data.size)),
                      ("classes", data.classes), ("class_names", data.class_names)):
-        if facts[key] != own:
-            raise UserError(f"metrics.weights={path} was trained for {facts['data']} with {key.replace('_', ' ')} "
-                            f"{facts[key]}, and {data.name} has {own}: give the file for this data, or none")
+        if facts.get(key) != own:
+            raise UserError(f"metrics.weights={path} was trained for {facts.get('data')} with {key.replace('_', ' ')} "
+                            f"{facts.get(key)}, and {data.name} has {own}: give the file for this data, or none")
 
 
 def _examples(network: Classifier, data: ImageData, split: str) -> tuple[Tensor, Tensor | None]:
@@ -241,13 +257,13 @@ def _moved(x: Tensor) -> Tensor:
 def _train(network: Classifier, data: ImageData, device: torch.device, seen: int = 0) -> None:
     images, labels = _examples(network, data, "train")
     n = len(images)
-    batch = min(BATCH, n)
+    batch = max(2, min(BATCH, n))          # of a single image, batch norm would see a single value
     steps = max(1, (seen or min(IMAGES, EPOCHS * n)) // batch)
     optimizer = torch.optim.AdamW(network.train().parameters(), RATE, betas=(0.9, 0.99), weight_decay=DECAY)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.15)
     order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
-        if len(order) < batch:
+        while len(order) < batch:
             order = torch.cat([order, torch.randperm(n)])
         index, order = order[:batch], order[batch:]
         x = images[index].to(device).float() / 127.5 - 1

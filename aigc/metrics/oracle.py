@@ -11,6 +11,7 @@ pairs, and for as many of the combinations held out of the data's training.
 import logging
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -138,21 +139,30 @@ def shapes_oracle(size: tuple[int, int] = (32, 32), device: torch.device | str =
     For 32 px it is the canonical one in the package; for other sizes it is cached, or trained now.
     """
     key = f"oracle-v{VERSION}-{DRAWING}-{size[0]}x{size[1]}"
-    kept: dict[str, Tensor] | None = None
+    kept: Any = None
     if size == CANONICAL and canonical_list().get("oracle", {}).get("drawing") == DRAWING:
         kept = read_canonical("oracle").weights
+    with torch.random.fork_rng(devices=[]):     # first weights are drawn, and replaced
+        oracle = ShapesOracle(size)
     kept = load_cached(key) if kept is None else kept
-    if kept is None:
+    if not _fits(oracle, kept):
+        if kept is not None:
+            log.warning("the oracle in the cache folder (%s.pt) is another's: training one in its place", key)
         log.info("training the oracle that reads shapes: once, about 20 s on two cores")
         started = time.perf_counter()
         kept = {name: value.cpu() for name, value in train_oracle(size, device=device).state_dict().items()}
         keep_cached(key, kept)
         log.info("the oracle is trained (%.0f s)", time.perf_counter() - started)
-    with torch.random.fork_rng(devices=[]):     # initial weights are drawn, then replaced
-        oracle = ShapesOracle(size)
     oracle.load_state_dict(kept)
     oracle.sha256 = state_sha256(kept)
     return oracle.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+
+
+def _fits(oracle: ShapesOracle, kept: Any) -> bool:
+    """Whether what was kept are weights for this oracle, and numbers."""
+    wanted = {name: value.shape for name, value in oracle.state_dict().items()}
+    return (isinstance(kept, dict) and {name: getattr(value, "shape", None) for name, value in kept.items()} == wanted
+            and all(value.isfinite().all() for value in kept.values()))
 
 
 @torch.enable_grad()

@@ -44,6 +44,12 @@ def likeness(images: Tensor, targets: Tensor, lpips: "LPIPS | None") -> dict[str
     return found
 
 
+def no_ssim(size: tuple[int, int]) -> str | None:
+    """Why images of this size `(h, w)` have no SSIM; None: they have one."""
+    too_small = f"images of {size[0]} x {size[1]} pixels are too small for its window"
+    return too_small if min(size) < SSIM_WINDOW else None
+
+
 class LPIPS(nn.Module):
     """Learned perceptual distance (Zhang et al. 2018) by torchmetrics, with a backbone's weights from a local file.
 

@@ -45,7 +45,7 @@ def read(path: Path) -> Stored:
     """The network in a file.
 
     Raises:
-        UserError: it is missing, damaged, or was not written by this module.
+        UserError: it is missing, damaged, was changed, or is of another kind.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -53,29 +53,26 @@ def read(path: Path) -> Stored:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["aigc"])
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is not a dict
+        if not isinstance(facts, dict):
+            raise ValueError("no facts")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         reason = "there is no such file" if not path.is_file() else "it is damaged, or not a network that aigc trained"
         raise UserError(f"{path} cannot be read as a feature network ({reason}): give a .safetensors file that a "
                         "training run kept in the cache folder") from error
     weights = {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
-    return Stored(weights, state_sha256(weights), facts)
-
-
-def read_kept(path: Path) -> Stored | None:
-    """The network in a file of the cache folder; None if it is missing or damaged."""
-    try:
-        return read(path)
-    except UserError:
-        return None
+    stored = Stored(weights, state_sha256(weights), facts)
+    if facts.get("sha256", stored.sha256) != stored.sha256:
+        raise UserError(f"{path} is damaged (its weights do not have the sha256 that it states): give another file")
+    return stored
 
 
 def keep(name: str, weights: dict[str, Tensor], facts: dict[str, Any]) -> Path:
-    """Writes `<name>.safetensors` into the cache folder, atomically.
+    """Writes `<name>.safetensors`, with the weights' sha256 in it, into the cache folder, atomically.
 
     Raises:
         UserError: the disk is full or the folder is not writable.
     """
-    content = encode(weights, facts)
+    content = encode(weights, {**facts, "sha256": state_sha256(weights)})
     return keep_file(f"{name}.safetensors", lambda file: file.write(content))
 
 
@@ -134,6 +131,8 @@ def load_into(network: torch.nn.Module, stored: Stored, path: object) -> None:
     Raises:
         UserError: they belong to another network.
     """
+    if not all(value.isfinite().all() for value in stored.weights.values()):
+        raise UserError(f"{path} holds NaN or infinite weights: give another file")
     try:
         network.load_state_dict(stored.weights)
     except RuntimeError as error:

@@ -39,5 +39,6 @@ def translations(
             check_finite_images(made, family)
             if BACK[direction] in family.directions:
                 again = family.translate(made, direction=BACK[direction], seeds=seeds)
+                check_finite_images(again, family)
                 measured["cycle_l1"] = (again - images).abs().mean((1, 2, 3))
         yield numbers, batch["index"][fresh], made, targets, measured

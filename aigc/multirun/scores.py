@@ -29,12 +29,14 @@ def objectives_of(asked: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -
 
 def entries_of(summary: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a run's summary that can be an objective, by name: its last scores, and `sampling.seconds`-like
-    paths of other entries; `monitored` is the best value of the score that selects best.ckpt.
+    paths of other entries; `monitored` is the best value of the score that selects best.ckpt. A score that could not
+    be taken is NaN.
     """
+    missing = dict.fromkeys(summary.get("scores_missing") or {}, math.nan)
     scores = summary.get("scores") or {}
     last = scores.get("last") or {}
     best = scores.get("best")
-    found: dict[str, Any] = {MONITORED: math.nan if best is None and last else best, **last}
+    found: dict[str, Any] = {**missing, MONITORED: math.nan if best is None and (last or missing) else best, **last}
     for key, value in summary.items():
         nested = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
         found |= {k: v for k, v in nested.items() if k not in found}

@@ -216,7 +216,9 @@ class Searching:
                 trial.set_user_attr("monitor", entry.get("monitor"))
                 self.tell(trial, values=values)
                 return
-            entry = {"status": "failed", "reason": f"{values} is not finite"}
+            missing = read_summary(job.folder).get("scores_missing") or {}
+            why = [f"no {name}: {missing[name]}" for name in self.objectives if name in missing]
+            entry = {"status": "failed", "reason": "; ".join(why) or f"{values} is not finite"}
         if entry["status"] == "failed":
             self.failed(trial, entry["reason"])
         elif entry["status"] == "stopped" and entry["reason"] == "pruned":

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from aigc.data.names import listed
 from aigc.errors import UserError, choices
 from aigc.report.protocol import (
     Score,
@@ -20,8 +21,11 @@ from aigc.report.protocol import (
     higher_is_better,
     last_scored,
     measures,
+    missing_of,
     monitored,
+    notes_of,
     scores_of,
+    why_missing,
 )
 from aigc.report.runs import Run
 
@@ -118,6 +122,24 @@ class Comparison:
             return (not known, column.letters[k], sign * score.value if score is not None and known else 0.0)
 
         return sorted(range(len(self.runs)), key=place)
+
+
+def remarks(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
+    """What the runs' records say there is to think of these scores, and why a run lacks one; who says it, and what."""
+    said: dict[str, dict[str, None]] = {}           # labels of the runs, by what they say
+    for k, (run, label) in enumerate(zip(comparison.runs, comparison.labels, strict=True)):
+        missing: dict[str, str] = {}
+        for record in (*run.evaluations, run.summary):
+            missing |= missing_of(record)
+        for column in columns:
+            score, reason = column.scores[k], why_missing(column.name, missing)
+            if score is not None:
+                for note in notes_of(score.evaluation or run.summary):
+                    said.setdefault(note, {})[label] = None
+            elif reason:
+                said.setdefault(f"no {column.name}: {reason}", {})[label] = None
+    n = len(comparison.runs)
+    return [f"{'all runs' if n > 1 and len(who) == n else listed(list(who))}: {what}" for what, who in said.items()]
 
 
 def more_is_better(name: str, runs: Sequence[Run]) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from aigc.errors import UserError
-from aigc.report.comparison import Column, Comparison, common, facts, flat, known, told_point
+from aigc.report.comparison import Column, Comparison, common, facts, flat, known, remarks, told_point
 from aigc.report.curves import LEAST, minutes_at, packed
 from aigc.report.protocol import Score, differences
 from aigc.report.runs import Run
@@ -161,7 +161,7 @@ def content(
         "curves": names,
         "charts": list(dict.fromkeys([*[name for name in scores[:1] if name in counts], *losses, *names]))[:CURVES],
         "warnings": [f"{label}: {sentence}" for run, label in zip(runs, comparison.labels, strict=True)
-                     for sentence in run.warnings],
+                     for sentence in run.warnings] + remarks(comparison, comparison.columns),
     }
 
 

@@ -136,6 +136,34 @@ def describe(protocol: Mapping[str, Any]) -> str:
     return ", ".join(parts) or "no protocol recorded"
 
 
+def by_reason(missing: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names of scores that are missing, by the reason that they share."""
+    found: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        found.setdefault(reason, []).append(name)
+    return found
+
+
+def notes_of(record: Mapping[str, Any]) -> list[str]:
+    """What a run's summary or an evaluation's record says there is to think of its scores."""
+    notes = record.get("scores_notes")
+    return [str(note) for note in notes] if isinstance(notes, list) else []
+
+
+def missing_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """Why scores could not be taken, by name, as a run's summary or an evaluation's record says."""
+    missing = record.get("scores_missing")
+    return {name: str(reason) for name, reason in missing.items()} if isinstance(missing, dict) else {}
+
+
+def why_missing(name: str, missing: Mapping[str, str]) -> str | None:
+    """Why a score is missing: its own reason (`test/psnr`), or that of its kind (`psnr`); None: none is recorded."""
+    parts = set(name.split("/"))
+    fitting = [key for key in missing if set(key.split("/")) <= parts and key.split("/")[-1] == name.split("/")[-1]]
+    best = max(fitting, key=lambda key: key.count("/"), default=None)
+    return None if best is None else missing[best]
+
+
 def monitored(run: Run) -> str | None:
     """The score that says which checkpoint of the run is best."""
     scores = run.summary.get("scores")

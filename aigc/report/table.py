@@ -6,7 +6,7 @@ from io import StringIO
 from itertools import takewhile
 from typing import Any
 
-from aigc.report.comparison import Comparison, common, facts, own_settings, told_point
+from aigc.report.comparison import Comparison, common, facts, own_settings, remarks, told_point
 from aigc.report.protocol import Score, monitored
 
 WIDE = 10_000       # columns where the output is no terminal: nothing is wrapped or cut
@@ -91,6 +91,7 @@ def notes(comparison: Comparison) -> list[str]:
         if without:
             instead = f": they have {', '.join(others)} (score=<name>)" if others else ""
             lines.append(f"{len(without)} of {len(comparison.runs)} runs have no {column.name}{instead}")
+        lines += [f"note: {sentence}" for sentence in remarks(comparison, [column])]
     else:
         lines.append("no run has a score yet")
     for run, label in zip(comparison.runs, comparison.labels, strict=True):

@@ -189,6 +189,21 @@ def test_floor_needs_as_many_test_images(trainer):
     assert scores["fd_classifier"] > 0
 
 
+def test_what_the_users_choices_rule_out_is_recorded_and_not_said(trainer, caplog):
+    n = trainer.datamodule.count("test")
+    few = Scores(**{**FEW, "num_samples": n + 1}, num_samples_final=n + 2)
+    with caplog.at_level("INFO"):
+        few.on_train_start(trainer, Copies(condition="none"))
+    said = {f"{prefix}fd_classifier_over_floor": f"it needs as many test images as samples: {k}, and there are {n}"
+            for prefix, k in (("", n + 1), ("final/", n + 2))}
+    assert few.facts()["scores_missing"] == {**said, "label_accuracy": "the images are made without labels"}
+    assert [line for line in caplog.messages if line.startswith("no ")] == [f"no {k}: {said[k]}" for k in said]
+    other = Scores(**{**FEW, "split": "test"})
+    other.prepare(trainer, Copies())
+    assert (other.missing, other.ruled_out) == (
+        {}, {"fd_classifier_over_floor": "no test images are held out of the reference"})
+
+
 def test_real_side_is_looked_at_once(trainer, tmp_path, monkeypatch):
     monkeypatch.setenv("AIGC_CACHE", str(tmp_path / "cache"))
     options = {**FEW, "num_reals": 300}
@@ -334,8 +349,10 @@ def test_every_boundary_and_the_end_are_scored_once(tmp_path):
 
 
 def test_an_interrupted_run_is_not_scored_and_loses_nothing(tmp_path):
-    images, *_ = train(tmp_path, 7, interrupted="SIGTERM")  # stopped at the very step that crosses 100
+    images, scores, _ = train(tmp_path, 7, interrupted="SIGTERM")  # stopped at the very step that crosses 100
     assert images == []
+    assert scores.missing["final scores"] == (
+        "the run was interrupted after 112 images, but these scores are from 0")
     images, scores, _ = train(tmp_path, 9, checkpoint=tmp_path / "last.ckpt")
     assert images == [128, 144]
     assert scores.best == min(line["fd_classifier"] for line in scores.history)

@@ -88,6 +88,10 @@ def test_repeats_of_the_shorter_side_are_left_out(tmp_path):
     there = {d: sum(len(seeds) for asked, seeds in model.asked if asked == d) for d in ("a2b", "b2a")}
     assert there == {"a2b": 27 + 11, "b2a": 11 + 27}          # and the ways back
     assert "a2b/psnr" not in found and "a2b/similarity_classifier" not in found
+    assert scores.missing == {} and scores.facts()["scores_missing"] == {
+        f"{prefix}{name}": f"the images of {split} are not paired"
+        for prefix, split in (("", "validation"), ("test/", "test"))
+        for name in ("psnr", "ssim", "lpips", "similarity_classifier")}
     split = data.pair_split("validation")
     a, b = split.a.images, split.b.images
     with torch.no_grad():

@@ -11,9 +11,9 @@ from PIL import Image
 
 from aigc.data.decode import decode
 from aigc.data.folder import ImageFolder
-from aigc.data.values import Extremes, range_of
+from aigc.data.values import Extremes, range_of, recorded
 from aigc.errors import UserError
-from aigc.evaluation.sources import FolderSource
+from aigc.evaluation.sources import FolderSource, share_ranges
 
 
 def png16(values: np.ndarray) -> bytes:
@@ -139,3 +139,40 @@ def test_pictures_that_are_evaluated_have_one_range_too(tmp_path: Path) -> None:
     source = FolderSource(folder(tmp_path / "set", 0, 100, 4095), "run")
     levels = [level for batch in source.batches(3, 2) for level in batch["image"][:, 0, 0, 0].tolist()]
     assert sorted(levels) == [0, 6, 255]
+
+
+def test_8_bits_with_a_sign_keep_it(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for k, level in enumerate((-128, -1, 0, 127)):
+        image = Image.fromarray(np.full((4, 4), level, np.int8).view(np.uint8))
+        image.save(tmp_path / "set" / f"{k}.tif", tiffinfo={339: 2})
+    data = load(tmp_path / "set")
+    assert data.images("train")[:, 0, 0, 0].tolist() == [0, 127, 128, 255]
+    assert "values -128 to 127: black to white" in data.found()[0]
+
+
+def test_a_run_records_its_range_by_the_kind_of_numbers(tmp_path: Path) -> None:
+    deep = load(folder(tmp_path / "deep", 0, 2048, 4095)).facts()
+    assert deep["range"] == {"integer": [0, 4095]} and recorded(deep) == {"integer": (0, 4095)}
+    shallow = folder(tmp_path / "shallow", 0, 16, kind="uint8")
+    assert load(shallow, range=[0, 16]).facts()["range"] == {"bytes": [0, 16]} and "range" not in load(shallow).facts()
+    odd = {"integer": [3, 1], "float": "x", "bytes": [0, 9], "other": None}
+    assert recorded({"range": odd}) == {"bytes": (0, 9)} and recorded({"range": 5}) == recorded(None) == {}
+
+
+def test_what_is_compared_has_the_range_of_the_data_or_one_of_its_own(tmp_path: Path) -> None:
+    def levels(source: FolderSource) -> list[int]:
+        return sorted(level for batch in source.batches(9, 2) for level in batch["image"][:, 0, 0, 0].tolist())
+
+    first, second = (FolderSource(folder(tmp_path / name, *values), "run")
+                     for name, values in (("a", (0, 1000)), ("b", (0, 4095))))
+    before = first.fingerprint
+    assert levels(first) == [0, 249]                                    # of ten bits, on its own
+    assert share_ranges([first, second], {}) == ["values 0 to 4,095 taken as 12 bits (0 to 4095)"]
+    assert levels(first) == [0, 62] and levels(second) == [0, 255] and first.fingerprint != before
+    known = {"integer": (0.0, 2000.0), "bytes": (0.0, 16.0)}
+    assert share_ranges([first], known) == ["values 0 to 1,000 taken as 0 to 2000, as in the run's data"]
+    assert levels(first) == [0, 128]
+    plain = FolderSource(folder(tmp_path / "c", 0, 16, kind="uint8"), "run")
+    before = plain.fingerprint
+    assert share_ranges([plain], known) == [] and levels(plain) == [0, 16] and plain.fingerprint == before

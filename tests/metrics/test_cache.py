@@ -27,6 +27,21 @@ def test_a_damaged_entry_counts_as_missing(folder):
     for broken in (b"", b"no torch file", whole[: len(whole) // 2]):
         (folder / "thing.pt").write_bytes(broken)
         assert load_cached("thing") is None
+    for odd in (1.5, {"value": 1.5}, {"value": 1.5, "checksum": 7}, [1.5]):
+        torch.save(odd, folder / "thing.pt")
+        assert load_cached("thing") is None
+
+
+def test_one_changed_number_counts_as_damage(folder):
+    value = {"features": torch.arange(64.0), "rest": [torch.tensor([], dtype=torch.bool), None, "a"]}
+    keep_cached("thing", value)
+    whole = (folder / "thing.pt").read_bytes()
+    at = whole.index(torch.tensor([41.0, 42.0]).numpy().tobytes())
+    (folder / "thing.pt").write_bytes(whole[:at] + b"\1" + whole[at + 1 :])
+    assert load_cached("thing") is None
+    (folder / "thing.pt").write_bytes(whole)
+    kept = load_cached("thing")
+    assert kept["features"].tolist() == list(range(64)) and kept["rest"][1:] == [None, "a"]
 
 
 def test_a_failed_write_leaves_nothing(folder, monkeypatch):

@@ -12,18 +12,21 @@ from aigc.data.digits import Digits
 from aigc.data.split import Split
 from aigc.metrics import classifier
 from aigc.metrics.classifier import Classifier, trained_classifier, working_size
+from aigc.metrics.features import state_sha256
+from aigc.metrics.stored import encode, read
 
 
 class Made(ImageData):
     """Images of any shape; the label is the brightest half (or there are no labels)."""
 
-    def __init__(self, *, shape, labelled):
+    def __init__(self, *, shape, labelled, numbers=None):
         super().__init__(batch_size=16)
+        self.numbers = numbers or {"train": 192, "validation": 16, "test": 64}
         self.shape, self.labelled, self.classes = shape, labelled, 2 if labelled else None
 
     def load(self):
         splits = {}
-        for k, (name, n) in enumerate({"train": 192, "validation": 16, "test": 64}.items()):
+        for k, (name, n) in enumerate(self.numbers.items()):
             generator = torch.Generator().manual_seed(k)
             labels = torch.randint(2, (n,), generator=generator)
             images = torch.randint(0, 100, (n, *self.shape), generator=generator)
@@ -119,12 +122,44 @@ def test_large_images_are_shrunk_and_keep_their_shape():
     assert flat.shape == (1, 3, 64, 32) and flat.unique().tolist() == [77.0]
 
 
-def test_a_damaged_cache_is_made_again(empty_cache):
+def test_what_is_not_the_classifier_of_the_data_is_said_and_trained_anew(empty_cache, caplog, monkeypatch):
     data = made(shape=(1, 8, 8), labelled=True)
-    first = trained_classifier(data)
+    right = trained_classifier(data)
+    monkeypatch.setattr(classifier, "train_classifier", lambda *_: (right, right.accuracy))
     (file,) = empty_cache.iterdir()
-    file.write_bytes(struct.pack("q", 1))
-    assert trained_classifier(data).sha256 == first.sha256
+    whole, found = file.read_bytes(), read(file)
+    cut = {**found.weights, "head.bias": found.weights["head.bias"][:1]}
+    nan = {**found.weights, "head.bias": found.weights["head.bias"] * torch.nan}
+    facts = {name: fact for name, fact in found.facts.items() if name != "sha256"}
+
+    def stated(weights):
+        return encode(weights, {**facts, "sha256": state_sha256(weights)})
+
+    for content, sentence in (
+        (struct.pack("q", 1), "cannot be read as a feature network (it is damaged, or not a network that aigc trai"),
+        (whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], "is damaged (its weights do not have the sha256 that"),
+        (encode(found.weights, facts), "was kept without the sha256 of its weights"),
+        (encode(found.weights, {**found.facts, "fingerprint": "x"}), "for other data (its fingerprint differs)"),
+        (encode(found.weights, {**found.facts, "classes": 7}), "for other data (its classes differs)"),
+        (stated(cut), "does not hold the weights of a Classifier of this version"),
+        (stated(nan), "holds NaN or infinite weights"),
+    ):
+        file.write_bytes(content)
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            assert trained_classifier(data).sha256 == right.sha256
+        (said,) = (record.message for record in caplog.records if record.levelname == "WARNING")
+        assert sentence in said and said.endswith(": training another in its place"), said
+        assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("n", "shape"), [(1, (1, 1, 1)), (2, (3, 1, 40)), (1, (1, 3, 3))])
+def test_a_single_image_and_a_single_pixel_have_features_that_are_numbers(n, shape, empty_cache):
+    data = made(shape=shape, labelled=False, numbers={"train": n})
+    network = trained_classifier(data)
+    features, logits = network(torch.zeros(3, *shape, dtype=torch.uint8))
+    assert features.shape == (3, 256) and torch.isfinite(features).all() and torch.isfinite(logits).all()
+    assert network.resizer.startswith(f"{max(2, shape[1])} x {max(2, shape[2])},")
 
 
 @pytest.mark.slow

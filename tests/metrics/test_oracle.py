@@ -5,6 +5,7 @@ import torch
 
 from aigc.data.shapes import COLUMNS, Scenes
 from aigc.metrics import oracle as module
+from aigc.metrics.cache import cache_folder, keep_cached
 from aigc.metrics.oracle import ShapesOracle, agreement, shapes_oracle, train_oracle
 
 
@@ -54,7 +55,9 @@ def test_agreement_counts_only_what_was_asked_for() -> None:
     assert agreement(found, asked)["all"] == 0.0
 
 
-def test_it_is_trained_once_and_then_read_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_trained_once_and_then_read_from_the_cache(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     calls = []
 
     def once(size: tuple[int, int], **_: object) -> ShapesOracle:
@@ -68,6 +71,14 @@ def test_it_is_trained_once_and_then_read_from_the_cache(monkeypatch: pytest.Mon
     assert calls == [(24, 32)]
     assert torch.equal(first.read(images), second.read(images))
     assert not first.training and not any(p.requires_grad for p in first.parameters())
+    (key,) = [path.stem for path in cache_folder().glob("oracle-*-24x32.pt")]
+    wrong = {**first.state_dict(), "where.bias": torch.zeros(3)}
+    for odd in (wrong, {**wrong, "where.bias": first.where.bias * torch.nan}, [1]):
+        keep_cached(key, odd)
+        calls.clear()
+        again = shapes_oracle((24, 32))
+        assert calls == [(24, 32)] and torch.equal(again.read(images), first.read(images))
+        assert f"the oracle in the cache folder ({key}.pt) is another's: training one in its place" in caplog.text
 
 
 def test_training_leaves_the_global_random_state_alone() -> None:

@@ -194,8 +194,16 @@ def test_files_that_hold_no_classifier_are_refused_in_one_sentence(handed_on, tm
     found = read(path)
     less = {name: value for name, value in found.weights.items() if name != "head.bias"}
     (tmp_path / "less.safetensors").write_bytes(stored.encode(less, found.facts))
+    with pytest.raises(UserError, match=r"is damaged \(its weights do not have the sha256 that it states\)"):
+        classifier_of(data, weights=str(tmp_path / "less.safetensors"))
+    without = {name: fact for name, fact in found.facts.items() if name != "sha256"}
+    (tmp_path / "less.safetensors").write_bytes(stored.encode(less, without))
     with pytest.raises(UserError, match="does not hold the weights of a Classifier of this version"):
         classifier_of(data, weights=str(tmp_path / "less.safetensors"))
+    nan = {**found.weights, "head.bias": found.weights["head.bias"] * torch.nan}
+    (tmp_path / "nan.safetensors").write_bytes(stored.encode(nan, without))
+    with pytest.raises(UserError, match=r"nan\.safetensors holds NaN or infinite weights: give another file"):
+        classifier_of(data, weights=str(tmp_path / "nan.safetensors"))
 
 
 def test_what_a_file_says_of_itself(handed_on):
@@ -205,4 +213,5 @@ def test_what_a_file_says_of_itself(handed_on):
     with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["aigc"])
     assert facts == {"network": "classifier", "version": 3, "data": "made", "channels": 1, "size": [12, 12],
-                     "classes": 2, "class_names": None, "fingerprint": data.fingerprint, "accuracy": network.accuracy}
+                     "classes": 2, "class_names": None, "fingerprint": data.fingerprint, "accuracy": network.accuracy,
+                     "sha256": network.sha256}

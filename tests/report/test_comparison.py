@@ -1,10 +1,12 @@
+import json
 import re
 
 import pytest
 
 from aigc.errors import UserError
-from aigc.report.comparison import SILENT, Comparison, differing, facts, own_settings, written
+from aigc.report.comparison import SILENT, Comparison, differing, facts, own_settings, remarks, written
 from aigc.report.page import content
+from aigc.report.protocol import why_missing
 from aigc.report.runs import Run, find_runs, read_run, read_runs
 from aigc.report.table import text
 
@@ -184,3 +186,28 @@ def test_names_of_two_runs_never_agree(tmp_path):
     for study in ("a", "b"):
         make_run(tmp_path / study / "same")
     assert Comparison([read_run(folder) for folder in find_runs(tmp_path)]).labels == ["a/same", "b/same"]
+
+
+def test_what_the_records_note_and_lack_is_said_once_for_all(tmp_path):
+    folders = [make_run(tmp_path / name, fd=fd) for name, fd in (("one", 1.0), ("two", 2.0), ("three", 3.0))]
+    for k, folder in enumerate(folders):
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["scores_notes"] = ["few images"]
+        if k:
+            del summary["scores"]["last"]["label_accuracy"]
+            summary["scores_missing"] = {"label_accuracy": "made without labels", "is_classifier": "never wanted here"}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    comparison = Comparison(read_runs(tmp_path))
+    lack = "three, two: no label_accuracy: made without labels"
+    assert remarks(comparison, comparison.columns) == ["all runs: few images", lack]
+    assert "note: all runs: few images" in text(comparison) and "label_accuracy" not in text(comparison)
+    assert f"note: {lack}" in text(Comparison(read_runs(tmp_path), "label_accuracy"))
+    assert content(comparison, grids=0, thumbnail=8, points=9, shown=1)["warnings"] == ["all runs: few images", lack]
+
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("psnr", "a"), ("a2b/psnr", "a"), ("test/b2a/psnr", "b"), ("test/a2b/fd_x", None), ("a2b/floor", "c"),
+    ("b2a/floor", None), ("final/fd_x", "d"), ("a2b/identity/psnr", "a"),
+])
+def test_the_reason_of_a_missing_score_is_its_own_or_that_of_its_kind(name, reason):
+    assert why_missing(name, {"psnr": "a", "test/psnr": "b", "a2b/floor": "c", "final/fd_x": "d"}) == reason
