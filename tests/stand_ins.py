@@ -29,7 +29,7 @@ _draw = np.random.default_rng(0)
 
 def kind_of(name: str) -> str:
     """images, unpaired or paired, by the class that conf/data names."""
-    target = OmegaConf.load(CONFIG_DIR / "data" / f"{name}.yaml")["_target_"]
+    target = OmegaConf.load(CONFIG_DIR / "data" / f"{name.partition(':')[0]}.yaml")["_target_"]
     return "unpaired" if "Unpaired" in target else "paired" if "Paired" in target else "images"
 
 
@@ -123,8 +123,22 @@ def cifar10(served: Path, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(datasets.CIFAR10, name, value)
 
 
+def parquet(path: Path, n: int) -> Path:
+    """A table with the images in it, classes and captions."""
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"]),
+                                  "text": datasets.Value("string")})
+    rows = {"image": [{"bytes": picture(ending="PNG"), "path": None} for _ in range(n)],
+            "label": [k % 2 for k in range(n)], "text": [f"picture {k % 3}" for k in range(n)]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
+    return path
+
+
 def stand_in(name: str, served: Path, patch: pytest.MonkeyPatch) -> list[str]:
-    """Makes the stand-in of a data set; the overrides that choose it."""
+    """Makes the stand-in of a data set, `<name>` or `<name>:<layout>`; the overrides that choose it."""
+    name, _, layout = name.partition(":")
     words = [f"data={name}"]
     held = ["data.validation=4", "data.test=4"]
     square = f"data.size={SIDE}"
@@ -143,6 +157,8 @@ def stand_in(name: str, served: Path, patch: pytest.MonkeyPatch) -> list[str]:
         files = {f"{kind}/{k}.png": picture(ending="PNG") for kind in ("cat", "dog") for k in range(12)}
         root = write(served / name, files)
         return [*words, f"data.path={root}", *held, square]
+    if layout == "parquet":
+        return [*words, f"data.path={parquet(served / 'table.parquet', 24)}", *held, square]
     if name == "huggingface":
         files = {f"{k}.png": picture(ending="PNG") for k in range(24)}
         rows = [{"file_name": f"{k}.png", "label": ["cat", "dog"][k % 2], "text": f"picture {k % 3}"}
@@ -155,8 +171,12 @@ def stand_in(name: str, served: Path, patch: pytest.MonkeyPatch) -> list[str]:
     if name == "unpaired_folder":
         return [*words, f"data.root={write(served, sides) / name}", *held]
     if name == "paired_folder":
-        files = {f"{k}_{side}.png": picture(ending="PNG") for k in range(16) for side in "AB"}
-        return [*words, f"data.root={write(served / name, files)}", *held]
+        files = {
+            "": {f"{k}_{side}.png": picture(ending="PNG") for k in range(16) for side in "AB"},
+            "names": {f"{side}/{k}.png": picture(ending="PNG") for k in range(16) for side in ("photos", "sketches")},
+            "beside": {f"{k}.png": picture(2 * SIDE, "PNG") for k in range(16)},
+        }[layout]
+        return [*words, f"data.root={write(served / f'{name}_{layout}', files)}", *held]
     if kind_of(name) == "unpaired":
         return [*words, *archive(served / f"{name}.zip", sides), *held, f"data.load_size={SIDE + 2}"]
     halves = {f"{name}/{part}/{k}.jpg": picture(2 * SIDE)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import wandb
 
-from aigc.errors import UserError
+from aigc.errors import RunError, UserError
 from aigc.loggers import JsonLines, Wandb, logged_in, score_rows
 from aigc.progress import Progress
 
@@ -34,6 +34,24 @@ def test_jsonl_lines_carry_images_and_seconds_and_are_rewound(tmp_path):
     last.rewind_to = 64
     last.finalize("success")  # nothing was left to do
     assert [json.loads(line)["images"] for line in logger.path.read_text().splitlines()] == [64]
+
+
+def test_a_full_disk_that_takes_no_shorter_curve_is_named_and_keeps_the_old_one(tmp_path, monkeypatch):
+    logger = JsonLines(tmp_path)
+    logger.progress, logger.rewind_to = Progress(images=96), 64
+    logger.path.write_text('{"images": 64}\n{"images": 128}\n')
+
+    def full(self, text):
+        with open(self, "w") as file:
+            file.write(text[:3])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(RunError, match=r"/metrics.jsonl could not be cut back to the 64 images that the run "
+                                           r"resumes from \(No space left on device\), and is as it was: make room"):
+            logger.log_metrics({"loss": 1.0}, step=3)
+    assert logger.path.read_text() == '{"images": 64}\n{"images": 128}\n' and len(list(tmp_path.iterdir())) == 1
 
 
 def test_offline_unless_logged_in_and_never_a_prompt(tmp_path, monkeypatch):

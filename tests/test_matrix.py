@@ -29,6 +29,9 @@ READERS = ("gan", "dcgan", "diffusion", "ddpm", "edm")        # of captions
 FITTING = [(model, data) for model in MODELS for data in DATA if kind_of(data) in SIDES.get(model, ("images",))]
 RUNS = [(model, data, condition) for model, data in FITTING for condition in ("none", *CONDITIONS.get(data, ()))
         if condition != "text" or model in READERS]
+RUNS += [(model, data, condition) for data, models, conditions in (     # the same data in other layouts
+    ("huggingface:parquet", ("gan",), ("label", "text")), ("paired_folder:names", ("cyclegan", "pix2pix"), ("none",)),
+    ("paired_folder:beside", ("cut", "pix2pix"), ("none",))) for model in models for condition in conditions]
 REFUSED = [(model, data) for model in MODELS for data in DATA if (model, data) not in FITTING]
 QUICK = ["trainer=cpu", "trainer.precision=32", "logger=none", "batch_size=4", "budget.minutes=null",
          "budget.images=8", "metrics.every_images=4", "metrics.validation_images=4", "metrics.batch_size=8",
@@ -112,11 +115,13 @@ def test_what_does_not_fit_is_refused_in_a_sentence_that_names_what_does(model: 
     with pytest.raises(UserError) as error:
         check_pair(cfg)
     family = locate(target, "model")
-    said = re.fullmatch(rf"{family.__name__} learns from .* data, \w+ gives (\w+): choose data=(\S+)",
-                        str(error.value))
+    said = re.fullmatch(rf"{family.__name__} learns from .* data, \w+ gives (\w+): choose data=(\S+?)"
+                        r"(?:, or one of (\d+) more \(--help lists all data\))?", str(error.value))
     assert said is not None, error.value
     assert said[1] == ("captioned" if data == "shapes" else kind_of(data))
-    assert set(said[2].split("|")) == {name for other, name in FITTING if other == model}
+    named, fitting = said[2].split("|"), {name for other, name in FITTING if other == model}
+    assert set(named) <= fitting and len(named) == min(8, len(fitting)) == len(fitting) - int(said[3] or 0)
+    assert {name for name in fitting if "shapes" in name or "folder" in name} <= set(named)    # what is at hand
     assert issubclass(family, Translator) == (model in SIDES)
 
 

@@ -261,6 +261,31 @@ def test_a_run_whose_data_moved_is_resumed_and_other_data_are_refused(tmp_path):
     assert second["images"] == 16 and second["data"] == first["data"] and second["signature"] == first["signature"]
 
 
+def test_a_run_whose_data_moved_is_evaluated_where_they_are_now(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from aigc.metrics import classifier
+
+    from .test_evaluate import evaluated
+
+    monkeypatch.setattr(classifier, "_train", lambda *args, **options: None)
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    for k in range(20):
+        Image.effect_noise((8, 8), 20 + k).save(old / f"{k:02}.png")
+    own = [*TINY["vae"], *FAST, "data=image_folder", "batch_size=4", "budget.minutes=null", "budget.images=8"]
+    cfg = compose_train(*own, f"data.path={old}")
+    summary = fit(cfg, saved(tmp_path / "run", cfg))
+    old.rename(new)
+    options = {"run": tmp_path / "run", "num_samples": 8, "resamples": 0, "memorisation": "false", "device": "cpu"}
+    with pytest.raises(UserError, match=r"data\.path=.*old does not exist: .*; these are the data that '.*run' was "
+                                        r"trained on: data\.<option>=\.\.\. says where they are now, data=<data set>"):
+        evaluated(**options)
+    record = evaluated(**options, data__path=new, out=tmp_path / "x.json")
+    found = record["protocol"]["fd_classifier"]
+    assert found["data_fingerprint"] == summary["data"]["fingerprint"] and found["num_reals"] == 16
+
+
 def test_a_run_that_had_saved_nothing_starts_over_when_it_is_resumed(tmp_path):
     cfg = compose_train(*TINY["vae"], *FAST, "budget.images=160", "log_every=5")
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "images": 80}\n')

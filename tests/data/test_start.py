@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from aigc.data.names import cut
+from aigc.data.shapes import Shapes
 from aigc.errors import UserError
 from aigc.run import read_summary
 from aigc.training import fit
@@ -57,3 +59,24 @@ def test_labels_that_one_loose_picture_turns_off_are_explained(tmp_path: Path) -
     Image.new("RGB", (8, 8)).save(root / "loose.png")
     with pytest.raises(UserError, match=r"pets has none \(1 image in no class folder: loose\.png\): use condition"):
         fit(compose_train(*SMALL, "data=image_folder", f"data.path={root}", "condition=label"), tmp_path / "run")
+
+
+def test_many_classes_are_named_as_far_as_a_line_holds_them() -> None:
+    data = Shapes(batch_size=4, train=16, validation=8, test=8, heldout=4)
+    names = "red circle, red square, ... 33 more"
+    assert f" of 35 classes ({names}), 32 x 32 pixels, colour, " in data.found()[0]
+    assert cut(list("0123456789"), 40) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert cut(["a" * 60, "b" * 60, "c"], 40) == f"{'a' * 60}, {'b' * 60}, ... 1 more"
+    assert cut(["only"], 2) == "only" and cut([], 40) == "" and cut(["a", "b"], 1) == "a, b"
+
+
+def test_the_default_run_says_nothing_of_scores_that_it_rules_out(tmp_path: Path, caplog) -> None:
+    small = ["data.train=16", "data.validation=8", "data.test=8", "data.heldout=4", "data.size=16"]
+    words = [word for word in TINY["gan"] if not word.startswith("data")]
+    with caplog.at_level(logging.INFO):
+        fit(compose_train(*words, "trainer=cpu", "trainer.precision=32", "logger=none", "batch_size=4", "data=shapes",
+                          *small, "budget.images=8", "~callbacks.samples", "metrics.num_samples=8",
+                          "metrics.validation_images=0", "metrics.attribute_samples=0", "condition=none",
+                          common=False), tmp_path / "run")
+    assert not any("label_accuracy" in line for line in caplog.messages)
+    assert read_summary(tmp_path / "run")["scores_missing"]["label_accuracy"] == "the images are made without labels"

@@ -166,6 +166,33 @@ def test_a_search_goes_on_where_it_was_interrupted_and_with_more_trials(start, t
     assert len(set(rates)) == 6                                             # a new start draws new numbers
 
 
+def test_an_experiment_that_was_edited_stays_and_the_new_one_stands_beside_it(start, tmp_path, capsys):
+    def names():
+        return sorted(path.name for path in (tmp_path / "m" / "experiment").iterdir())
+
+    best = tmp_path / "m" / "experiment" / "best.yaml"
+    start("random", optimum, LOG, "hydra.sweeper.n_trials=2")
+    own = best.read_text()
+    best.write_text(own.replace("study: s", "study: mine"))
+    edited = best.read_text()
+    assert edited != own
+    for n in (3, 4):
+        capsys.readouterr()
+        start("random", optimum, LOG, f"hydra.sweeper.n_trials={n}")
+        said = capsys.readouterr().out
+        assert best.read_text() == edited and names() == ["best.yaml", "best_2.yaml"]
+        assert f"'{best}' was edited and stays as it is: this one is best_2.yaml" in said
+        assert "experiment=best_2" in said
+    best.unlink()
+    start("random", lambda job: scored(0.0), LOG, "hydra.sweeper.n_trials=5")
+    assert "Trial 4 of" in best.read_text()
+    start("random", lambda job: scored(-1.0), LOG, "hydra.sweeper.n_trials=6")      # its own is replaced
+    assert "Trial 5 of" in best.read_text() and names() == ["best.yaml", "best_2.yaml"]
+    best.write_bytes(b"\xff")
+    start("random", lambda job: scored(-2.0), LOG, "hydra.sweeper.n_trials=7")
+    assert best.read_bytes() == b"\xff" and "Trial 6 of" in (tmp_path / "m/experiment/best_2.yaml").read_text()
+
+
 def test_a_grid_tries_everything_once(start, tmp_path):
     played = start("grid", optimum, "model.rate=0.1,0.01,0.001", "model.latent=range(4,9,2)")
     tried = {tuple(job.overrides[-2:]) for job in played}
