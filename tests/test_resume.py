@@ -196,7 +196,7 @@ def saved(folder: Path, cfg) -> Path:
         (["logger.wandb.project=mine"], "logger.wandb.project", "mine"),
         (["logger=default"], "logger.wandb.tags", []),
         (["logger=default", "logger.wandb.project=mine"], "logger.wandb.project", "mine"),
-        (["budget.images=7"], "budget.minutes", 4.0),
+        (["budget.images=7"], "budget.minutes", 3.0),
         (["budget={images: 7}"], "budget.images", 7),
         (["budget.minutes=null"], "budget.minutes", None),
     ],
