@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from aigc.data.datamodule import ImageData
 from aigc.errors import UserError
 from aigc.evaluation.panel import Panel, Score
 from aigc.evaluation.sources import DataSource, Source
-from aigc.metrics.attributes import SPLITS, found_and_asked, reads_back, shares
+from aigc.metrics.attributes import SPLITS, found_and_asked, found_clear, reads_back, shares, shows_shapes
 from aigc.metrics.bootstrap import draws, interval, standard_error
 from aigc.metrics.cache import keep_cached, load_cached, real_key
 from aigc.metrics.clip_score import CLIPScore
@@ -187,26 +187,31 @@ def show_neighbours(panel: Panel, images: list[Tensor], path: Path) -> str:
 def score_attributes(
     family: Family, data: Any, found: Found, how: Sampling, *, resamples: int, n: int
 ) -> None:
-    """Adds how often attributes match the captions, for combinations seen and not seen in training."""
-    if not n or not reads_back(data, family):
-        return
-    for name, split in SPLITS.items():
-        if split not in data.splits:
-            continue
-        _, rows = found_and_asked(family, data, split, n, batch_size=how.batch_size, seed=how.seed,
-                                  options=how.options)
-        table = torch.cat(rows).long()
-        read, asked = table.tensor_split(2, dim=1)
-        values, again = shares(read, asked), []
+    """Adds how often attributes match the captions, for combinations seen and not seen in training.
+
+    Without a condition: how often a sample shows one clear known shape.
+    """
+    options: dict[str, Any] = {"batch_size": how.batch_size, "seed": how.seed, "options": how.options}
+
+    def add(table: Tensor, split: str, prefix: str, measured: Callable[[Tensor], dict[str, float]]) -> None:
+        values, again = measured(table), []
         for drawn in draws(len(table), resamples, how.seed):
-            chosen = torch.arange(len(table)).repeat_interleave(drawn.long())
-            again.append(shares(read[chosen], asked[chosen]))
+            again.append(measured(table[torch.arange(len(table)).repeat_interleave(drawn.long())]))
         scores = {}
         for key, value in values.items():
             several = torch.tensor([one[key] for one in again if key in one])
             error = standard_error(several, kept=1, n=1) if len(several) > 1 else None
             low, high = (None, None) if error is None else interval(value, error, least=0, most=1)
-            scores[f"attributes/{name}/{key}"] = Score(value, low, high)
+            scores[f"attributes/{prefix}{key}"] = Score(value, low, high)
         found.add(scores, {"network": "shapes oracle", "network_sha256": data.oracle.sha256, "resizer": "none",
                            "num_samples": len(table), "data": data.name, "data_fingerprint": data.fingerprint,
                            "split": split, "seed": how.seed})
+
+    if n and reads_back(data, family):
+        for name, split in SPLITS.items():
+            if split in data.splits:
+                _, rows = found_and_asked(family, data, split, n, **options)
+                add(torch.cat(rows).long(), split, f"{name}/", lambda table: shares(*table.tensor_split(2, dim=1)))
+    elif n and shows_shapes(data, family):
+        _, rows = found_clear(family, data, n, **options)
+        add(torch.cat(rows), "test", "", lambda table: {"clear": table.mean().item()})

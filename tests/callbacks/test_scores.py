@@ -11,6 +11,7 @@ from aigc.callbacks.record import Record
 from aigc.callbacks.scores import Scores
 from aigc.data.shapes import COLUMNS, Scenes, Shapes, caption
 from aigc.errors import RunError, UserError
+from aigc.evaluation.images import Found, Sampling, score_attributes
 from aigc.metrics.cache import cache_folder
 from aigc.metrics.items import items
 from aigc.noise import SeededNoise
@@ -53,6 +54,37 @@ def test_batch_size_does_not_matter(trainer):
     one, other = (Scores(**{**FEW, "batch_size": n}).score(trainer, Copies(spread=0.1)) for n in (120, 32))
     for name in ("fd_classifier", "kd_classifier", "is_classifier", "label_accuracy", "val/brightness"):
         assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
+
+
+class Renderer(Copies):
+    """Renders single objects by its seeds, unasked; a share `empty` of its images shows bare ground."""
+
+    def __init__(self, *, empty=0.0):
+        super().__init__(condition="none")
+        self.scenes, self.empty = Scenes(3, "test", size=(32, 32)), empty
+
+    def sample(self, n, *, condition=None, seeds=None, **options):
+        made = self.scenes.images(torch.tensor([seed % 3000 for seed in seeds]))
+        bare = torch.tensor([seed % 1000 < 1000 * self.empty for seed in seeds])
+        made[bare] = made[bare, :, :1, :1]
+        return made.float() / 127.5 - 1
+
+
+def test_clear_shapes_are_counted_in_training_and_in_an_evaluation_alike(tmp_path):
+    data = Shapes(batch_size=16, split_seed=3, size=32, train=20, validation=10, test=400, heldout=10)
+    data.setup()
+    ask = {**ATTRIBUTES, "attribute_samples": 400}
+    assert Scores(**ask).score(alone(data, tmp_path), Renderer())["attributes/clear"] >= 0.995
+    model = Renderer(empty=0.25)
+    share = Scores(**ask).score(alone(data, tmp_path), model)["attributes/clear"]
+    assert share == pytest.approx(0.75, abs=0.06)
+    found, how = Found(), Sampling(n=400, batch_size=64, seed=0, split="train", balanced=True, options={})
+    score_attributes(model, data, found, how, resamples=50, n=400)
+    score = found.scores["attributes/clear"]
+    assert score.value == pytest.approx(share, abs=1e-6)
+    error = (share * (1 - share) / 400) ** 0.5
+    assert score.high - score.low == pytest.approx(2 * 1.96 * error, rel=0.35)
+    assert found.protocol["attributes/clear"]["network_sha256"] == data.oracle.sha256
 
 
 class Draughtsman(Copies):

@@ -6,7 +6,7 @@ import torch
 from aigc.data.shapes import COLUMNS, Scenes
 from aigc.metrics import oracle as module
 from aigc.metrics.cache import cache_folder, keep_cached
-from aigc.metrics.oracle import ShapesOracle, agreement, shapes_oracle, train_oracle
+from aigc.metrics.oracle import ShapesOracle, agreement, clear, shapes_oracle, train_oracle
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,23 @@ def test_other_sizes_are_shrunk_to_the_oracles_own(small: ShapesOracle) -> None:
     index = torch.arange(300)
     scores = agreement(small.read(scenes.images(index)), scenes.attributes(index))
     assert scores["colour"] >= 0.97 and scores["count"] >= 0.97, scores
+
+
+def test_clear_is_one_known_shape_with_sharp_outlines() -> None:
+    oracle, index = shapes_oracle((32, 32)), torch.arange(500)
+    real = Scenes(0, "test", size=(32, 32)).images(index)
+
+    def share(images: torch.Tensor) -> float:
+        return clear(oracle, images).float().mean().item()
+
+    def blurred(window: int) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(real.float(), window, 1, window // 2, count_include_pad=False).byte()
+
+    assert share(real) >= 0.995 and share(Scenes(0, "heldout", size=(32, 32)).images(index)) >= 0.995
+    assert 0.7 < share(blurred(3)) < 0.95 and share(blurred(5)) < 0.55
+    assert share(Scenes(0, "test", objects="2", size=(32, 32)).images(index)) < 0.01
+    assert share(real.flip(0) // 2 + real // 2) < 0.5            # two scenes, each half transparent
+    assert share(real[:, :, :1, :1].expand_as(real)) < 0.02        # bare ground
 
 
 def test_agreement_counts_only_what_was_asked_for() -> None:
