@@ -1,6 +1,6 @@
 """Which files of a folder or zip belong to which side, and which two of them form a pair.
 
-Sides are recognised, in this order, by folders called A and B (trainA, train/A, A/train, A), by two folders of any
+Sides are recognized, in this order, by folders called A and B (trainA, train/A, A/train, A), by two folders of any
 names, by file names that end in _A and _B, or as the two halves of each file, which then holds both images.
 """
 

@@ -44,7 +44,7 @@ class Heads(nn.Module):
 
 
 class CUT(Translator):
-    """A translator from the first domain to the second that keeps every patch recognisable.
+    """A translator from the first domain to the second that keeps every patch recognizable.
 
     Raises:
         UserError: an option's value is unknown, a layer does not exist, or the loss needs a penalty that CUT lacks.

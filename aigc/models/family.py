@@ -21,7 +21,7 @@ class Family(L.LightningModule):
     `weights_only=True`, and defines
 
     - `training_step(batch, batch_idx) -> dict`: scalars by name; every entry is averaged and logged. With automatic
-      optimization the entry `loss` is minimised; the others are detached.
+      optimization the entry `loss` is minimized; the others are detached.
     - `validation_step(batch, batch_idx) -> dict`: scalars on held-out images, averaged by the scores callback.
     - `sample(n, *, condition, seeds, **options) -> Tensor`: images `(n, c, h, w)` in [-1, 1].
     """
