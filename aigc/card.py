@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from aigc.data.names import counted
 from aigc.report.markdown import commands, number, table, write_text
 from aigc.report.protocol import Score, by_reason, describe, missing_of, notes_of, scores_of
 from aigc.report.runs import Run, read_run
@@ -107,7 +108,7 @@ def pictures(run: Run) -> str:
     for key, found in run.samples.items():
         images = max(found)
         title = "Samples" if key == "samples" else f"`{key}`"
-        rows.append(f"{title} after {images:,} images:\n\n![{key}](samples/{found[images].name})")
+        rows.append(f"{title} after {counted(images, 'image')}:\n\n![{key}](samples/{found[images].name})")
     return "\n\n".join(rows)
 
 
@@ -116,7 +117,7 @@ def training(run: Run) -> str:
     summary = run.summary
     lines = [command("train", run.overrides)]
     for again in summary.get("resumes", []):
-        lines.append(f"{command('train', again['overrides'])}  # after {again['images']:,} images")
+        lines.append(f"{command('train', again['overrides'])}  # after {counted(again['images'], 'image')}")
     budget = {name: value for name, value in (summary.get("budget") or {}).items() if value is not None}
     versions = ", ".join(f"{name} {version}" for name, version in (summary.get("versions") or {}).items())
     speed, memory = summary.get("images_per_second"), summary.get("peak_memory_mb")
@@ -149,8 +150,8 @@ def facts_of(data: Any) -> str:
     height, width = data["size"]
     held = ", ".join(f"{n:,} {name}" for name, n in data["images"].items() if name != "train")
     held = f" ({held})" if held else ""
-    classes = f", {data['classes']} classes" if data["classes"] else ""
-    return f"{data['images']['train']:,}{held}, {height} x {width}, {data['channels']} channels{classes}"
+    classes = f", {counted(data['classes'], 'class')}" if data["classes"] else ""
+    return f"{data['images']['train']:,}{held}, {height} x {width}, {counted(data['channels'], 'channel')}{classes}"
 
 
 def names_of(data: Any) -> str:
@@ -200,10 +201,11 @@ def evaluation(record: Mapping[str, Any], scores: Sequence[Score]) -> list[str]:
     said = []
     if interval.get("method"):
         said.append(f"Intervals: {interval['method']}, level {interval.get('level')}.")
+    evaluations = sampling.get("evaluations")
     if sampling.get("seconds_per_image") is not None:
-        said.append(f"Sampling: {sampling.get('evaluations')} network evaluations and "
+        said.append(f"Sampling: {evaluations} network evaluation{'s' * (evaluations != 1)} and "
                     f"{sampling['seconds_per_image']:.4g} seconds an image.")
-    seen = f" after {target['images']:,} images" if target.get("images") else ""
+    seen = f" after {counted(target['images'], 'image')}" if target.get("images") else ""
     head = ["score", "value", "interval", "floor", "measured with"]
     return [f"## Evaluation of {target.get('checkpoint')}{seen}", table(head, rows), " ".join(said), remarks(record)]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aigc import cli
+from aigc.data.names import counted
 from aigc.errors import UserError
 
 COUNTS = (("refresh_seconds", 0.1), ("shown", 1), ("grids", 0), ("thumbnail", 16), ("points", 2),    # least values
@@ -54,7 +55,7 @@ def compare(cfg: Any) -> None:
         check_place(out)
     comparison = Comparison(read_runs(spec), cfg.score, at)
     if out is not None:
-        print(f"{len(comparison.runs)} runs in {write(comparison, out, **options)}")
+        print(f"{counted(len(comparison.runs), 'run')} in {write(comparison, out, **options)}")
     else:
         from aigc.report.table import text
 

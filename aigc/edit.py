@@ -62,8 +62,9 @@ def edit(cfg: Any) -> None:
     done = len(pictures) - len(failures)
     if failures:
         named = "; ".join(f"{path} ({reason})" for path, reason in sorted(failures.items()))
-        rest = f"the other {done} are in '{output.folder}'" if done else "nothing was written"
-        raise RunError(f"{len(failures)} of {len(pictures)} pictures failed, {rest}: {named}")
+        others = "the other one is" if done == 1 else f"the other {done} are"
+        rest = f"{others} in '{output.folder}'" if done else "nothing was written"
+        raise RunError(f"{len(failures)} of {counted(len(pictures), 'picture')} failed, {rest}: {named}")
     print("\n".join([f"{counted(done, 'picture')} in {output.folder}",
                      *(f"left out  {line}" for line in told(left_out))]))
 

@@ -59,8 +59,11 @@ def evaluate(cfg: Any) -> None:
             card.write(target.run)
     print("\n".join([*notes, f"record    {path}"]))
     if target.pictures is not None and (broken := target.pictures.failures):
+        from aigc.data.names import counted
+
         named = "; ".join(f"{name} ({reason})" for name, reason in sorted(broken.items()))
-        raise RunError(f"{len(broken)} pictures in '{target.path}' could not be read and were left out: {named}")
+        raise RunError(f"left out {counted(len(broken), 'picture')} in '{target.path}' that could not be read: "
+                       f"{named}")
 
 
 def default_out(target: "Target") -> Path:

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from aigc.cli import say
 from aigc.config import to_plain
+from aigc.data.names import counted
 from aigc.errors import UserError
 from aigc.runs import verdict
 from aigc.runs.claim import Claim, claim_again, claim_inherited, claim_new, claim_own
@@ -86,8 +87,8 @@ def check_world(processes: int, nodes: int) -> None:
         raise UserError(f"trainer.num_nodes={nodes} needs a process on every node: start it with torchrun or srun")
     if started is not None and started != wanted:
         raise UserError(
-            f"{started} processes were started, trainer.devices={processes} times trainer.num_nodes={nodes} are "
-            f"{wanted}: make them equal"
+            f"{counted(started, 'process', 'was', 'were')} started, trainer.devices={processes} times "
+            f"trainer.num_nodes={nodes} are {wanted}: make them equal"
         )
 
 

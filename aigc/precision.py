@@ -24,6 +24,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from aigc.data.names import counted
 from aigc.errors import UserError, choices
 from aigc.metrics.cache import keep_cached, load_cached
 
@@ -242,7 +243,8 @@ def _steps(model: L.LightningModule, data: Any) -> dict[str, Any]:
     # the first step of a shape prepares its kernels
     fastest = {name: 1e3 * min(times[1:] or times) for name, times in rehearsal.seconds.items()}
     return {"bf16_ms": fastest["bf16-mixed"], "float32_ms": fastest["32-true"],
-            "what": f"a step of {rehearsal.n} images", "rounds": rehearsal.taken // 2, "calm": rehearsal.calm}
+            "what": f"a step of {counted(rehearsal.n, 'image')}", "rounds": rehearsal.taken // 2,
+            "calm": rehearsal.calm}
 
 
 class _Stream:

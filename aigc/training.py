@@ -20,6 +20,7 @@ from aigc.callbacks.scoring import Scoring
 from aigc.checkpoints import AtomicCheckpointIO, read_checkpoint
 from aigc.config import CONFIG_DIR, to_plain
 from aigc.data.datamodule import ImageData
+from aigc.data.names import counted
 from aigc.data.pairs import PairData
 from aigc.errors import RunError, UserError, choices
 from aigc.loggers import JsonLines, Wandb
@@ -264,8 +265,8 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
     images = cfg.batch_size * trainer.world_size
     if before.get("global_batch", images) != images:
         raise UserError(
-            f"'{folder}' was trained with {before['global_batch']} images a step over all devices, this would be "
-            f"{images}: give batch_size={before['global_batch'] // trainer.world_size}"
+            f"'{folder}' was trained with {counted(before['global_batch'], 'image')} a step over all devices, this "
+            f"would be {images}: give batch_size={before['global_batch'] // trainer.world_size}"
         )
     if stand:  # Lightning checks too, but only after the record has been truncated
         data.trainer = trainer

@@ -104,7 +104,7 @@ def test_evaluations_are_added_with_interval_floor_and_protocol(run):
     how = "classifier, 2,000 images, against 1,455 of digits train"
     assert f"| `fd_classifier` | 1.5 | 1.25 to 1.75 | 0.5 | {how} |" in added
     assert "| `is_classifier` | 9 |  |  |" in added
-    assert "Intervals: bootstrap, level 0.95. Sampling: 1 network evaluations and 0.0005 seconds an image." in added
+    assert "Intervals: bootstrap, level 0.95. Sampling: 1 network evaluation and 0.0005 seconds an image." in added
     assert added.rstrip().endswith("- too few\n- No `precision_x`, `recall_x`: why\n- No `floor`: none held out")
     assert before.split("## Scores")[0] == text.split("## Scores")[0]
     (run / "evaluations" / "b.json").write_text("{broken")

@@ -263,7 +263,7 @@ def test_a_broken_picture_costs_only_itself(folders, tmp_path, capsys):
     whole = (first / "000.png").read_bytes()
     (first / "cut.png").write_bytes(whole[:60])
     (first / "text.png").write_text("no picture")
-    with pytest.raises(RunError, match=r"2 pictures .* were left out: cut.png \(.*; text.png"):
+    with pytest.raises(RunError, match=r"2 pictures .* could not be read: cut.png \(.*; text.png"):
         evaluated(run=first, against=second, resamples=0, out=tmp_path / "x.json")
     record = json.loads((tmp_path / "x.json").read_text())
     assert record["protocol"]["fd_classifier"]["num_samples"] == 130

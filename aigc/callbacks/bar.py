@@ -8,6 +8,7 @@ import lightning as L
 from tqdm import tqdm
 
 from aigc.callbacks.record import Record
+from aigc.data.names import counted
 
 
 class Bar(L.Callback):
@@ -44,7 +45,7 @@ class Bar(L.Callback):
         progress = pl_module.progress
         record = next((c for c in trainer.callbacks if isinstance(c, Record)), None)  # type: ignore[attr-defined]
         speed = progress.images / progress.seconds if progress.seconds else 0.0
-        parts = [f"{progress.images:,} images", f"{speed:,.0f}/s"]
+        parts = [counted(progress.images, "image"), f"{speed:,.0f}/s"]
         latest = record.latest if record is not None else {}
         parts += [f"{name.removeprefix('loss/')} {value:.3g}" for name, value in latest.items() if "loss" in name][:4]
         if progress.fraction > 0:

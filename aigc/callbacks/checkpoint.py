@@ -12,6 +12,7 @@ import torch
 
 from aigc.callbacks.record import Record
 from aigc.callbacks.scoring import Scoring
+from aigc.data.names import counted
 from aigc.errors import RunError
 from aigc.sharded import local
 
@@ -120,6 +121,6 @@ def check_finite(trainer: L.Trainer, pl_module: Any) -> None:
         finite = trainer.strategy.reduce(finite.float(), reduce_op="sum") == trainer.world_size
     if not finite:
         raise RunError(
-            f"weights became infinite or NaN after {pl_module.progress.images:,} images: the last good checkpoint is "
-            "kept; try a smaller learning rate, gradient clipping or trainer.precision=32"
+            f"weights became infinite or NaN after {counted(pl_module.progress.images, 'image')}: the last good "
+            "checkpoint is kept; try a smaller learning rate, gradient clipping or trainer.precision=32"
         )

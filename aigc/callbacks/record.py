@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from aigc.data.names import counted
 from aigc.errors import RunError, check_count
 from aigc.noise import mix
 
@@ -81,8 +82,8 @@ class Record(L.Callback):
         self.sums, self.counts, self.everywhere = {}, {}, {}
         if broken:
             raise RunError(
-                f"{', '.join(broken)} became {means[broken[0]]} after {progress.images:,} images: the last good "
-                "checkpoint is kept; try a smaller learning rate, gradient clipping or trainer.precision=32"
+                f"{', '.join(broken)} became {means[broken[0]]} after {counted(progress.images, 'image')}: the last "
+                "good checkpoint is kept; try a smaller learning rate, gradient clipping or trainer.precision=32"
             )
         images, seconds = self.window_start
         if progress.seconds > seconds:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from aigc.callbacks.evaluating import evaluating
+from aigc.data.names import counted
 from aigc.errors import UserError, check_count, choices
 from aigc.metrics.features import FeatureNetwork
 from aigc.metrics.networks import build_network, check_network
@@ -133,8 +134,8 @@ class Scoring(L.Callback):
             self.score(trainer, pl_module, final=True)
         elif not done:
             self.missing["final scores"] = (
-                f"the run was interrupted after {pl_module.progress.images:,} images, but these scores are from "
-                f"{self.scored_images:,}")
+                f"the run was interrupted after {counted(pl_module.progress.images, 'image')}, but these scores are "
+                f"from {self.scored_images:,}")
 
     def state_dict(self) -> dict[str, Any]:
         """What has been scored so far."""
@@ -182,7 +183,7 @@ class Scoring(L.Callback):
             write_summary(folder, **self.facts())  # a run that goes on, or is killed, says how it was measured
         if trainer.is_global_zero and scores:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-            log.info("%s images: %s (%.0f s)", f"{progress.images:,}", shown, time.perf_counter() - started)
+            log.info("%s: %s (%.0f s)", counted(progress.images, "image"), shown, time.perf_counter() - started)
         return scores
 
     def finite(self, scores: dict[str, float], images: int) -> dict[str, float]:
@@ -191,7 +192,7 @@ class Scoring(L.Callback):
             del self.missing[name]
         for name, value in scores.items():
             if not math.isfinite(value):
-                self.missing[name] = f"it was {value} after {images:,} images"
+                self.missing[name] = f"it was {value} after {counted(images, 'image')}"
         return {name: value for name, value in scores.items() if math.isfinite(value)}
 
     def facts(self) -> dict[str, Any]:

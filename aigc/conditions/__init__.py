@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc.conditions.text import TextEncoder
+from aigc.data.names import counted
 from aigc.errors import UserError
 from aigc.noise import mix
 
@@ -90,7 +91,8 @@ def condition_for(
     if isinstance(condition, str) or not all(isinstance(text, str) for text in condition):
         raise UserError("this model was trained with condition=text: give it a text for each image")
     if len(condition) != len(seeds):
-        raise UserError(f"{len(condition)} texts for {len(seeds)} images: give one text for each image")
+        raise UserError(f"{counted(len(condition), 'text')} for {counted(len(seeds), 'image')}: give one text for "
+                        "each image")
     return encoder.tokenize(condition)
 
 
@@ -113,7 +115,8 @@ def labels_for(
         return torch.tensor([mix(int(seed), _LABEL) % classes for seed in seeds], dtype=torch.int64)
     labels = torch.as_tensor(condition, dtype=torch.int64).cpu()
     if labels.shape != (len(seeds),):
-        raise UserError(f"{labels.numel()} labels for {len(seeds)} images: give one label for each image")
+        raise UserError(f"{counted(labels.numel(), 'label')} for {counted(len(seeds), 'image')}: give one label for "
+                        "each image")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise UserError(f"label {_outside(labels, classes)} is out of range: the model knows 0 to {classes - 1}")
     return labels

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+from aigc.data.names import counted
 from aigc.errors import UserError, choices
 
 UNKNOWN = "<unknown>"                                      # entry 0 of every vocabulary
@@ -37,7 +38,8 @@ def build_vocabulary(captions: Iterable[str], *, kind: str = "words", size: int 
         return [UNKNOWN, *sorted(counts, key=lambda word: (-counts[word], word))[: size - 1]]
     letters = sorted({letter for word in counts for letter in _letters(word)})
     if len(letters) >= size:
-        raise UserError(f"model.text.size={size} is too small for {len(letters)} characters: give {2 * len(letters)}")
+        raise UserError(f"model.text.size={size} is too small for {counted(len(letters), 'character')}: give "
+                        f"{2 * len(letters)}")
     return [UNKNOWN, *letters, *_join(counts, size - 1 - len(letters), set(letters))]
 
 

@@ -21,7 +21,7 @@ from aigc.data.encoded import Part, open_parts
 from aigc.data.folder import ZipFiles, cut_splits, cuts, read_file
 from aigc.data.layout import shared_folders
 from aigc.data.listing import look
-from aigc.data.names import SPLIT_NAMES, listed, natural, shown, told
+from aigc.data.names import SPLIT_NAMES, counted, listed, natural, shown, told
 from aigc.data.split import Split
 from aigc.errors import UserError, choices
 from aigc.images.written import ours
@@ -348,8 +348,8 @@ def _beside_zip(folder: Path) -> Any:
     rows = metadata_rows(metadata[0], (folder / metadata[0]).read_bytes(), str(folder))
     missing = [row["file_name"] for row in rows if row["file_name"] not in number]
     if missing:
-        raise UserError(f"{metadata[0]} in {folder} names {len(missing):,} files that are not in {archive.name}: "
-                        f"{listed(missing)}")
+        raise UserError(f"{metadata[0]} in {folder} names {counted(len(missing), 'file', 'that is', 'that are')} not "
+                        f"in {archive.name}: {listed(missing)}")
     columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
     columns["image"] = [{"bytes": files.read(number[str(name)]), "path": name} for name in columns.pop("file_name")]
     table = datasets.Dataset.from_dict(columns)

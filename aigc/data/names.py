@@ -62,9 +62,10 @@ def cut(names: Sequence[str], room: int) -> str:
     return ", ".join(said)
 
 
-def counted(n: int, thing: str) -> str:
-    """"1 file", "2,431 files", "3 classes"."""
-    return f"{n:,} {thing}" + ("" if n == 1 else "es" if thing.endswith("s") else "s")
+def counted(n: int, thing: str, one: str = "", many: str = "") -> str:
+    """"1 file", "2,431 files", "3 classes"; with verbs "1 file was" or "2 files were" (`one` or `many`)."""
+    word = thing if n == 1 else f"{thing}es" if thing.endswith("s") else f"{thing}s"
+    return f"{n:,} {word} {one if n == 1 else many}".rstrip()
 
 
 def told(left_out: dict[str, list[str]]) -> list[str]:

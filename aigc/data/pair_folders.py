@@ -12,7 +12,7 @@ from aigc.data.download import Archive, fetch
 from aigc.data.encoded import Encoded, Files, Part, open_parts
 from aigc.data.folder import image_files, leave_out_own
 from aigc.data.listing import look, refuse_empty, refuse_unreadable
-from aigc.data.names import listed, shown, told
+from aigc.data.names import counted, listed, shown, told
 from aigc.data.pair_layout import LAYOUTS, SIDES, WAYS, Listing, PairLayout, lay_out_sides, partner_name
 from aigc.data.pairs import PairData
 from aigc.data.split import Lazy, Split, hold_out
@@ -224,9 +224,10 @@ class UnpairedFolder(PairData):
                     uneven.append(f"{files[part].name(i)} ({width} x {height})")
         if uneven:
             n = sum(map(len, files.values()))
-            raise UserError(f"{len(uneven):,} of the {n:,} images in {shown(str(self.root))} are not about twice as "
-                            f"wide as high ({listed(uneven)}), so their halves are unlikely to be pairs: {WAYS}, or "
-                            "give data.layout=halves if every file does hold two images")
+            be = "is" if len(uneven) == 1 else "are"
+            raise UserError(f"{len(uneven):,} of {counted(n, 'image')} in {shown(str(self.root))} {be} not about "
+                            f"twice as wide as high ({listed(uneven)}), so their halves are unlikely to be pairs: "
+                            f"{WAYS}, or give data.layout=halves if every file does hold two images")
 
     def _whole(self, train: Split, files: Files, rows: Tensor, **options: Any) -> Split:
         """The training images, files `rows`, at the test size like the other splits; decoded on demand."""
@@ -274,8 +275,8 @@ class PairedFolder(UnpairedFolder):
                 raise UserError(f"the {split} images in {self.root} have partners of the same name more than once: "
                                 "name each pair differently")
             more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
-            raise UserError(f"{len(alone)} {split} images in {self.root} have no partner of the same name on the "
-                            f"other side: {', '.join(alone[:3])}{more}; add or delete them, or take "
+            raise UserError(f"{counted(len(alone), f'{split} image')} without a partner of the same name on the "
+                            f"other side in {self.root}: {', '.join(alone[:3])}{more}; add or delete them, or take "
                             "data=unpaired_folder")
 
     def _load_halves(self, chosen: Listing) -> dict[str, Split]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from aigc.data.names import counted
 from aigc.errors import UserError
 from aigc.noise import mix
 
@@ -86,8 +87,8 @@ def hold_out(
     """
     held = max(1, round(n * share)) if 0 < share < 1 else int(share)
     if not 0 < held < n:
-        raise UserError(f"{what}={share} would hold out {held} of {n} images: choose a fraction between 0 and 1, "
-                        f"or a number from 1 to {max(1, n - 1)}")
+        raise UserError(f"{what}={share} would hold out {held:,} of {counted(n, 'image')}: choose a fraction between "
+                        f"0 and 1, or a number from 1 to {max(1, n - 1)}")
     generator = torch.Generator().manual_seed(mix(seed, n))
     if groups is None:
         taken = torch.zeros(n, dtype=torch.bool)
@@ -100,7 +101,8 @@ def hold_out(
         taken_groups = order[: int((so_far < held).sum()) + 1]
         taken = torch.isin(group_of, taken_groups)
         if taken.all():
-            raise UserError(f"{what}={share} would hold out all {len(number)} groups of images: choose fewer")
+            raise UserError(f"{what}={share} would hold out all {counted(len(number), 'group')} of images: choose "
+                            "fewer")
     return (~taken).nonzero()[:, 0], taken.nonzero()[:, 0]
 
 

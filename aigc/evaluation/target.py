@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from aigc.checkpoints import find_checkpoint, load_family
 from aigc.data.datamodule import ImageData
 from aigc.data.folder import ImageFolder
+from aigc.data.names import counted
 from aigc.data.pairs import PairData
 from aigc.errors import UserError
 from aigc.evaluation.sources import DataSource, FolderSource, Source
@@ -120,8 +121,8 @@ def check_fit(family: Family, data: ImageData) -> None:
         raise UserError(f"this {name} makes images of a different shape from {data.name}'s ({shapes}): give "
                         f"data.channels={own[0]} data.size=[{own[1]},{own[2]}], or other data")
     if h.get("condition", "none") == "label" and h.classes != data.classes:
-        raise UserError(f"this {name} has {h.classes} classes, {data.name} has {data.classes}: give the data that "
-                        "it was trained on")
+        raise UserError(f"this {name} has {counted(h.classes, 'class')}, {data.name} has {data.classes}: give the "
+                        "data that it was trained on")
 
 
 def open_reference(

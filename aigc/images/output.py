@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from aigc import __version__
+from aigc.data.names import counted
 from aigc.errors import RunError, UserError
 from aigc.images.written import RECORD, Record, parse_record
 
@@ -96,9 +97,9 @@ class Output:
             os.replace(temporary, path)
             self._files += 1
         except OSError as error:
-            done = f"{self._files:,} files were written" if self._files else "nothing was written"
-            raise RunError(f"'{path}' could not be written ({error.strerror or error}), {done}: make room, or choose "
-                           "another out=") from error
+            done = counted(self._files, "file", "was", "were") if self._files else "nothing was"
+            raise RunError(f"'{path}' could not be written ({error.strerror or error}), {done} written: make room, "
+                           "or choose another out=") from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc.data.datamodule import IMAGE_KEYS, ImageData
+from aigc.data.names import counted
 from aigc.errors import UserError
 from aigc.metrics.cache import cache_folder
 from aigc.metrics.features import FeatureNetwork, exact
@@ -73,7 +74,7 @@ class Classifier(FeatureNetwork):
         self.resizer = f"{self.size[0]} x {self.size[1]}, bilinear, antialiased"
         self.classes = classes
         self.classifies = classes is not None
-        self.task = f"{classes} classes" if classes else "four rotations (RotNet: the data have no labels)"
+        self.task = counted(classes, "class") if classes else "four rotations (RotNet: the data have no labels)"
         stride = 2 ** max(0, round(math.log2(math.sqrt(self.size[0] * self.size[1]) / 16)))  # to about 16 per side
         self.body = nn.Sequential(
             _layer(channels, width, 2 * stride if stride > 1 else 3, stride),

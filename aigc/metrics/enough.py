@@ -8,6 +8,10 @@ from aigc.metrics.memorisation import LEAST as NEW
 ROUNDING = 1e-6        # a Fréchet distance below this is rounding, and nothing can be measured against it
 
 
+def _be(n: int) -> str:
+    return f"is {n:,}" if n == 1 else f"are {n:,}"
+
+
 def too_few(counts: Mapping[str, int], features: int) -> str | None:
     """A remark on a Fréchet distance between so many images of each kind; None: they are enough.
 
@@ -32,7 +36,7 @@ def no_inception_score(n: int, *, classifies: bool) -> str | None:
     if not classifies:
         return "the network names no classes"
     if n < SPLITS * LEAST:
-        return f"it needs {SPLITS * LEAST:,} images, and there are {n:,}"
+        return f"it needs {SPLITS * LEAST:,} images, and there {_be(n)}"
     return None
 
 
@@ -44,7 +48,7 @@ def no_floor(n: int, held: int | None, floor: float | None = None, *, split: str
     if held is None:
         return "no test images are held out of the reference"
     if held < n:
-        return f"it needs as many {split} images as samples: {n:,}, and there are {held:,}"
+        return f"it needs as many {split} images as samples: {n:,}, and there {_be(held)}"
     if floor is not None and floor <= ROUNDING:
         return f"the {split} images are no further from the reference than rounding"
     return None
@@ -53,7 +57,7 @@ def no_floor(n: int, held: int | None, floor: float | None = None, *, split: str
 def no_neighbours(k: int, *, n: int, reals: int) -> str | None:
     """Why n images have no precision, recall, density and coverage by k neighbours; None: they have them."""
     least = min(n, reals)
-    return f"it needs more than {k:,} images on either side, and there are {least:,}" if least <= k else None
+    return f"it needs more than {k:,} images on either side, and there {_be(least)}" if least <= k else None
 
 
 def no_memorised(limit: float | None) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from aigc.data import names
 from aigc.data.datamodule import ImageData
 from aigc.errors import RunError
 from aigc.metrics.features import to_uint8
@@ -92,6 +93,6 @@ def check_finite_images(made: Tensor, family: "Family") -> None:
     """
     if not torch.isfinite(made).all():
         raise RunError(
-            f"samples became infinite or NaN after {family.progress.images:,} images: the last good checkpoint is "
-            "kept; try a smaller learning rate or trainer.precision=32"
+            f"samples became infinite or NaN after {names.counted(family.progress.images, 'image')}: the last good "
+            "checkpoint is kept; try a smaller learning rate or trainer.precision=32"
         )

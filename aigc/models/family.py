@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from aigc.data.names import counted
 from aigc.ema import EMA
 from aigc.errors import UserError, choices
 from aigc.progress import Progress
@@ -130,8 +131,8 @@ class Family(L.LightningModule):
         if names is None:
             return
         if not isinstance(names, list) or len(names) != classes:
-            raise UserError(f"the checkpoint does not name {classes} classes, as many as its {type(self).__name__} "
-                            "knows: give one that training wrote")
+            raise UserError(f"the checkpoint does not name {counted(classes or 0, 'class')}, as many as its "
+                            f"{type(self).__name__} knows: give one that training wrote")
         self.class_names = [str(name) for name in names]
 
     @staticmethod

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from aigc.data.names import counted
 from aigc.errors import UserError, check_count
 
 
@@ -53,7 +54,8 @@ def need_of(trainer: Mapping[str, Any]) -> Need:
         return Need(len(chosen), chosen if there else None)
     count = max(1, there) if devices in ("auto", -1, "-1") else int(devices)
     if there and count > there:
-        raise UserError(f"trainer.devices={count}, but this machine has {there} GPUs: choose at most that many")
+        raise UserError(f"trainer.devices={count}, but this machine has {counted(there, 'GPU')}: choose at most that "
+                        "many")
     return Need(count, count if there else None)
 
 

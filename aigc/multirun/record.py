@@ -19,6 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from aigc.data.names import counted
 from aigc.errors import RunError, UserError
 from aigc.runs.claim import Claim, claim_new, make, names, remove_made
 from aigc.runs.lock import FolderLock, turn
@@ -172,7 +173,8 @@ class Multirun:
         claim.made = (*above, *claim.made)
         self.said = {job["number"]: state(job) for job in jobs}
         done = sum(job["status"] == "finished" for job in jobs)
-        print(f"multirun  {self.folder}" + (f" resumed, {done} jobs are finished" if self.again else ""), flush=True)
+        again = f" resumed, {counted(done, 'job', 'is', 'are')} finished" if self.again else ""
+        print(f"multirun  {self.folder}{again}", flush=True)
         self.thread.start()
         return self
 
@@ -251,8 +253,8 @@ class Multirun:
         counts = {status: sum(job["status"] == status for job in jobs) for status in LEFT}
         if left := [f"{count} {status}" for status, count in counts.items() if count]:
             raise RunError(
-                f"of {len(jobs)} jobs {' and '.join(left)}: see output.log in their folders in '{self.folder}'; the "
-                "same command tries them again"
+                f"of {counted(len(jobs), 'job')} {' and '.join(left)}: see output.log in their folders in "
+                f"'{self.folder}'; the same command tries them again"
             )
 
 

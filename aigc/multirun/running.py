@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aigc import launch
+from aigc.data.names import counted
 from aigc.errors import UserError
 from aigc.multirun.devices import Devices
 from aigc.multirun.jobs import Job
@@ -229,7 +230,7 @@ def end(running: list[Running]) -> None:
     """Ends jobs, with checkpoints; each further Ctrl-C is more urgent."""
     urgency = [signal.SIGTERM, signal.SIGTERM, signal.SIGKILL]
     if running:
-        print(f"ending {len(running)} jobs, with checkpoints; Ctrl-C again to end them at once", flush=True)
+        print(f"ending {counted(len(running), 'job')}, with checkpoints; Ctrl-C again to end them at once", flush=True)
     while running:
         for one in running:
             with suppress(ProcessLookupError):

@@ -16,6 +16,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from aigc.data.names import counted
 from aigc.errors import RunError, UserError, check_count, choices
 from aigc.multirun.best import save_experiment
 from aigc.multirun.devices import need_of
@@ -63,7 +64,8 @@ def search(plugin: Any, arguments: Sequence[str]) -> None:
         raise
     found = searching.conclude()
     if searching.failures_left <= 0:
-        raise RunError(f"the search gave up: {searching.failures} trials failed in a row, see their output.log")
+        raise RunError(f"the search gave up: {counted(searching.failures, 'trial')} failed in a row, see their "
+                       "output.log")
     if not found:
         raise RunError("no trial of the search has finished: see their output.log")
 
@@ -331,7 +333,8 @@ class Searching:
         best = sorted(first, key=lambda trial: trial.values)
         best = best[:1] if len(self.objectives) == 1 else best
         others = [f"{n} {state.name.lower()}" for state, n in states.items() if n and state != TrialState.COMPLETE]
-        print(f"\nbest of {states[TrialState.COMPLETE]} trials" + (f" ({', '.join(others)})" if others else ""))
+        rest = f" ({', '.join(others)})" if others else ""
+        print(f"\nbest of {counted(states[TrialState.COMPLETE], 'trial')}{rest}")
         for trial in best:
             self.save(trial, "best" if len(self.objectives) == 1 else f"best_{trial.number}")
         with self.record.change() as content:

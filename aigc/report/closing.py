@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from aigc.data.names import counted
 from aigc.words import at_home
 
 MEANINGS = (  # a score: what it says, for who sees it for the first time
@@ -25,7 +26,7 @@ def closing(folder: Path, summary: dict[str, Any]) -> list[str]:
     """Lines for the terminal: how the run ended, its scores, its files, and commands that work as they stand."""
     shown = at_home(folder)
     seconds, images = summary.get("seconds") or 0.0, summary.get("images") or 0
-    lines = ["", f"{summary['status']}: {images:,} images in {seconds / 60:.1f} minutes of training"]
+    lines = ["", f"{summary['status']}: {counted(images, 'image')} in {seconds / 60:.1f} minutes of training"]
     scores = (summary.get("scores") or {}).get("last") or {}
     lines += [f"  {name:28} {value:<9.4g} {meaning(name)}".rstrip() for name, value in scores.items()]
     newest = [path for path in sorted((folder / "samples").glob("*.png")) if "_" not in path.stem]

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from aigc.data.names import listed
+from aigc.data.names import counted, listed
 from aigc.errors import UserError, choices
 from aigc.report.protocol import (
     Score,
@@ -154,7 +154,9 @@ def told_point(at: tuple[str, float] | None) -> str:
     if at is None:
         return ""
     key, point = at
-    return f" at {point:,.0f} images" if key == "images" else f" at {point / 60:g} minutes"
+    if key == "images":
+        return f" at {counted(round(point), 'image')}"
+    return f" at {point / 60:g} minute" + "s" * (point != 60)
 
 
 def reached(run: Run, key: str, point: float) -> bool:

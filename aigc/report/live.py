@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from aigc.data.names import counted
 from aigc.errors import UserError
 from aigc.report.comparison import Comparison
 from aigc.report.page import content, page, script_json
@@ -135,7 +136,7 @@ def serve(spec: Any, *, score: str | None, at: tuple[str, float] | None, port: i
             """Nothing: the terminal is the user's."""
 
     server = listen(Handler, port)
-    say(f"{runs} runs at http://{HOST}:{server.server_address[1]} (Ctrl-C ends)")
+    say(f"{counted(runs, 'run')} at http://{HOST}:{server.server_address[1]} (Ctrl-C ends)")
     try:
         server.serve_forever()
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from aigc.data.names import counted
 from aigc.errors import UserError
 from aigc.report.comparison import Column, Comparison, common, facts, flat, known, remarks, told_point
 from aigc.report.curves import LEAST, minutes_at, packed
@@ -145,7 +146,7 @@ def content(
     names = [name for name in scores if name in counts] + sorted(set(counts) - set(scores))
     losses = [name for name, _ in counts.most_common() if "loss" in name]
     return {
-        "title": title or f"{len(runs)} runs in {root.name}{told_point(comparison.at)}",
+        "title": title or f"{counted(len(runs), 'run')} in {root.name}{told_point(comparison.at)}",
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S"),
         "root": str(root),
         "shown": shown,

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from aigc.data.names import counted
 from aigc.errors import UserError
 
 # Hydra's own part of the folder alone can be another program's: what training composes is told by its keys.
@@ -222,7 +223,8 @@ def _lines(run: Run, text: str) -> list[dict[str, Any]]:
         if isinstance(entry, dict):
             found.append(entry)
     if broken:
-        run.warnings.append(f"{broken} of {len(whole)} lines of metrics.jsonl are broken and left out")
+        be = "is" if broken == 1 else "are"
+        run.warnings.append(f"{broken} of {counted(len(whole), 'line')} of metrics.jsonl {be} broken and left out")
     return found
 
 

@@ -6,6 +6,7 @@ from io import StringIO
 from itertools import takewhile
 from typing import Any
 
+from aigc.data.names import counted
 from aigc.report.comparison import Comparison, common, facts, own_settings, remarks, told_point
 from aigc.report.protocol import Score, monitored
 
@@ -89,8 +90,9 @@ def notes(comparison: Comparison) -> list[str]:
         without = [run for run, score in zip(comparison.runs, column.scores, strict=True) if score is None]
         others = sorted({name for run in without if (name := monitored(run))} - {column.name})
         if without:
-            instead = f": they have {', '.join(others)} (score=<name>)" if others else ""
-            lines.append(f"{len(without)} of {len(comparison.runs)} runs have no {column.name}{instead}")
+            instead = f", but {', '.join(others)} (score=<name>)" if others else ""
+            have = "has" if len(without) == 1 else "have"
+            lines.append(f"{len(without)} of {counted(len(comparison.runs), 'run')} {have} no {column.name}{instead}")
         lines += [f"note: {sentence}" for sentence in remarks(comparison, [column])]
     else:
         lines.append("no run has a score yet")

@@ -135,7 +135,7 @@ def test_every_data_set_says_what_was_found() -> None:
         "162 for validation, 180 for test"]
     line, = shapes(objects=1).found()
     assert line.startswith("data      67 images of 35 classes (red circle, red square, ")
-    assert " and 25 more), 16 x 16 pixels, colour, " in line
+    assert "(red circle, red square, ... 33 more), 16 x 16 pixels, colour, " in line
     assert 'captions such as "a ' in line
     assert line.endswith("; 40 to train on, 9 for validation, 9 for test, 9 for heldout")
     assert Digits(batch_size=4, validation=0, test=0).found()[0].endswith("; 1,797 to train on")
@@ -148,7 +148,7 @@ def test_unknown_splits_and_bad_options_are_one_sentence() -> None:
         shapes(batch_size=0)
     with pytest.raises(UserError, match="workers must be"):
         shapes(workers="many")
-    with pytest.raises(UserError, match="would hold out 1797 of 1797"):
+    with pytest.raises(UserError, match="would hold out 1,797 of 1,797 images"):
         Digits(batch_size=4, test=1797).setup()
 
 

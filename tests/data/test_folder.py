@@ -181,7 +181,7 @@ def test_what_is_not_there_or_not_images_is_one_sentence(tmp_path: Path) -> None
 
 def test_too_few_images_to_cut_is_one_sentence(tmp_path: Path) -> None:
     write(tmp_path / "one" / "0.png", 1)
-    with pytest.raises(UserError, match=r"data\.test=0\.1 would hold out 1 of 1 images"):
+    with pytest.raises(UserError, match=r"data\.test=0\.1 would hold out 1 of 1 image"):
         load(tmp_path / "one")
 
 

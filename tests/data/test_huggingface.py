@@ -213,7 +213,7 @@ def test_a_zip_beside_its_metadata(tmp_path: Path) -> None:
     assert sum(map(data.count, data.splits)) == 12
     assert list(data.split("train").texts) == [f"number {i}" for i in levels(data, "train")]
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "99.png", "text": "x"}\n')
-    with pytest.raises(UserError, match=r"metadata.jsonl in .* names 1 files that are not in images.zip: 99.png"):
+    with pytest.raises(UserError, match=r"metadata.jsonl in .* names 1 file that is not in images.zip: 99.png"):
         load(tmp_path)
 
 

@@ -251,7 +251,7 @@ def test_pairs_in_two_folders_need_partners_of_the_same_name(tmp_path: Path) -> 
     for split in data.splits:
         assert all(abs(b - a - 100) <= 2 for a, b in zip(*levels(data, split), strict=True))     # one side is JPEG
     write(tmp_path / "two" / "A" / "train" / "alone.png", 7)
-    words = r"1 train images .* no partner .*: A/train/alone\.png; .*data=unpaired_folder"
+    words = r"1 train image without a partner of the same name .*: A/train/alone\.png; .*data=unpaired_folder"
     with pytest.raises(UserError, match=words):
         paired(tmp_path / "two")
     write(tmp_path / "two" / "B" / "train" / "alone.png", 7)
@@ -284,7 +284,7 @@ def test_ordinary_pictures_are_no_pairs_side_by_side(tmp_path: Path) -> None:
     for folder in ("cat", "dog"):
         for i in range(6):
             write(tmp_path / "pets" / folder / f"{folder}{i}.png", i)
-    words = r"12 of the 12 .* not about twice as wide as high \(cat/cat0\.png \(12 x 10\), .* and 9 more\).*"
+    words = r"12 of 12 images .* not about twice as wide as high \(cat/cat0\.png \(12 x 10\), .* and 9 more\).*"
     words += r"1_A\.png and 1_B\.png .* two folders A and B, .* data\.layout=halves"
     with pytest.raises(UserError, match=words):
         paired(tmp_path / "pets")
@@ -293,7 +293,7 @@ def test_ordinary_pictures_are_no_pairs_side_by_side(tmp_path: Path) -> None:
     for i in range(20):
         beside(tmp_path / "mixed" / f"{i}.png", i, 100 + i)
     write(tmp_path / "mixed" / "stray.png", 1)
-    with pytest.raises(UserError, match=r"1 of the 21 images .* \(stray\.png \(12 x 10\)\)"):
+    with pytest.raises(UserError, match=r"1 of 21 images .* \(stray\.png \(12 x 10\)\)"):
         paired(tmp_path / "mixed")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from aigc.data.names import cut
+from aigc.data.names import counted, cut
 from aigc.data.shapes import Shapes
 from aigc.errors import UserError
 from aigc.run import read_summary
@@ -80,3 +80,9 @@ def test_the_default_run_says_nothing_of_scores_that_it_rules_out(tmp_path: Path
                           common=False), tmp_path / "run")
     assert not any("label_accuracy" in line for line in caplog.messages)
     assert read_summary(tmp_path / "run")["scores_missing"]["label_accuracy"] == "the images are made without labels"
+
+
+def test_one_of_a_thing_is_singular() -> None:
+    assert [counted(n, "file") for n in (0, 1, 2431)] == ["0 files", "1 file", "2,431 files"]
+    assert [counted(n, "class") for n in (1, 2)] == ["1 class", "2 classes"]
+    assert [counted(n, "job", "is", "are") for n in (0, 1, 2)] == ["0 jobs are", "1 job is", "2 jobs are"]

@@ -71,7 +71,7 @@ def said(scores: dict, callback) -> dict[str, str]:
         "fd_classifier_over_floor": "the test images are no further from the reference than rounding"}),
     ({"train": 2, "test": 1}, {"level": lambda k: 50 * k}, {
         "is_classifier": "the network names no classes", "label_accuracy": "the images are made without labels",
-        "fd_classifier_over_floor": "it needs as many test images as samples: 20, and there are 1"}),
+        "fd_classifier_over_floor": "it needs as many test images as samples: 20, and there is 1"}),
     ({"train": 9}, {"size": (1, 1), "level": lambda k: 9 * k, "classes": 3}, {
         "is_classifier": "it needs 100 images, and there are 20",
         "label_accuracy": "the images are made without labels",

@@ -60,7 +60,7 @@ def test_a_multirun_that_was_killed_ends_with_exactly_the_jobs_that_were_missing
     second = start(tmp_path, *words)
     said, wrong = second.communicate(timeout=120)
     assert second.returncode == 0, wrong
-    assert f"{folder.relative_to(tmp_path)} resumed, 1 jobs are finished" in said
+    assert f"{folder.relative_to(tmp_path)} resumed, 1 job is finished" in said
     assert "0_vae_digits  seed=1  started" not in said
     assert "[2/3] 1_vae_digits  seed=2  goes on" in said and "[3/3] 2_vae_digits  seed=3  started" in said
     assert [path.name for path in (tmp_path / "runs" / "s").iterdir()] == [folder.name]

@@ -82,7 +82,7 @@ def test_the_table_is_aligned_and_says_how_scores_were_measured(comparison, tmp_
     assert "fd_classifier: less is better" in below
     assert "A  classifier (abababab), 2,000 images, against 1,500 of digits train" in below
     assert "warning: fd_classifier: A and B were not measured alike" in below
-    assert "1 of 4 runs have no fd_classifier" in below
+    assert "1 of 4 runs has no fd_classifier" in below
     narrow = text(comparison, 100)
     assert max(map(len, narrow.splitlines()[2:10])) <= 100
     for value in ("1", "2", "3"):

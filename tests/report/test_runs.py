@@ -82,7 +82,7 @@ def test_broken_files_cost_themselves_alone_and_are_said(tmp_path):
     assert len(run.warnings) == 4
     assert "summary.json could not be read" in run.warnings[0]
     assert "overrides.yaml holds no list" in run.warnings[1]
-    assert run.warnings[2] == "1 of 23 lines of metrics.jsonl are broken and left out"
+    assert run.warnings[2] == "1 of 23 lines of metrics.jsonl is broken and left out"
     assert "two.json holds no mapping" in run.warnings[3]
 
 
