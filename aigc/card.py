@@ -13,7 +13,7 @@ import yaml
 
 from aigc.data.names import counted
 from aigc.report.markdown import commands, number, table, write_text
-from aigc.report.protocol import Score, by_reason, describe, missing_of, notes_of, scores_of
+from aigc.report.protocol import Score, by_reason, describe, measured, missing_of, notes_of, scores_of
 from aigc.report.runs import Run, read_run
 from aigc.words import shown
 
@@ -167,10 +167,14 @@ def last_scores(run: Run) -> list[str]:
     more = remarks(run.summary)
     if not scores.get("last"):
         return ["## Scores", more] if more else []
+    second = protocol.get("second") if isinstance(protocol.get("second"), Mapping) else {}
     said = f"At the end of training. Measured with: {describe(protocol)}."
     if protocol.get("floor"):
         floor = number(protocol["floor"])
         said += f" The floor, the distance of as many real test images to the same reference: {floor}."
+    if second.get("metric"):
+        said += f" `{second['metric']}` and its like: {describe(measured(second['metric'], protocol))}"
+        said += f"; the floor: {number(second['floor'])}." if second.get("floor") else "."
     if scores.get("best") is not None:
         said += f" Best `{scores['monitor']}` on the way: {number(scores['best'])} (`checkpoints/best.ckpt`)."
     idle = {name.replace("identity/", ""): value for name, value in scores["last"].items() if "identity/" in name}

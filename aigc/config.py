@@ -92,6 +92,8 @@ class EvaluateConfig:
     checkpoint: str = "best"
     against: str | None = None
     networks: Any = None
+    second: str | None = "auto"
+    second_images: int | None = None
     weights: dict[str, str | None] = field(default_factory=dict)
     preprocessing: dict[str, str | None] = field(default_factory=dict)
     num_samples: int | None = None

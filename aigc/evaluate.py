@@ -12,8 +12,8 @@ from aigc.errors import RunError, UserError
 if TYPE_CHECKING:
     from aigc.evaluation.target import Target
 
-LEAST = {"num_samples": 2, "num_reals": 2, "resamples": 0, "neighbours": 0, "kd_subsets": 1, "kd_subset_size": 2,
-         "attribute_samples": 0, "batch_size": 1}
+LEAST = {"num_samples": 2, "num_reals": 2, "second_images": 2, "resamples": 0, "neighbours": 0, "kd_subsets": 1,
+         "kd_subset_size": 2, "attribute_samples": 0, "batch_size": 1}
 
 
 def main() -> None:

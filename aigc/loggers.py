@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from aigc.errors import RunError, UserError, choices
 from aigc.progress import Progress
+from aigc.report.protocol import measured
 
 MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")        # W&B's values of WANDB_MODE
 
@@ -238,13 +239,13 @@ class Wandb(WandbLogger):
 
 def score_rows(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row per score: its value, its floor if it is the distance that has one, and how it was measured."""
-    floors = {protocol.get("metric"): "floor", f"final/{protocol.get('metric')}": "floor_final"}
     keys = ("network", "network_sha256", "num_samples", "num_reals", "resizer", "data", "split")
-    return [
-        {"score": name, "value": value, "floor": protocol.get(floors.get(name, "")),
-         **{key: protocol.get(key) for key in keys}}
-        for name, value in scores.items()
-    ]
+    rows = []
+    for name, value in scores.items():
+        own = measured(name, protocol)
+        floor = {own.get("metric"): "floor", f"final/{own.get('metric')}": "floor_final"}.get(name, "")
+        rows.append({"score": name, "value": value, "floor": own.get(floor), **{key: own.get(key) for key in keys}})
+    return rows
 
 
 def logged_in() -> bool:

@@ -11,7 +11,8 @@ from pathlib import Path
 from .families import READER, words
 
 SCORED = ["metrics=classifier", "metrics.num_samples=24", "metrics.every_images=128", "metrics.validation_images=33",
-          "metrics.num_reals=64", "metrics.kd_subset_size=16", "metrics.batch_size=8", "callbacks.samples.n=4"]
+          "metrics.num_reals=64", "metrics.second=null", "metrics.kd_subset_size=16", "metrics.batch_size=8",
+          "callbacks.samples.n=4"]
 LOSSES = ["metrics=losses", "metrics.every_images=128", "metrics.validation_images=33", "metrics.batch_size=8",
           "callbacks.samples.n=4"]
 SMALL = ["data.train=64", "data.validation=40", "data.test=8", "data.size=16"]

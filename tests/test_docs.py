@@ -160,7 +160,8 @@ RUNS = {                                                     # what a documented
 }
 SMALL_SHAPES = ["data=shapes", "data.train=200", "data.validation=40", "data.test=40", "data.heldout=16"]
 TINY_RUN = ["metrics=none", "~callbacks.samples", "budget.images=64"]
-QUICK = {"generate": ["n=3"], "evaluate": ["num_samples=40", "resamples=2", "memorisation=false", "kd_subset_size=20"],
+QUICK = {"generate": ["n=3"], "evaluate": ["num_samples=40", "second=null", "resamples=2", "memorisation=false",
+                                          "kd_subset_size=20"],
          "edit": [], "compare": ["thumbnail=40"]}
 ELSEWHERE = ("inception", "dinov2", "serve=true", "at_minutes", "score=")    # weights or runs that are not at hand
 TRIED = [(page, verb, words) for page, verb, words in COMMANDS if page in (ROOT / "README.md", *DOCS) and verb in QUICK

@@ -26,12 +26,15 @@ from aigc.evaluation.sources import DataSource, FolderSource
 from aigc.evaluation.target import Target
 from aigc.evaluation.translation import score_translations
 from aigc.grids import save_grid
+from aigc.metrics import efficientnet
 from aigc.metrics.cache import real_key
 from aigc.metrics.classifier import classifier_of
 from aigc.models.gan import GAN
+from aigc.report.protocol import differences, facts
 from aigc.training import fit
 
 from .callbacks.conftest import Inverted, TwoSides
+from .callbacks.test_second_network import stand_in
 from .callbacks.test_translation_scores import scored
 from .conftest import TINY, compose_train, environment
 
@@ -45,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run, scored on N samples at its end."""
     folder = tmp_path_factory.mktemp("gan")
     quick = ["~callbacks.samples", "condition=label", "budget.images=4800", f"metrics.num_samples={N}",
-             "metrics.every_images=4800"]
+             "metrics.every_images=4800", "metrics.second=null"]
     fit(compose_train(*TINY["gan"], *quick), folder)
     plain = compose_train(*TINY["gan"], *quick)
     (folder / ".hydra").mkdir()
@@ -54,8 +57,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(**options) -> dict:
+    """The record; without a second network unless it is asked for."""
     register_schemas()
-    words = [spelled_out(f"{name.replace('__', '.')}={value}") for name, value in options.items()]
+    given = {"second": "null", **options}
+    words = [spelled_out(f"{name.replace('__', '.')}={value}") for name, value in given.items()]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         evaluate(compose("evaluate", overrides=words))
     return json.loads(Path(options["out"]).read_text()) if "out" in options else {}
@@ -102,6 +107,46 @@ def test_scores_are_those_of_training_and_the_record_says_how(run, tmp_path, cap
     assert "95% interval" in printed and "label_accuracy" in printed and "a.json" in printed
     picture = Image.open(tmp_path / "a_neighbours_classifier.png")
     assert picture.size[0] > 5 * 50 and not list(tmp_path.glob(".*"))
+
+
+def test_a_second_network_sees_what_it_saw_in_training(tmp_path, monkeypatch):
+    stand_in(monkeypatch)
+    folder = tmp_path / "run"
+    cfg = compose_train(*TINY["gan"], "~callbacks.samples", "condition=label", "budget.images=160",
+                        f"metrics.num_samples={N}", "metrics.second_images=110", "metrics.kd_subset_size=50")
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
+    summary = fit(cfg, folder)
+    quick = {"run": folder, "checkpoint": "last", "num_samples": N, "resamples": 5, "kd_subset_size": 50}
+    record = evaluated(**quick, second="auto", out=tmp_path / "a.json")
+    for name in ("fd_efficientnet", "kd_efficientnet", "is_efficientnet", "fd_classifier"):
+        score = record["scores"][name]
+        assert score["value"] == pytest.approx(summary["scores"]["last"][name], rel=1e-4, abs=1e-7), name
+        assert score["low"] < score["value"] < score["high"]
+    own, trained = record["protocol"]["fd_efficientnet"], summary["protocol"]
+    assert not differences(facts("fd_efficientnet", own), facts("fd_efficientnet", trained))
+    assert (own["num_samples"], own["num_reals"]) == (110, 110)
+    assert record["scores"]["fd_efficientnet"]["floor"] == pytest.approx(trained["second"]["floor"], rel=1e-4)
+    assert "precision_efficientnet" in record["scores"] and "memorised_efficientnet" not in record["scores"]
+    for options in ({"second": "null"}, {"metrics": "classifier", "second": "auto"}):
+        record = evaluated(**quick, **options, overwrite="true", out=tmp_path / "a.json")
+        assert not any("efficientnet" in name for name in record["scores"])
+    with pytest.raises(UserError, match=r"second=inception goes beside the run's own network: name all of them in me"):
+        evaluated(**quick, metrics="classifier", second="inception")
+    with pytest.raises(UserError, match=r"^second=classifier is the first network already"):
+        evaluated(**quick, second="classifier")
+    monkeypatch.setattr(efficientnet, "packaged", lambda: None)
+    record = evaluated(**quick, second="auto", overwrite="true", out=tmp_path / "a.json")
+    assert "pip install 'aigc[scores]'" in record["scores_missing"]["fd_efficientnet"]
+
+
+def test_pictures_have_a_second_network_too(folders, tmp_path, monkeypatch):
+    stand_in(monkeypatch)
+    quick = {"run": folders[0], "against": folders[1], "resamples": 0, "kd_subset_size": 50}
+    record = evaluated(**quick, second="auto", second_images=60, out=tmp_path / "a.json")
+    protocol = record["protocol"]["fd_efficientnet"]
+    assert (protocol["num_samples"], protocol["num_reals"], protocol["searched"]) == (60, 60, 0)
+    assert record["protocol"]["fd_classifier"]["num_samples"] == 130
 
 
 def test_the_record_goes_into_the_run_and_options_reach_the_sampler(run, monkeypatch):

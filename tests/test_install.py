@@ -1,7 +1,9 @@
-"""Setting up: what pip's configuration knows of indexes reaches uv, and pip does what uv cannot."""
+"""Setting up: what pip's configuration knows of indexes reaches uv, pip does what uv cannot, and wheels are whole."""
 
 import importlib.util
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,29 @@ def test_a_missing_library_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"needs the package 'datasets': pip install 'aigc\[huggingface\]'"):
         huggingface.library()
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_wheels_hold_every_module_configuration_and_canonical_network(tmp_path):
+    wheels = pytest.importorskip("hatchling.builders.wheel")
+    (wheel,) = wheels.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    held = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {path.relative_to(ROOT) for folder in ("aigc", "hydra_plugins") for path in (ROOT / folder).rglob("*")}
+    wanted |= {Path("aigc") / path.relative_to(ROOT) for path in (ROOT / "conf").rglob("*")}
+    files = {str(path) for path in wanted if path.suffix in (".py", ".yaml", ".safetensors", ".json", ".css", ".html",
+                                                             ".js")}
+    assert {"aigc/metrics/weights/canonical.json", "aigc/metrics/weights/shapes.safetensors",
+            "aigc/conf/train.yaml"} <= files
+    assert not files - held
+    assert {name.split("/")[0] for name in held if "dist-info" not in name} == {"aigc", "hydra_plugins"}
+
+
+def test_source_distributions_hold_what_their_makefile_calls(tmp_path):
+    sources = pytest.importorskip("hatchling.builders.sdist")
+    (archive,) = sources.SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with tarfile.open(archive) as tar:
+        held = {name.partition("/")[2] for name in tar.getnames()}
+    assert {"Makefile", "tools/install.py", "constraints.txt", "pyproject.toml", "README.md", "conf/train.yaml",
+            "aigc/metrics/weights/mnist.safetensors"} <= held

@@ -136,6 +136,9 @@ def test_score_rows_say_how_and_give_the_floor_to_its_distance():
     assert [rows[name]["floor"] for name in scores] == [0.1, 0.05, None]
     assert [rows[name]["value"] for name in scores] == [0.4, 0.3, 0.9]
     assert rows["fd_classifier"]["num_samples"] == 2000 and rows["fd_classifier"]["network_sha256"] is None
+    second = {"scores": ["fd_efficientnet"], "metric": "fd_efficientnet", "network": "efficientnet", "floor": 3.0}
+    rows = score_rows({"fd_classifier": 0.4, "fd_efficientnet": 9.0}, {**protocol, "second": second})
+    assert [(row["network"], row["floor"]) for row in rows] == [("classifier", 0.1), ("efficientnet", 3.0)]
 
 
 class Online:

@@ -18,7 +18,7 @@ from aigc.callbacks.evaluating import evaluating
 from aigc.data.names import counted
 from aigc.errors import UserError, check_count, choices
 from aigc.metrics.features import FeatureNetwork
-from aigc.metrics.networks import build_network, check_network
+from aigc.metrics.networks import FOREIGN, build_network, check_network, second_network
 from aigc.models.family import Family
 from aigc.noise import mix
 from aigc.run import read_summary, write_summary
@@ -32,6 +32,7 @@ class Scoring(L.Callback):
     Attributes:
         latest: the last scores by name.
         best: the best value of `monitor` so far, or None; `is_best` says whether the last scoring set it.
+        network, second: what scores look through, once training starts; `second` at the end only, or None.
         history: images, seconds and scores of every scoring.
         protocol: how scores were measured, plain values; empty before training starts.
         scored_images: images seen at the last scoring.
@@ -41,7 +42,8 @@ class Scoring(L.Callback):
     def __init__(
         self,
         *,
-        network: str | None,        # classifier, inception or squeezenet; None: no scores over features
+        network: str | None,        # a name of metrics.networks.NETWORKS; None: no scores over features
+        second: str | None,         # another that scores beside it at the end; auto, or None
         weights: str | None,        # local file of the network's weights
         preprocessing: str | None,  # of squeezenet: that of its weights
         every_images: int,          # seen, between two scorings
@@ -54,6 +56,7 @@ class Scoring(L.Callback):
         seed: int,                  # of the samples
     ):
         check_network(network, weights=weights, preprocessing=preprocessing)
+        second_network(second, network)
         if mode not in ("min", "max"):
             raise UserError(f"metrics.mode '{mode}' is unknown: {choices(mode, ('min', 'max'))}")
         for name, value, least in (
@@ -63,6 +66,7 @@ class Scoring(L.Callback):
         ):
             check_count(f"metrics.{name}", value, least=least)
         self.network_name = network
+        self.second_name = second
         self.weights = weights
         self.preprocessing = preprocessing
         self.every_images = every_images
@@ -74,6 +78,7 @@ class Scoring(L.Callback):
         self.kd_subset_size = kd_subset_size
         self.seed = seed
         self.network: FeatureNetwork | None = None
+        self.second: FeatureNetwork | None = None
         self.protocol: dict[str, Any] = {}
         self.latest: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
@@ -242,27 +247,36 @@ class Scoring(L.Callback):
     # ---- what subclasses build on ----
 
     def build(self, trainer: L.Trainer, pl_module: Family) -> FeatureNetwork:
-        """The feature network, on every rank; rank 0 trains or downloads it, the others find it in the cache.
+        """The feature network, on every rank, and the second one, where there is one.
 
         Raises:
-            UserError: its weights are missing.
+            UserError: the weights of one are missing.
         """
         assert self.network_name is not None
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        network = None
-        for turn in (True, False):
-            if trainer.is_global_zero == turn:
-                network = build_network(self.network_name, data, pl_module.device, weights=self.weights,
-                                        preprocessing=self.preprocessing)
-            trainer.strategy.barrier()
-        assert network is not None
-        self.network = network
+        self.network = network = self._built(trainer, pl_module, self.network_name, weights=self.weights,
+                                             preprocessing=self.preprocessing)
+        name, reason = second_network(self.second_name, self.network_name,
+                                      trainer.datamodule.channels)  # type: ignore[attr-defined]
+        self.second = self._built(trainer, pl_module, name) if name is not None else None
+        if reason is not None:
+            self.ruled_out[f"fd_{FOREIGN}"] = reason
         before = read_summary(Path(trainer.default_root_dir)).get("protocol") or {}
         known = before.get("network_sha256")
         if self.best is not None and known not in (None, network.sha256):
             log.warning("earlier scores used other weights of %s (%s, now %s): the best checkpoint is "
                         "chosen afresh", network.name, known[:8], network.sha256[:8])
             self.best = None
+        return network
+
+    def _built(self, trainer: L.Trainer, pl_module: Family, name: str, **options: str | None) -> FeatureNetwork:
+        """A network on every rank; rank 0 trains or downloads it, the others find it in the cache."""
+        network = None
+        for turn in (True, False):
+            if trainer.is_global_zero == turn:
+                data = trainer.datamodule  # type: ignore[attr-defined]
+                network = build_network(name, data, pl_module.device, **options)
+            trainer.strategy.barrier()
+        assert network is not None
         return network
 
 

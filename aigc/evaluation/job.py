@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from aigc.evaluation.images import (
 from aigc.evaluation.panel import How, Panel
 from aigc.evaluation.record import now, write_record
 from aigc.evaluation.sources import DataSource, FolderSource, share_ranges
-from aigc.evaluation.target import Target, open_data, open_networks, open_reference
+from aigc.evaluation.target import Target, open_data, open_networks, open_reference, open_second
 from aigc.evaluation.translation import score_translations
 from aigc.metrics import bootstrap
 from aigc.metrics.clip_score import CLIPScore
 from aigc.metrics.enough import no_floor, no_label_accuracy
+from aigc.metrics.networks import FOREIGN
 from aigc.metrics.similarity import check_lpips, lpips_at_hand, no_ssim
 from aigc.models.family import Translator
 from aigc.report.protocol import by_reason
@@ -59,6 +61,7 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
     keep_freed_memory()
     data = open_data(target, to_plain(cfg.data), cfg)
     networks = open_networks(cfg, target, data, device)
+    second, most, unavailable = open_second(cfg, target, data, device, networks[0].name)
     translates = isinstance(target.family, Translator)
     against = FolderSource(Path(cfg.against).expanduser(), "against") if cfg.against is not None else None
     values = share_ranges([source for source in (target.pictures, against) if source is not None],
@@ -73,6 +76,10 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
     )
     panels = [Panel(network, how) for network in networks]
     found = Found()
+    if second is not None:
+        panels.append(Panel(second, replace(how, memorisation=False, most=None if translates else most)))
+    if unavailable is not None:
+        found.ruled_out[f"fd_{FOREIGN}"] = unavailable
 
     def keep() -> None:
         write_record(out, {

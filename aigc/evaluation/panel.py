@@ -51,6 +51,7 @@ class How:
     num_reals: int | None       # most images of the reference; None: all
     batch_size: int             # images at a time
     seed: int                   # of subsets, splits and resamples
+    most: int | None = None     # images that are looked at on either side, at most; None: all
 
 
 class Panel:
@@ -63,6 +64,10 @@ class Panel:
         self.floors: dict[str, float] = {}
         self.near: tuple[Tensor, Tensor] | None = None      # result of `nearest` at the last scoring
 
+    def bounded(self, n: int) -> int:
+        """How many of n images are looked at."""
+        return min(n, self.how.most or n)
+
     # ---- the real side ----
 
     def learn(self, source: Source) -> None:
@@ -71,7 +76,7 @@ class Panel:
         Raises:
             UserError: it has fewer than two images.
         """
-        h, n = self.how, min(self.how.num_reals or source.count, source.count)
+        h, n = self.how, self.bounded(min(self.how.num_reals or source.count, source.count))
         self.source = source
         self.suite = Suite(self.network, kd_subsets=h.kd_subsets, kd_subset_size=h.kd_subset_size, seed=h.seed)
         self._manifold: Manifold | None = None
@@ -103,7 +108,8 @@ class Panel:
 
         Without a source, distances among the reference's own images define what counts as memorised.
         """
-        m, h = min(n, source.count) if source is not None else 0, self.how
+        h, n = self.how, self.bounded(n)
+        m = min(n, source.count) if source is not None else 0
         self.floors, self.limit = {}, None
         options = (VERSION, h.kd_subsets, h.kd_subset_size, h.neighbours, h.memorisation, h.seed, self.num_reals)
         other = (source.sequence, source.split) if source is not None else None
@@ -132,6 +138,7 @@ class Panel:
 
     def notes(self, n: int) -> list[str]:
         """What there are too few images for where n are scored."""
+        n = self.bounded(n)
         counts = {"images": n, "reference images": self.num_reals}
         found = (too_few(counts, self.network.num_features),
                  smaller_subsets(self.how.kd_subset_size, self.suite.subset_size(n)))
@@ -139,6 +146,7 @@ class Panel:
 
     def missing(self, n: int) -> dict[str, str]:
         """Why n images have no score over this network, by its name."""
+        n = self.bounded(n)
         around = no_neighbours(self.how.neighbours, n=min(n, KEPT), reals=len(self.real))
         reasons = {self.suite.names["is"]: no_inception_score(n, classifies=self.network.classifies),
                    **dict.fromkeys(map(self.called, NAMES), around),
@@ -153,7 +161,8 @@ class Panel:
         if not self.how.neighbours:
             found |= dict.fromkeys(map(self.called, NAMES), "neighbours=0 leaves it out")
         if not self.how.memorisation:
-            found[self.called("memorised")] = "memorisation=false leaves it out"
+            found[self.called("memorised")] = "memorisation=false leaves it out" if self.how.most is None else \
+                f"it needs the whole reference, and this network sees {self.how.most:,} images at most"
         return found
 
     # ---- a stream ----
@@ -164,8 +173,9 @@ class Panel:
         return features.cpu(), logits.cpu()
 
     def begin(self, n: int) -> None:
-        """Starts a new stream of n images."""
-        self.suite.begin(n)
+        """Starts a new stream of n images, of which the first `how.most` count."""
+        self.room = self.bounded(n)
+        self.suite.begin(self.room)
         self.logits: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.values: dict[str, list[Tensor]] = {}
@@ -178,6 +188,11 @@ class Panel:
             labels: what they should show, `(m,)`; counted if the network knows the data's classes.
             pairs: position of each image's true counterpart in the reference, `(m,)`.
         """
+        if not self.room:
+            return
+        images, labels = images[: self.room], labels[: self.room] if labels is not None else None
+        pairs = pairs[: self.room] if pairs is not None else None
+        self.room -= len(images)
         features, logits = self._see(images)
         self.suite.add(features, logits)
         if sum(len(part) for part in self.logits) < KEPT:

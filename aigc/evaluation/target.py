@@ -17,9 +17,11 @@ from aigc.evaluation.sources import DataSource, FolderSource, Source
 from aigc.foreign import read_config, settled
 from aigc.images.output import sha256_of
 from aigc.metrics.features import FeatureNetwork
-from aigc.metrics.networks import build_network, check_network
+from aigc.metrics.networks import build_network, check_network, second_network
 from aigc.models.family import Family, Translator
 from aigc.training import prepare_data
+
+SECOND_IMAGES = 2000       # as conf/metrics/classifier.yaml has it
 
 
 @dataclass
@@ -153,7 +155,7 @@ def open_networks(cfg: Any, target: Target, data: ImageData | None, device: torc
     Raises:
         UserError: a network's weights are missing or wrong.
     """
-    trained: Any = (target.config.get("metrics") if target.config is not None else None) or {}
+    trained = _scored(target)
     scored_by = trained.get("network") or "classifier"
     names = [scored_by] if cfg.networks is None else [str(name) for name in cfg.networks]
     trains = data if data is not None else ImageFolder(path=cfg.against, batch_size=cfg.batch_size)
@@ -172,12 +174,52 @@ def open_networks(cfg: Any, target: Target, data: ImageData | None, device: torc
             weights, preprocessing = weights or trained.get("weights"), preprocessing or trained.get("preprocessing")
         if name == "squeezenet":
             preprocessing = preprocessing or "caffe"
-        try:
-            check_network(name, weights=weights, preprocessing=preprocessing)
-            networks.append(build_network(name, trains, device, weights=weights, preprocessing=preprocessing))
-        except UserError as error:
-            sentence = str(error)
-            for word in ("weights", "preprocessing"):
-                sentence = sentence.replace(f"metrics.{word}", f"{word}.{name}")
-            raise UserError(sentence.replace("metrics.network", "metrics")) from error
+        networks.append(_build(name, trains, device, weights, preprocessing))
     return networks
+
+
+def open_second(
+    cfg: Any, target: Target, data: ImageData | None, device: torch.device, first: str
+) -> tuple[FeatureNetwork | None, int, str | None]:
+    """The network that scores beside the run's own one, called `first`, where `metrics=` names none.
+
+    Returns:
+        The network or None; how many images it sees of either side, at most; and why auto has none, for people.
+
+    Raises:
+        UserError: it is unknown, the same, beside `metrics=`, or its weights are missing or wrong.
+    """
+    trained = _scored(target)
+    most = cfg.second_images or trained.get("second_images") or SECOND_IMAGES
+    if cfg.networks is not None:
+        if cfg.second not in (None, "auto"):
+            raise UserError(f"second={cfg.second} goes beside the run's own network: name all of them in metrics=")
+        return None, most, None
+    choice = trained.get("second", "auto") if cfg.second == "auto" else cfg.second
+    try:
+        name, reason = second_network(choice, first, data.channels if data is not None else 3)
+    except UserError as error:
+        raise UserError(str(error).replace("metrics.second", "second")) from error
+    if name is None:
+        return None, most, reason
+    assert data is not None or name != "classifier"
+    return _build(name, data, device, cfg.weights.get(name), cfg.preprocessing.get(name)), most, None
+
+
+def _scored(target: Target) -> Any:
+    """The run's own scores, as it was configured; empty where that is not known."""
+    return (target.config.get("metrics") if target.config is not None else None) or {}
+
+
+def _build(
+    name: str, data: Any, device: torch.device, weights: str | None, preprocessing: str | None
+) -> FeatureNetwork:
+    """A network; what is wrong is told in the words of this command."""
+    try:
+        check_network(name, weights=weights, preprocessing=preprocessing)
+        return build_network(name, data, device, weights=weights, preprocessing=preprocessing)
+    except UserError as error:
+        sentence = str(error)
+        for word in ("weights", "preprocessing"):
+            sentence = sentence.replace(f"metrics.{word}", f"{word}.{name}")
+        raise UserError(sentence.replace("metrics.network", "metrics")) from error

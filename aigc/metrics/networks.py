@@ -6,10 +6,11 @@ import torch
 
 from aigc.data.datamodule import ImageData
 from aigc.errors import UserError, choices
-from aigc.metrics import inception, squeezenet
+from aigc.metrics import efficientnet, inception, squeezenet
 from aigc.metrics.features import FeatureNetwork
 
-NETWORKS = ("classifier", "dinov2", "inception", "squeezenet")
+NETWORKS = ("classifier", "dinov2", "efficientnet", "inception", "squeezenet")
+FOREIGN = "efficientnet"        # the second network beside the classifier, where its weights are installed
 PREPROCESSINGS = {"inception": tuple(inception.PREPROCESSINGS), "squeezenet": tuple(squeezenet.SCALES)}
 
 
@@ -49,6 +50,39 @@ def check_network(name: str | None, *, weights: str | None, preprocessing: str |
                         "weights, and how their training images were scaled")
 
 
+def second_network(choice: str | None, first: str | None, channels: int = 3) -> tuple[str | None, str | None]:
+    """Which network scores beside the first one, at the end of training and in an evaluation.
+
+    Args:
+        choice: a name of NETWORKS; auto: a foreign one beside the classifier, where its weights are installed; None.
+        first: the name of the first network, None: there is none.
+        channels: of the images.
+
+    Returns:
+        Its name or None, and why auto has none beside the classifier, for people.
+
+    Raises:
+        UserError: there is no such network, it is the first one, or it needs options that a second one does not have.
+    """
+    if choice is not None and choice not in ("auto", *NETWORKS):
+        raise UserError(f"metrics.second '{choice}' is unknown: {choices(choice, ('auto', *NETWORKS))}, or null for "
+                        "none")
+    if choice == "squeezenet":
+        raise UserError("metrics.second=squeezenet has no weights of its own: use metrics=squeezenet "
+                        "metrics.second=classifier")
+    if choice is not None and choice == first:
+        raise UserError(f"metrics.second={choice} is the first network already: choose another, or null for none")
+    if choice != "auto":
+        return (choice if first is not None else None), None
+    if first != "classifier":
+        return None, None
+    if channels not in (1, 3):
+        return None, f"its network sees grey or RGB images, not {channels} channels"
+    if efficientnet.packaged() is None:
+        return None, f"the weights of a second, foreign network are not installed: {efficientnet.INSTALL}"
+    return FOREIGN, None
+
+
 def build_network(
     name: str, data: ImageData, device: torch.device, *, weights: str | None = None, preprocessing: str | None = None
 ) -> FeatureNetwork:
@@ -65,6 +99,8 @@ def build_network(
     if name == "squeezenet":
         assert weights is not None and preprocessing is not None
         return squeezenet.SqueezeNet(weights, preprocessing=preprocessing).to(device)
+    if name == "efficientnet":
+        return efficientnet.EfficientNetLite0(weights).to(device)
     if name == "dinov2":
         from aigc.metrics.dinov2 import DINOv2
 

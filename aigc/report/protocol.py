@@ -81,9 +81,19 @@ def measures(name: str) -> bool:
     return higher_is_better(name) or kind(name) in (*OF_A_NETWORK, "lpips")
 
 
+def measured(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol of the score `name`: what a run's says of a second network replaces what it says of the first."""
+    first, second = dict(protocol), protocol.get("second")
+    first.pop("second", None)
+    listed = second.get("scores") if isinstance(second, Mapping) else None
+    if not isinstance(second, Mapping) or not isinstance(listed, list) or name.split("/")[-1] not in listed:
+        return first
+    return {**first, **{key: value for key, value in second.items() if key != "scores"}}
+
+
 def facts(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a protocol that bear on the score `name`."""
-    own = kind(name)
+    own, protocol = kind(name), measured(name, protocol)
     kept = {key: value for key, value in protocol.items() if key not in ASIDE and own in BEARS_ON.get(key, (own,))}
     if name.startswith("final/") and protocol.get("num_samples_final") is not None:
         kept["num_samples"] = protocol["num_samples_final"]
@@ -241,6 +251,7 @@ def last_scored(run: Run) -> dict[str, Any]:
 
 
 def _shown(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    protocol = measured(name, protocol)
     final = name.startswith("final/") and protocol.get("num_samples_final")
     return {**protocol, "num_samples": final or protocol.get("num_samples")}
 

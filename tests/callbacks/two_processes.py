@@ -1,6 +1,7 @@
 """One of two processes that work together over gloo; writes what it got to <folder>/<rank>.json.
 
-python two_processes.py <folder> <rank> samples | attributes | translations | losses
+python two_processes.py <folder> <rank> samples | attributes | translations | losses |
+       second | second_translations
 """
 
 import json
@@ -9,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
@@ -23,7 +25,8 @@ def work(folder: str, rank: int, what: str) -> None:
         datamodule=None, loggers=[], strategy=strategy, world_size=2, global_rank=rank, is_global_zero=rank == 0,
         should_stop=False, default_root_dir=folder, optimizers=[], callbacks=[],
     )
-    got = {"samples": samples, "attributes": attributes, "translations": translations, "losses": losses}[what](trainer)
+    got = {"samples": samples, "attributes": attributes, "translations": translations, "losses": losses,
+           "second": second, "second_translations": second_translations}[what](trainer)
     Path(folder, f"{rank}.json").write_text(json.dumps(got))
     dist.destroy_process_group()
 
@@ -63,6 +66,29 @@ def translations(trainer):
     model = Inverted(off=0.1)
     got = TranslationScores(**translation.FEW).score(trainer, model, final=True)
     return {"scores": got, "asked": sum(len(seeds) for _, seeds in model.asked)}
+
+
+def second(trainer):
+    from aigc.callbacks.scores import Scores
+    from aigc.data.digits import Digits
+    from tests.callbacks.conftest import Copies
+    from tests.callbacks.test_second_network import FEW, stand_in
+
+    stand_in(pytest.MonkeyPatch())
+    trainer.datamodule = Digits(batch_size=16)
+    trainer.datamodule.setup()
+    return {"scores": Scores(**FEW).score(trainer, Copies(spread=0.1), final=True)}
+
+
+def second_translations(trainer):
+    from aigc.callbacks.translation_scores import TranslationScores
+    from tests.callbacks.conftest import Inverted, TwoSides
+    from tests.callbacks.test_second_network import SIDES, stand_in
+
+    stand_in(pytest.MonkeyPatch())
+    trainer.datamodule = TwoSides()
+    trainer.datamodule.setup()
+    return {"scores": TranslationScores(**SIDES).score(trainer, Inverted(off=0.1), final=True)}
 
 
 def losses(trainer):

@@ -48,7 +48,8 @@ def test_what_needs_held_out_images_says_so(tmp_path: Path) -> None:
 
 
 def test_scores_that_need_training_images_only_are_taken_without_held_out_ones(tmp_path: Path) -> None:
-    metrics = ["metrics.num_samples=20", "metrics.validation_images=0", "metrics.kd_subset_size=10"]
+    metrics = ["metrics.num_samples=20", "metrics.second=null", "metrics.validation_images=0",
+               "metrics.kd_subset_size=10"]
     fit(compose_train(*SMALL, "data.validation=0", "data.test=0", *metrics), tmp_path / "run")
     scores = read_summary(tmp_path / "run")["scores"]["last"]
     assert scores["fd_classifier"] > 0 and "fd_classifier_over_floor" not in scores

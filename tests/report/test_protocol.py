@@ -1,7 +1,10 @@
+import json
+
 import pytest
 
+from aigc.report.comparison import Comparison
 from aigc.report.protocol import alike, describe, differences, facts, higher_is_better, scores_of
-from aigc.report.runs import read_run
+from aigc.report.runs import read_run, read_runs
 
 from .made import PROTOCOL, evaluate, make_run
 
@@ -93,3 +96,58 @@ def test_each_run_gets_the_score_that_compares_with_most_others(tmp_path):
                                                          scores_of(read_run(runs[2]))["fd_classifier"][:1]])
     assert numbers == [0, -1, 1] and chosen[1] is None
     assert [score.facts["num_samples"] for score in protocols] == [2000, 10000]
+
+
+SECOND = {"scores": ["fd_efficientnet", "kd_efficientnet"], "metric": "fd_efficientnet", "network": "efficientnet",
+          "network_sha256": "ef" * 32, "network_weights": "packaged", "resizer": "224 x 224", "num_samples": 1000,
+          "num_reals": 900, "floor": 0.3}
+
+
+def with_second(folder, value=5.0, **protocol):
+    """A run with a second network's score."""
+    make_run(folder, **{"second": SECOND, "network_weights": "canonical digits", **protocol})
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["scores"]["last"]["fd_efficientnet"] = value
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_a_second_networks_scores_compare_by_its_own_protocol(tmp_path):
+    folders = [with_second(tmp_path / "a", 5.0), with_second(tmp_path / "b", 6.0, network_sha256="cd" * 32),
+               with_second(tmp_path / "c", 7.0, second={**SECOND, "num_samples": 500})]
+    found = [scores_of(read_run(folder)) for folder in folders]
+    _, numbers, _ = alike("fd_efficientnet", [scores["fd_efficientnet"] for scores in found])
+    assert numbers == [0, 0, 1]
+    _, numbers, _ = alike("fd_classifier", [scores["fd_classifier"] for scores in found])
+    assert numbers == [0, 1, 0]
+    (score,) = found[0]["fd_efficientnet"]
+    assert describe(score.shown) == "efficientnet (efefefef), 1,000 images, against 900 of digits train, 224 x 224"
+    evaluate(folders[0], "later", 1.0, 10, checkpoint="last")
+    path = folders[0] / "evaluations" / "later.json"
+    record = json.loads(path.read_text())
+    flat = {key: value for key, value in {**PROTOCOL, **SECOND}.items() if key != "scores"}
+    record["scores"]["fd_efficientnet"] = {"value": 4.9, "low": 4.8, "high": 5.0, "floor": 0.3}
+    record["protocol"]["fd_efficientnet"] = flat
+    path.write_text(json.dumps(record))
+    training, later = scores_of(read_run(folders[0]))["fd_efficientnet"]
+    assert not differences(training.facts, later.facts) and later.low == 4.8
+
+
+def test_runs_from_before_networks_had_an_origin_or_a_second_one_compare_by_their_weights(tmp_path):
+    """Protocols without `network_weights` and `second`: the hash says whether it is the same network."""
+    make_run(tmp_path / "old", fd=1.0)
+    with_second(tmp_path / "new")
+    with_second(tmp_path / "retrained", network_sha256="cd" * 32, network_weights="trained here")
+    comparison = Comparison(read_runs(tmp_path))
+    letters = dict(zip(comparison.labels, comparison.columns[0].letters, strict=True))
+    assert letters == {"old": "A", "new": "A", "retrained": "B"}
+    assert comparison.columns[0].warnings == ["fd_classifier: A and B were not measured alike, they differ in weights "
+                                              "of the feature network (abababab and cdcdcdcd)"]
+    comparison = Comparison(read_runs(tmp_path), "fd_efficientnet")
+    letters = dict(zip(comparison.labels, comparison.columns[0].letters, strict=True))
+    assert letters == {"old": "", "new": "A", "retrained": "A"} and not comparison.columns[0].warnings
+
+
+@pytest.mark.parametrize("second", ["text", 5, ["fd_classifier"], {"scores": "fd_classifier"}, {"scores": None}, {}])
+def test_a_second_network_that_is_none_is_left_out(second):
+    assert facts("fd_classifier", {**PROTOCOL, "second": second}) == facts("fd_classifier", PROTOCOL)
