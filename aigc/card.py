@@ -167,12 +167,12 @@ def last_scores(run: Run) -> list[str]:
     more = remarks(run.summary)
     if not scores.get("last"):
         return ["## Scores", more] if more else []
-    second = protocol.get("second") if isinstance(protocol.get("second"), Mapping) else {}
+    second: Any = protocol.get("second")
     said = f"At the end of training. Measured with: {describe(protocol)}."
     if protocol.get("floor"):
         floor = number(protocol["floor"])
         said += f" The floor, the distance of as many real test images to the same reference: {floor}."
-    if second.get("metric"):
+    if isinstance(second, Mapping) and second.get("metric"):
         said += f" `{second['metric']}` and its like: {describe(measured(second['metric'], protocol))}"
         said += f"; the floor: {number(second['floor'])}." if second.get("floor") else "."
     if scores.get("best") is not None:

@@ -130,6 +130,15 @@ def test_notes_stand_below_the_scores_and_alone_where_there_are_none(tmp_path):
     assert "## Scores" not in card.write(tmp_path).read_text()
 
 
+def test_a_second_network_is_named_with_its_protocol(tmp_path):
+    second = {"scores": ["fd_y"], "metric": "fd_y", "network": "y", "num_samples": 1000, "floor": 3.5}
+    protocol = {"metric": "fd_x", "network": "x", "num_samples": 2000, "data": "digits", "split": "train"}
+    write_summary(tmp_path, status="finished", scores={"last": {"fd_x": 1.0}}, protocol={**protocol, "second": second})
+    text = card.write(tmp_path).read_text()
+    assert "Measured with: x, 2,000 images, digits train. `fd_y` and its like: y, 1,000 images, digits train" in text
+    assert "the floor: 3.5." in text
+
+
 def test_a_resumed_run_says_so(tmp_path):
     trained(tmp_path, "budget.images=320", "budget.minutes=null")
     text = trained(tmp_path, "budget.images=480", "budget.minutes=null", resumed=True)
