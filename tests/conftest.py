@@ -3,12 +3,14 @@
 from tests import isolation  # isort: skip  # first: what follows reads the environment
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
@@ -53,6 +55,20 @@ def compose_train(*overrides: str, common: bool = True) -> DictConfig:
 @pytest.fixture
 def composed() -> Callable[..., DictConfig]:
     return compose_train
+
+
+def once(name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make(folder)` fills, once for all workers: the first to ask makes it, and nobody changes it."""
+    folder = isolation.HOME / "made" / name
+    folder.parent.mkdir(exist_ok=True)
+    made = folder.with_suffix(".made")
+    with FileLock(folder.with_suffix(".lock")):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)          # of one who failed
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
 
 
 def python_train(*overrides: str) -> list[str]:

@@ -21,7 +21,7 @@ MARK_VARIABLE = "AIGC_TEST_MARK"         # what is in the environment of every p
 GUARDED = ("AIGC_", "WANDB_", "HF_", "HYDRA_", "SLURM_", "TORCHELASTIC_", "OMPI_", "PMI_", "COLUMNS", "LINES")
 ALONE = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
          "MASTER_ADDR", "MASTER_PORT")   # of a launcher's ranks; Lightning leaves some behind as well
-HELPERS = ("resource_tracker", "forkserver", "wandb-core")  # serve the test process itself, and end with it
+HELPERS = ("resource_tracker", "forkserver", "wandb-core", "tests.forked")  # serve the test process, end with it
 FOLDERS = {"AIGC_CACHE": "cache", "AIGC_DATA": "data", "HF_HOME": "huggingface", "TORCH_HOME": "torch",
            "MPLCONFIGDIR": "matplotlib", "XDG_CACHE_HOME": "xdg", "WANDB_DIR": "wandb", "WANDB_CACHE_DIR": "wandb",
            "WANDB_CONFIG_DIR": "wandb", "WANDB_DATA_DIR": "wandb", "NETRC": "netrc"}

@@ -4,19 +4,20 @@ import sys
 
 import pytest
 
+from . import forked
 from .conftest import environment
 from .report.made import make_run
 
 
 def compare(folder, *words):
-    command = [sys.executable, "-X", "importtime", "-m", "aigc.compare", *words]
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    return forked.run([sys.executable, "-m", "aigc.compare", *words], cwd=folder, env=environment())
 
 
 def test_the_table_needs_no_torch_and_no_libraries_of_the_page(tmp_path):
     for k in range(3):
         make_run(tmp_path / "runs" / f"run{k}", fd=3.0 - k)
-    done = compare(tmp_path, "runs=runs")
+    command = [sys.executable, "-X", "importtime", "-m", "aigc.compare", "runs=runs"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[3:6]] == ["run2", "run1", "run0"]
     imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line}

@@ -19,6 +19,7 @@ from aigc.errors import RunError, UserError
 from aigc.images.written import RECORD, read_record
 from aigc.pictures import at_side, edited, find_pictures
 
+from . import forked
 from .conftest import TINY, compose_train, environment
 from .translators import Negative, save
 
@@ -60,7 +61,7 @@ def photos(tmp_path) -> Path:
 
 def cli(*overrides: str, cwd: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "aigc.edit", *overrides]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=cwd)
+    return forked.run(command, env=environment(), cwd=cwd)
 
 
 def run_edit(**options) -> None:

@@ -1,7 +1,6 @@
 """`aigc.evaluate`: the numbers of training again, in one pass, with records that say how; folders; and bad input."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from aigc.models.gan import GAN
 from aigc.report.protocol import differences, facts
 from aigc.training import fit
 
+from . import forked
 from .callbacks.conftest import Inverted, TwoSides
 from .callbacks.test_second_network import stand_in
 from .callbacks.test_translation_scores import scored
@@ -471,8 +471,7 @@ def test_bad_input_is_one_sentence(overrides, sentence, run, folders, tmp_path, 
     words = [word.format(run=run, folder=folders[0], colour=colour) for word in overrides]
     options = dict(word.split("=", 1) for word in words)
     if "num_sample" in options:                                  # Hydra's own: in a process
-        done = subprocess.run([sys.executable, "-m", "aigc.evaluate", *words], env=environment(), capture_output=True,
-                              text=True, cwd=tmp_path)
+        done = forked.run([sys.executable, "-m", "aigc.evaluate", *words], env=environment(), cwd=tmp_path)
         assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
         return
     with pytest.raises(UserError) as error:

@@ -15,13 +15,14 @@ from aigc.errors import RunError, UserError, choices
 from aigc.run import read_summary
 from aigc.training import fit
 
+from . import forked
 from .conftest import COMMON, TINY, compose_train, environment, python_train
 
 FAST = ["metrics=none", "~callbacks.samples"]
 
 
 def run(*overrides: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(python_train(*overrides), env=environment(), capture_output=True, text=True, cwd=cwd)
+    return forked.run(python_train(*overrides), env=environment(), cwd=cwd)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +56,7 @@ def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing(overrides, sen
 
 @pytest.mark.parametrize("module", ["evaluate", "generate"])
 def test_an_option_that_is_needed_is_named_and_nothing_else_said(module, tmp_path):
-    command = [sys.executable, "-m", f"aigc.{module}"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=tmp_path)
+    done = forked.run([sys.executable, "-m", f"aigc.{module}"], env=environment(), cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "aigc: the option 'run' is needed: give it as <option>=<value>\n"
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from aigc.run import over_saved, read_summary, resumed_config
 from aigc.runs.lock import FolderLock
 from aigc.training import fit
 
+from . import forked
 from .conftest import COMMON, TINY, compose_train, environment, python_train
 
 IMAGES = 3200
@@ -50,12 +50,12 @@ def curve(folder: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
 
 
-def start(folder: Path, family: str, *more: str) -> subprocess.Popen:
+def start(folder: Path, family: str, *more: str) -> forked.Forked:
     command = python_train(
         *COMMON, *TINY[family], *FAST, f"budget.images={IMAGES}", "budget.minutes=null",
         "callbacks.checkpoint.every_seconds=0.2", f"hydra.run.dir={folder}", *more,
     )
-    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return forked.Forked(command, env=environment())
 
 
 def images_in(path: Path) -> int:
@@ -104,10 +104,7 @@ def test_resume_from_the_command_line_continues_in_the_same_folder(tmp_path):
     (folder / ".hydra").mkdir()
     OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
     before = (folder / ".hydra" / "config.yaml").read_bytes()
-    done = subprocess.run(
-        python_train(f"resume={folder}", "budget.images=1280"),
-        env=environment(), capture_output=True, text=True, cwd=tmp_path,
-    )
+    done = forked.run(python_train(f"resume={folder}", "budget.images=1280"), env=environment(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert images_in(folder / "checkpoints" / "last.ckpt") == 1280
     assert (folder / ".hydra" / "config.yaml").read_bytes() == before
@@ -299,7 +296,7 @@ def test_a_run_in_use_is_not_resumed(tmp_path):
     run = saved(tmp_path / "run", compose_train(*TINY["vae"]))
     lock = FolderLock(run)
     assert lock.take()
-    done = subprocess.run(python_train(f"resume={run}"), env=environment(), capture_output=True, text=True)
+    done = forked.run(python_train(f"resume={run}"), env=environment())
     lock.release(remove=True)
     assert done.returncode == 2 and f"is in use: process {os.getpid()} on {socket.gethostname()}" in done.stderr
     assert [path.name for path in run.iterdir()] == [".hydra"]

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -20,8 +19,9 @@ from aigc.run import read_summary
 from aigc.targets import instantiate
 from aigc.training import fit
 
+from . import forked
 from .callbacks.conftest import Alone
-from .conftest import COMMON, TINY, compose_train, environment, python_train
+from .conftest import COMMON, TINY, compose_train, environment, once, python_train
 from .pair import STEPS, cases
 
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
@@ -39,24 +39,20 @@ def reports(folder):
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+def pair():
     """The folder in which two processes have trained every case of tests/pair.py."""
-    folder = tmp_path_factory.mktemp("pair")
+    return once("pair", train_pairs)
+
+
+def train_pairs(folder):
     env = environment(AIGC_ALLOW_TARGETS="tests", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(launch.free_port()))
-    logs = [folder / f"log{rank}.txt" for rank in (0, 1)]
-    command = [sys.executable, "-m", "tests.pair", str(folder)]
-    both = []
-    for rank, path in enumerate(logs):
-        with path.open("w") as log:
-            both.append(subprocess.Popen([*command, str(rank)], env=env, stderr=subprocess.STDOUT, stdout=log))
+    both = [forked.Forked([sys.executable, "-m", "tests.pair", str(folder), str(rank)], env=env) for rank in (0, 1)]
     try:
-        for process in both:
-            process.wait(timeout=280)
+        said = [process.communicate(timeout=280) for process in both]
     finally:
         for process in both:
             process.kill()
-    assert [process.returncode for process in both] == [0, 0], "\n".join(path.read_text() for path in logs)
-    return folder
+    assert [process.returncode for process in both] == [0, 0], said
 
 
 @pytest.mark.slow
@@ -164,7 +160,7 @@ def test_torchrun_starts_it_too_and_the_run_folder_is_written_once(tmp_path):
     words.remove("trainer=cpu")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free}", "-m",
                "aigc.train", *words]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    done = forked.run(command, env=environment(), cwd=tmp_path, timeout=200)
     assert done.returncode == 0, done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["runs"] and done.stdout.count("finished: 64 images") == 1
     (run,) = (tmp_path / "runs" / "s").iterdir()
@@ -177,7 +173,7 @@ def test_torchrun_starts_it_too_and_the_run_folder_is_written_once(tmp_path):
 def test_sigterm_stops_both_after_the_same_step_and_resume_goes_on(tmp_path):
     shape = [*TINY["vae"], "metrics=none", "~callbacks.samples", "budget.minutes=null"]
     command, env = two(tmp_path, *shape, "budget.images=10000000")
-    child = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = forked.Forked(command, env=env)
     log, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
     while not log.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -191,9 +187,7 @@ def test_sigterm_stops_both_after_the_same_step_and_resume_goes_on(tmp_path):
     assert first["weights"] == second["weights"]
 
     more = stopped_at + 320
-    again = subprocess.run(
-        python_train(f"resume={tmp_path / 'run'}", f"budget.images={more}"), env=env, capture_output=True, text=True
-    )
+    again = forked.run(python_train(f"resume={tmp_path / 'run'}", f"budget.images={more}"), env=env)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "rank1.json").read_text())["images"] == more
     assert read_summary(tmp_path / "run")["status"] == "finished"

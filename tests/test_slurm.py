@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import stat
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,22 +15,10 @@ from aigc.checkpoints import read_checkpoint
 from aigc.errors import UserError
 from aigc.run import read_summary
 
-from .conftest import TINY, environment
+from . import forked
+from .conftest import TINY, environment, python_train
 from .test_resume import assert_same, curve
 
-SRUN = """#!{python}
-# srun's part here: one process a task, each told its rank; signals go to all; the first failure ends the others.
-import os, signal, subprocess, sys, time
-n = int(os.environ["SLURM_NTASKS"])
-told = [dict(os.environ, SLURM_PROCID=str(k), SLURM_LOCALID=str(k), SLURM_NODEID="0") for k in range(n)]
-tasks = [subprocess.Popen(sys.argv[1:], env=env) for env in told]
-signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
-while any(task.poll() is None for task in tasks):
-    time.sleep(0.05)
-    if any(task.returncode for task in tasks):
-        [task.kill() for task in tasks if task.poll() is None]
-sys.exit(max(abs(task.returncode) for task in tasks))
-"""
 SCONTROL = """#!/bin/sh
 echo "$@" >> {said}
 """
@@ -42,12 +29,11 @@ IMAGES = 4800
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch) -> Path:
-    """A machine with srun and scontrol, and a job of two tasks on one node."""
+    """A machine with scontrol, and a job of two tasks on one node."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (folder / name).write_text(text.format(python=sys.executable, said=tmp_path / "said.txt"))
-        (folder / name).chmod(stat.S_IRWXU)
+    (folder / "scontrol").write_text(SCONTROL.format(said=tmp_path / "said.txt"))
+    (folder / "scontrol").chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     for name, value in {"JOB_ID": "4242", "JOB_NAME": "train", "NTASKS": "2", "NTASKS_PER_NODE": "2", "NNODES": "1",
                         "NODELIST": "127.0.0.1"}.items():
@@ -55,35 +41,54 @@ def cluster(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def job(where: Path, *words: str, **told: str) -> subprocess.Popen:
-    env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(launch.free_port()), **told)
-    where.mkdir(exist_ok=True)
-    command = ["srun", sys.executable, "-m", "aigc.train", *WORDS, *words]
-    return subprocess.Popen(command, env=env, cwd=where, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+class Job:
+    """srun's part: one process a task, each told its rank; signals go to all; the first failure ends the others."""
+
+    def __init__(self, where: Path, *words: str, **told: str) -> None:
+        env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(launch.free_port()), **told)
+        where.mkdir(exist_ok=True)
+        ranks = [{f"SLURM_{name}": str(k) for name in ("PROCID", "LOCALID")} | {"SLURM_NODEID": "0"}
+                 for k in range(int(env["SLURM_NTASKS"]))]
+        self.tasks = [forked.Forked(python_train(*WORDS, *words), env=env | rank, cwd=where) for rank in ranks]
+
+    def send_signal(self, number: int) -> None:
+        for task in self.tasks:
+            os.kill(task.pid, number)
+
+    def wait(self, timeout: float) -> tuple[int, str, str]:
+        """The exit code and what all tasks together said on stdout and stderr."""
+        deadline = time.monotonic() + timeout
+        while any(task.poll() is None for task in self.tasks):
+            time.sleep(0.05)
+            if any(task.returncode for task in self.tasks) or time.monotonic() > deadline:
+                for task in self.tasks:
+                    task.kill()
+        said = [task.communicate() for task in self.tasks]
+        code = max(abs(task.returncode) for task in self.tasks)
+        return code, "".join(out for out, _ in said), "".join(err for _, err in said)
 
 
 @pytest.mark.slow
 def test_a_signalled_job_is_requeued_and_goes_on_as_if_nothing_had_happened(cluster):
     words = [*TINY["vae"], f"budget.images={IMAGES}"]
-    whole = job(cluster / "whole", *words)
-    broken = job(cluster / "broken", *words)
+    whole = Job(cluster / "whole", *words)
+    broken = Job(cluster / "broken", *words)
     run = cluster / "broken" / "runs" / "s" / "slurm_4242_0_vae_digits"
     deadline = time.monotonic() + 100
-    while not (run / "metrics.jsonl").exists() and broken.poll() is None and time.monotonic() < deadline:
+    while not (run / "metrics.jsonl").exists() and broken.tasks[0].poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(broken.pid, signal.SIGUSR1)
-    said, wrong = broken.communicate(timeout=100)
-    assert broken.returncode == 0, wrong
+    broken.send_signal(signal.SIGUSR1)
+    code, said, wrong = broken.wait(timeout=100)
+    assert code == 0, wrong
     assert (cluster / "said.txt").read_text() == "requeue 4242\n"
     assert said.count("requeued: SLURM job 4242") == 1
     assert read_summary(run)["status"] == "stopped" and read_summary(run)["reason"] == "SIGUSR1"
     stood = read_checkpoint(run / "checkpoints" / "last.ckpt")["progress"]["images"]
     assert 0 < stood < IMAGES
 
-    again = job(cluster / "broken", *words, SLURM_RESTART_COUNT="1")
-    _, wrong = again.communicate(timeout=100)
-    assert again.returncode == 0, wrong
-    assert whole.wait(timeout=100) == 0
+    code, _, wrong = Job(cluster / "broken", *words, SLURM_RESTART_COUNT="1").wait(timeout=100)
+    assert code == 0, wrong
+    assert whole.wait(timeout=100)[0] == 0
     assert [path.name for path in run.parent.iterdir()] == [run.name]
     assert (cluster / "said.txt").read_text() == "requeue 4242\n"
     assert read_summary(run)["status"] == "finished" and read_summary(run)["devices"] == 2
@@ -101,9 +106,8 @@ def test_a_job_that_comes_again_before_its_first_checkpoint_starts_anew(cluster)
     (run / "metrics.jsonl").write_text(json.dumps({"step": 7, "images": 112}) + "\n")
     array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "1", "SLURM_NTASKS": "1",
              "SLURM_NTASKS_PER_NODE": "1"}
-    started = job(where, *TINY["vae"], "budget.images=224", **array)
-    _, wrong = started.communicate(timeout=100)
-    assert started.returncode == 0, wrong
+    code, _, wrong = Job(where, *TINY["vae"], "budget.images=224", **array).wait(timeout=100)
+    assert code == 0, wrong
     assert [line["images"] for line in curve(run)] == [112, 224]  # and not 112 twice
     assert read_summary(run)["status"] == "finished"
 
@@ -125,7 +129,7 @@ def test_what_scontrol_says_is_handed_on(cluster, monkeypatch, capsys):
 
 def test_outside_slurm_it_is_refused(tmp_path):
     command = [sys.executable, "-m", "aigc.train", *WORDS, *TINY["vae"]]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=tmp_path)
+    done = forked.run(command, env=environment(), cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last == "aigc: trainer=slurm is for SLURM jobs: start it with sbatch or srun, or use trainer=ddp"
@@ -139,7 +143,7 @@ def refused(where: Path, *words: str) -> list[tuple[int, str, float]]:
         env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT="29317", SLURM_PROCID=number, SLURM_LOCALID=number,
                           SLURM_NODEID="0", SLURM_STEP_ID=where.name, AIGC_CACHE=str(where))
         command = [sys.executable, "-m", "aigc.train", *WORDS, *TINY["vae"], "budget.images=32", *words]
-        tasks.append(subprocess.Popen(command, env=env, cwd=where, stderr=subprocess.PIPE, text=True))
+        tasks.append(forked.Forked(command, env=env, cwd=where))
     ends: dict[int, float] = {}
     deadline = time.monotonic() + 100
     while len(ends) < 2 and time.monotonic() < deadline:

@@ -21,6 +21,7 @@ from aigc.run import AUTOMATIC, read_summary, signature, write_summary
 from aigc.training import check_pair, fit, prepare_data, settle_condition
 from aigc.words import quoted
 
+from . import forked
 from .conftest import TINY, compose_train, environment
 from .families import READER
 from .test_resume import assert_same
@@ -108,9 +109,10 @@ def test_prompts_are_gone_through_in_turn(runs, tmp_path):
 
 
 def shell(line: str, folder: Path) -> subprocess.CompletedProcess:
-    """A command line as a user types it, through a real shell."""
-    python = f"{shlex.quote(sys.executable)} -m aigc.generate {line}"
-    return subprocess.run(python, shell=True, env=environment(), capture_output=True, text=True, cwd=folder)
+    """A command line as a user types it, its words as a real shell divides them."""
+    words = subprocess.run(f"printf '%s\\0' {line}", shell=True, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-m", "aigc.generate", *words.split("\0")[:-1]]
+    return forked.run(command, env=environment(), cwd=folder)
 
 
 def test_a_prompt_with_commas_and_quotes_from_a_shell(runs, tmp_path):
@@ -157,7 +159,7 @@ def test_a_label_for_a_model_of_texts_and_a_missing_file_are_refused(runs):
 
 def test_a_template_of_captions_is_taken_as_typed():
     line = "--cfg job data=huggingface data.path=x data.text=\"{style} emoji of {text}, big\" condition=text"
-    python = f"{shlex.quote(sys.executable)} -m aigc.train {line}"
+    python = f"{shlex.quote(sys.executable)} -m aigc.train {line}"           # it imports no torch
     done = subprocess.run(python, shell=True, env=environment(), capture_output=True, text=True)
     assert "text: '{style} emoji of {text}, big'" in done.stdout, done.stderr
 

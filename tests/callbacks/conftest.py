@@ -1,7 +1,6 @@
 """A family whose samples are known, tiny data, and a trainer that only says what callbacks ask."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from aigc.data.pairs import PairData
 from aigc.data.split import Split
 from aigc.models.family import Family, Translator
 from aigc.noise import SeededNoise
+from tests import forked
 from tests.conftest import environment
 
 
@@ -145,9 +145,8 @@ def alone(data, folder):
 
 def in_two_processes(folder, what):
     """What two processes that meet over gloo say, by rank."""
-    script = Path(__file__).with_name("two_processes.py")
-    runs = [subprocess.Popen([sys.executable, str(script), str(folder), rank, what], env=environment(),
-                             stderr=subprocess.PIPE, text=True) for rank in "01"]
+    command = [sys.executable, "-m", "tests.callbacks.two_processes", str(folder)]
+    runs = [forked.Forked([*command, rank, what], env=environment()) for rank in "01"]
     errors = [run.communicate(timeout=240)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], errors[0][-2000:] + errors[1][-2000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]

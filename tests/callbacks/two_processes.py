@@ -1,6 +1,6 @@
 """One of two processes that work together over gloo; writes what it got to <folder>/<rank>.json.
 
-python two_processes.py <folder> <rank> samples | attributes | translations | losses |
+python -m tests.callbacks.two_processes <folder> <rank> samples | attributes | translations | losses |
        second | second_translations
 """
 

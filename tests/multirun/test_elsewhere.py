@@ -11,6 +11,7 @@ from hydra.core.plugins import Plugins
 
 from aigc.config import CONFIG_DIR, register_schemas
 
+from .. import forked
 from ..conftest import environment
 
 SWEEP = Path(__file__).resolve().parents[2] / "experiments" / "wandb_sweep" / "sweep.yaml"
@@ -34,7 +35,7 @@ def test_launchers_of_other_packages_compose_and_are_built(name):
 
 def test_a_launcher_that_is_not_installed_is_named(tmp_path):
     command = [sys.executable, "-m", "aigc.train", "hydra/launcher=ray", "--cfg", "job"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=tmp_path)
+    done = forked.run(command, env=environment(), cwd=tmp_path)
     if done.returncode == 0:
         pytest.skip("hydra/launcher=ray is installed")
     assert done.returncode == 2

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import shlex
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -27,6 +26,7 @@ from aigc.multirun.record import Multirun, Record
 from aigc.multirun.search import search
 from aigc.run import write_summary
 
+from .. import forked
 from ..conftest import compose_train, environment
 
 SEARCHES = ["tpe", "random", "grid", "pruned", "multi_objective"]
@@ -139,8 +139,7 @@ def test_a_search_around_the_best_of_another_is_saved_so_that_its_command_works(
     said = capsys.readouterr().out.split("train it: ")[-1].strip()
     assert said == (f"python -m aigc.train --config-dir '{tmp_path}/s 2' experiment=best_again "
                     f"'hydra.searchpath=[\"file://{tmp_path}/s1\"]'")
-    done = subprocess.run([sys.executable, *shlex.split(said)[1:], "--cfg", "job"], env=environment(), cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = forked.run([sys.executable, *shlex.split(said)[1:], "--cfg", "job"], env=environment(), cwd=tmp_path)
     shown = OmegaConf.to_container(OmegaConf.create(done.stdout))
     assert shown == composed(first, *jobs[0].overrides) and shown["model"]["latent"] == 6
 
