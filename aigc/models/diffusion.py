@@ -25,6 +25,7 @@ from aigc.conditions import TextEncoder, as_tensor, build_encoder, condition_for
 from aigc.ema import EMA
 from aigc.errors import UserError, choices
 from aigc.models.family import Batch, Family
+from aigc.muon import Muon, hidden_matrices
 from aigc.networks.unet import UNet
 from aigc.noise import SeededNoise, mix
 from aigc.process import WEIGHTINGS, Parametrisation, build_process, loss_factor, path
@@ -86,7 +87,7 @@ class Diffusion(Family):
         drop: float,                        # share of conditions dropped in training, for guidance
         lr: float,                          # AdamW
         betas: Sequence[float],             # AdamW
-        weight_decay: float,                # AdamW
+        weight_decay: float,                # of both optimizers
         clip: float,                        # largest gradient norm; 0: no clipping
         warmup_images: int,                 # linear rise of the rate
         decay_from: float,                  # share of the budget after which the rate falls to 0
@@ -98,6 +99,7 @@ class Diffusion(Family):
         text: dict[str, Any] | None = None,  # arguments of `TextEncoder`
         text_network: dict[str, Any] | None = None,  # arguments of `UNet` that are others with condition=text
         text_sampling: dict[str, Any] | None = None,  # with condition=text: other values of both
+        muon_lr: float = 0.0,               # of the U-Net's kernels, by Muon; 0: by AdamW as everything else
         early: float = 0.0,                 # condition=none: share of the budget after which b is kept; 0: no b
         autoguidance: float = 1.0,          # weight w of autoguidance; 1 is off, and costs one evaluation
         autoguidance_interval: Sequence[float] | None = None,  # sigma / alpha between which it acts
@@ -135,11 +137,15 @@ class Diffusion(Family):
         return [self.ema.network, *([] if self.early is None else [self.early])]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW (Loshchilov and Hutter 2019), fused: one kernel for all parameters."""
-        h = self.hparams
-        return torch.optim.AdamW(
-            self.network.parameters(), lr=h.lr, betas=tuple(h.betas), weight_decay=h.weight_decay, fused=True
-        )
+        """AdamW (Loshchilov and Hutter 2019), and Muon (Jordan et al. 2024) for the kernels between stem and output."""
+        h, unet = self.hparams, self.network.unet
+        matrices = hidden_matrices(unet, without=[unet.stem, unet.out]) if h.muon_lr else []
+        taken = {id(parameter) for parameter in matrices}
+        others = [parameter for parameter in self.network.parameters() if id(parameter) not in taken]
+        betas = (h.betas[0], h.betas[1])
+        if not matrices:
+            return torch.optim.AdamW(others, lr=h.lr, betas=betas, weight_decay=h.weight_decay, fused=True)
+        return Muon(matrices, others, matrix_lr=h.muon_lr, lr=h.lr, betas=betas, weight_decay=h.weight_decay)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

@@ -110,6 +110,7 @@ def diffusion_loop(model: Diffusion, batches: Iterator[Any], low: bool) -> Itera
     h, network = model.hparams, model.network
     assert (h.process, h.prediction, h.weighting) == ("flow", "flow", "own"), "the loop below knows flow matching only"
     optimizer = model.configure_optimizers()
+    rates = [group["lr"] for group in optimizer.param_groups]
     average, seen, spread = follow(model, network), 0, 1.0
     for batch in batches:
         images, labels = batch["image"], batch["label"]
@@ -125,8 +126,8 @@ def diffusion_loop(model: Diffusion, batches: Iterator[Any], low: bool) -> Itera
         with autocast(low):
             velocity = network(x_t * scale, t, labels, drop)
         loss = F.mse_loss(velocity.float(), images - noise)
-        for group in optimizer.param_groups:
-            group["lr"] = h.lr * min(1.0, (seen + 1) / h.warmup_images)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1.0, (seen + 1) / h.warmup_images)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), h.clip, foreach=True)
