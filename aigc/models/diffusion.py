@@ -98,7 +98,7 @@ class Diffusion(Family):
         guidance_interval: Sequence[float] | None,  # sigma / alpha between which guidance acts; null: everywhere
         text: dict[str, Any] | None = None,  # arguments of `TextEncoder`
         text_network: dict[str, Any] | None = None,  # arguments of `UNet` that are others with condition=text
-        text_sampling: dict[str, Any] | None = None,  # with condition=text: other values of both
+        text_sampling: dict[str, Any] | None = None,  # with condition=text: other values of these three
         muon_lr: float = 0.0,               # of the U-Net's kernels, by Muon; 0: by AdamW as everything else
         early: float = 0.0,                 # condition=none: share of the budget after which b is kept; 0: no b
         autoguidance: float = 1.0,          # weight w of autoguidance; 1 is off, and costs one evaluation
@@ -275,7 +275,7 @@ class Diffusion(Family):
         if self.early is None and options.get("autoguidance", 1) != 1:
             raise UserError("This model kept no early network to be guided by: leave autoguidance out, or train with "
                             "condition=none and model.early above 0")
-        settings |= {**((h.condition == "text" and h.text_sampling) or {}), **recipe, **options}
+        settings |= {**recipe, **((h.condition == "text" and h.text_sampling) or {}), **options}
         precision = settings.get("precision", "float32")
         if precision not in PRECISIONS:
             raise UserError(f"There is no sampling precision '{precision}': {choices(precision, PRECISIONS)}")
