@@ -137,7 +137,7 @@ class Diffusion(Family):
         return [self.ema.network, *([] if self.early is None else [self.early])]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW (Loshchilov and Hutter 2019), and Muon (Jordan et al. 2024) for the kernels between stem and output."""
+        """AdamW (Loshchilov and Hutter 2019), and Muon (Jordan et al. 2024) for kernels between stem and output."""
         h, unet = self.hparams, self.network.unet
         matrices = hidden_matrices(unet, without=[unet.stem, unet.out]) if h.muon_lr else []
         taken = {id(parameter) for parameter in matrices}
