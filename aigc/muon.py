@@ -29,7 +29,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     return x.T if tall else x
 
 
-def hidden_matrices(network: nn.Module, *, without: Sequence[nn.Module] = ()) -> list[nn.Parameter]:
+def hidden_matrices(network: nn.Module, *, without: Sequence[nn.Module] = ()) -> list[Tensor]:
     """Kernels of the convolutions of a network, except of the layers `without`: its first and last ones."""
     left_out = {id(parameter) for layer in without for parameter in layer.parameters()}
     return [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)
@@ -41,8 +41,8 @@ class Muon(torch.optim.AdamW):
 
     def __init__(
         self,
-        matrices: Sequence[nn.Parameter],
-        others: Sequence[nn.Parameter],
+        matrices: Sequence[Tensor],
+        others: Sequence[Tensor],
         *,
         matrix_lr: float,                       # of the matrices: about the spectral norm of an update
         momentum: float = 0.95,                 # of the matrices, as Nesterov's
