@@ -5,7 +5,7 @@ matrix by the nearest semi-orthogonal matrix, so that every direction is learned
 gradients are small. A convolution's kernel `(out, in, h, w)` counts as a matrix `(out, in h w)`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -37,40 +37,43 @@ def hidden_matrices(network: nn.Module, *, without: Sequence[nn.Module] = ()) ->
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW (Loshchilov and Hutter 2019) whose first group of parameters, `matrices`, is moved by Muon instead."""
+    """AdamW (Loshchilov and Hutter 2019) that leaves some of its parameters, `matrices`, to Muon.
+
+    All are one group in the order of `parameters`, as FSDP's checkpoints expect.
+    """
 
     def __init__(
         self,
-        matrices: Sequence[Tensor],
-        others: Sequence[Tensor],
+        parameters: Iterable[Tensor],
+        matrices: Sequence[Tensor],             # those of the parameters that Muon moves
         *,
-        matrix_lr: float,                       # of the matrices: about the spectral norm of an update
-        momentum: float = 0.95,                 # of the matrices, as Nesterov's
-        lr: float,                              # of the others
+        lr: float,                              # of AdamW
+        matrix_lr: float,                       # of Muon: about the spectral norm of an update
+        momentum: float = 0.95,                 # of Muon, as Nesterov's
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,              # of both, decoupled: a share of the rate
     ):
-        groups: list[dict[str, Any]] = [{"params": list(others)}]
-        super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-        self.add_param_group({"params": list(matrices), "lr": matrix_lr, "momentum": momentum})
+        super().__init__(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        (group,) = self.param_groups
+        group |= {"ratio": matrix_lr / lr, "momentum": momentum}     # a schedule moves both rates
+        self.matrices = list(matrices)
         self._step_supports_amp_scaling = False          # fp16: gradients come unscaled, for Muon as well
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of both; gradients of matrices are hidden from AdamW meanwhile."""
+        """One step of both; AdamW does not see the gradients of matrices."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        group = self.param_groups[1]
-        gradients = [parameter.grad for parameter in group["params"]]
-        for parameter in group["params"]:
-            parameter.grad = None
+        gradients = [matrix.grad for matrix in self.matrices]
+        for matrix in self.matrices:
+            matrix.grad = None
         super().step()
-        for parameter, gradient in zip(group["params"], gradients, strict=True):
-            parameter.grad = gradient
+        for matrix, gradient in zip(self.matrices, gradients, strict=True):
+            matrix.grad = gradient
             if gradient is not None:
-                self._move(parameter, gradient, group)
+                self._move(matrix, gradient, self.param_groups[0])
         return loss
 
     def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
@@ -83,8 +86,9 @@ class Muon(torch.optim.AdamW):
         ahead = gradient.lerp(state["momentum"], group["momentum"])
         update = orthogonalized(whole(ahead).flatten(1)).view(parameter.shape)
         scale = max(1.0, parameter.shape[0] / parameter[0].numel()) ** 0.5
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.sub_(like(update.to(parameter.dtype), parameter), alpha=group["lr"] * scale)
+        rate = group["lr"] * group["ratio"]
+        parameter.mul_(1 - rate * group["weight_decay"])
+        parameter.sub_(like(update.to(parameter.dtype), parameter), alpha=rate * scale)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -93,9 +93,9 @@ def end(mark: str, since: float = 0.0) -> None:
 
 
 def now() -> float:
-    """Seconds since boot, as /proc counts them, or 0 elsewhere."""
+    """Seconds since boot, cut to ticks as the start times of processes are, or 0 elsewhere."""
     try:
-        return float(Path("/proc/uptime").read_text().split()[0]) - 1 / TICKS
+        return float(Path("/proc/uptime").read_text().split()[0])
     except OSError:
         return 0.0
 

@@ -115,7 +115,7 @@ NO_PATH = {  # their comments speak of files or folders, and they name none
     "data.test", "data.direction", "format", "metrics.preprocessing", "preprocessing.inception", "text", "side",
     "serve", "title", "lpips", "preprocessing.squeezenet", "logger.wandb.name", "callbacks.run_folder", "data.source",
     "data.subset", "data.skip_broken", "data.margins", "data.archive", "experiment", "metrics.lpips",
-    "num_samples", "weights", "resume.sweep", "data.range", "data.layout", "resume.callbacks.run_folder",
+    "num_samples", "weights", "resume.sweep", "data.range", "range", "data.layout", "resume.callbacks.run_folder",
 }
 SPEAKS = re.compile(r"\b(files?|folders?|paths?|\.zip|weights of|hub name|glob)\b", re.IGNORECASE)
 

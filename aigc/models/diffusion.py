@@ -138,14 +138,12 @@ class Diffusion(Family):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW (Loshchilov and Hutter 2019), and Muon (Jordan et al. 2024) for kernels between stem and output."""
-        h, unet = self.hparams, self.network.unet
-        matrices = hidden_matrices(unet, without=[unet.stem, unet.out]) if h.muon_lr else []
-        taken = {id(parameter) for parameter in matrices}
-        others = [parameter for parameter in self.network.parameters() if id(parameter) not in taken]
+        h, unet, parameters = self.hparams, self.network.unet, self.network.parameters()
         betas = (h.betas[0], h.betas[1])
-        if not matrices:
-            return torch.optim.AdamW(others, lr=h.lr, betas=betas, weight_decay=h.weight_decay, fused=True)
-        return Muon(matrices, others, matrix_lr=h.muon_lr, lr=h.lr, betas=betas, weight_decay=h.weight_decay)
+        if not h.muon_lr:
+            return torch.optim.AdamW(parameters, lr=h.lr, betas=betas, weight_decay=h.weight_decay, fused=True)
+        matrices = hidden_matrices(unet, without=[unet.stem, unet.out])
+        return Muon(parameters, matrices, lr=h.lr, matrix_lr=h.muon_lr, betas=betas, weight_decay=h.weight_decay)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

@@ -163,7 +163,7 @@ def test_conditions_are_checked():
     given = {"kind": "text", "classes": None, "seeds": range(2), "encoder": encoder}
     assert condition_for(None, **given).shape == (2, 0)
     assert condition_for(["a star", "star"], **given).shape == (2, 2)
-    with pytest.raises(UserError, match="1 texts for 2 images"):
+    with pytest.raises(UserError, match="1 text for 2 images"):
         condition_for(["a star"], **given)
     for wrong in ("a star", [1, 2]):
         with pytest.raises(UserError, match="give it a text for each image"):

@@ -306,7 +306,7 @@ def test_values_that_do_not_go_together_fail_and_the_search_goes_on(start, tmp_p
     assert len(played) == 3 and sorted(states(tmp_path)) == ["COMPLETE"] * 3 + ["FAIL"]
     (failed,) = [job for job in Record(tmp_path / "m").jobs() if job["status"] == "failed"]
     assert failed["shown"] == "trainer.accelerator=gpu trainer.devices=2"
-    assert failed["reason"].startswith("trainer.devices=2, but this machine has 1 GPUs")
+    assert failed["reason"].startswith("trainer.devices=2, but this machine has 1 GPU: ")
 
 
 def test_a_grid_tries_again_what_failed(start, tmp_path):
