@@ -55,7 +55,7 @@ class Muon(torch.optim.AdamW):
     ):
         super().__init__(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         (group,) = self.param_groups
-        group |= {"ratio": matrix_lr / lr, "momentum": momentum}     # a schedule moves both rates
+        group |= {"ratio": matrix_lr / lr if lr else 0.0, "momentum": momentum}     # a schedule moves both rates
         self.matrices = list(matrices)
         self._step_supports_amp_scaling = False          # fp16: gradients come unscaled, for Muon as well
 

@@ -354,7 +354,7 @@ def test_serving_follows_the_runs_and_ends_cleanly(browser, tmp_path):
     server = subprocess.Popen(command, cwd=tmp_path, env=environment(PYTHONUNBUFFERED="1"), text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        url = re.fullmatch(r"1 runs at (http://127\.0\.0\.1:\d+) \(Ctrl-C ends\)\n", server.stdout.readline())[1]
+        url = re.fullmatch(r"1 run at (http://127\.0\.0\.1:\d+) \(Ctrl-C ends\)\n", server.stdout.readline())[1]
         shown = browser.new_page()
         shown.goto(url)
         shown.wait_for_selector("#charts .main-svg")
