@@ -10,7 +10,8 @@ from sklearn.datasets import load_sample_image
 from aigc.errors import UserError
 from aigc.metrics import efficientnet
 from aigc.metrics.efficientnet import EfficientNetLite0, packaged, prepared
-from aigc.metrics.suite import Suite
+
+from .threads import by_one_and_two
 
 PACKAGED = "91516307c8a76177ccd83612c47fb3f7031e6ebdedbf5c4ecea38ade2764e861"   # another hash is another scale
 SIZES = [(28, 28), (32, 32), (64, 48), (224, 224), (256, 256)]
@@ -125,20 +126,8 @@ def test_the_packaged_weights_know_what_photos_show(network):
     assert network.sha256 == PACKAGED and network.origin == "packaged"
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(("channels", "size"), [(3, (32, 32)), (1, (28, 28))])
 def test_one_thread_and_two_give_the_same_distances(network, channels, size):
     real, fake = noise(20, channels, size), noise(20, channels, size, seed=1) // 2
-    found = []
-    torch.set_float32_matmul_precision("high")      # as training does
-    try:
-        for threads, batch in ((1, 20), (2, 8)):
-            torch.set_num_threads(threads)
-            suite = Suite(network, kd_subsets=3, kd_subset_size=15)
-            suite.add_real(torch.cat([network(part)[0] for part in real.split(batch)]))
-            features, logits = zip(*(network(part) for part in fake.split(batch)), strict=True)
-            found.append(list(suite.compute(torch.cat(features), torch.cat(logits)).values()))
-    finally:
-        torch.set_num_threads(1)
-        torch.set_float32_matmul_precision("highest")
+    found = by_one_and_two(network, real, fake, batches=(20, 8), kd_subsets=3, kd_subset_size=15)
     assert found[0] == pytest.approx(found[1], rel=1e-4) and found[0][0] > 1

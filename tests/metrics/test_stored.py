@@ -16,9 +16,9 @@ from aigc.metrics.classifier import classifier_of, trained_classifier
 from aigc.metrics.networks import build_network
 from aigc.metrics.oracle import agreement, shapes_oracle
 from aigc.metrics.stored import canonical_list, canonical_of, read, read_canonical
-from aigc.metrics.suite import Suite
 
 from .test_classifier import made
+from .threads import by_one_and_two
 
 CANONICAL = {  # another hash is another scale: scores that were published by the old one no longer compare
     "digits": "6bdcd50a7e3d8c8bb4c63093e71ddeb68b847582d695872f3d507cb0268b392b",
@@ -106,21 +106,9 @@ def moved(images):
 @pytest.mark.parametrize("name", ["shapes", "digits", "mnist"])
 def test_one_thread_and_two_give_the_same_distance(name, request):
     data = standard(name, request.getfixturevalue("shared") if name == "mnist" else None)
-    network, found = classifier_of(data), []
     real, fake = (data.images(split, limit=400) for split in ("train", "test"))
-    torch.set_float32_matmul_precision("high")      # as training does
-    try:
-        for threads, size in ((1, 400), (2, 150)):
-            torch.set_num_threads(threads)
-            suite = Suite(network, kd_subsets=5, kd_subset_size=100)
-            suite.add_real(torch.cat([network(part)[0] for part in real.split(size)]))
-            features, logits = zip(*(network(part) for part in moved(fake).split(size)), strict=True)
-            near = torch.cat([network(part)[0] for part in fake.split(size)])      # a floor: small, and as exact
-            scores = suite.compute(torch.cat(features), torch.cat(logits))
-            found.append([*scores.values(), suite.distance_to_real(near)])
-    finally:
-        torch.set_num_threads(1)
-        torch.set_float32_matmul_precision("highest")
+    found = by_one_and_two(classifier_of(data), real, moved(fake), batches=(400, 150), near=fake,      # near: a floor
+                           kd_subsets=5, kd_subset_size=100)
     assert found[0] == pytest.approx(found[1], rel=1e-4) and found[0][0] > found[0][-1] > 0
 
 
