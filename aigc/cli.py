@@ -13,10 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from aigc import words
-from aigc.config import CONFIG_DIR, SCHEMAS, check_closed, register_schemas
+from aigc.config import words
+from aigc.config.schema import CONFIG_DIR, SCHEMAS, check_closed, register_schemas
+from aigc.config.untrusted import checked_loading
 from aigc.errors import RunError, UserError, choices
-from aigc.foreign import checked_loading
 from aigc.runs import verdict
 
 Task = Callable[[Any], Any]
@@ -30,7 +30,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errn
 def run(task: Task, config_name: str) -> None:
     """Runs `task(cfg)` with the command line composed over `conf/<config_name>.yaml`; exits if anything failed.
 
-    Paths and free text are taken as typed (aigc/words.py). In a multirun, commas separate jobs; a job that fails is
+    Paths and free text are taken as typed (config/words.py). In a multirun, commas separate jobs; a job that fails is
     reported and the others run.
     Exit codes: 1 a run failed after it had started, 2 a mistake in the command, 130/143 interrupted.
     """

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from aigc import cli
-from aigc.data.names import counted
 from aigc.errors import UserError
+from aigc.wording import counted
 
 COUNTS = (("refresh_seconds", 0.1), ("shown", 1), ("grids", 0), ("thumbnail", 16), ("points", 2),    # least values
           ("at_images", 1), ("at_minutes", 0))
@@ -27,7 +27,7 @@ def compare(cfg: Any) -> None:
     from omegaconf import OmegaConf
 
     from aigc.report.comparison import Comparison
-    from aigc.report.runs import read_runs
+    from aigc.runs.reading import read_runs
 
     for name, least in COUNTS:
         if cfg[name] is not None and not cfg[name] >= least:

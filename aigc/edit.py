@@ -31,14 +31,14 @@ def edit(cfg: Any) -> None:
     if cfg.batch_size < 1 or cfg.megapixels <= 0 or (cfg.side is not None and cfg.side < 1):
         sentence = f"batch_size={cfg.batch_size}, megapixels={cfg.megapixels} and side={cfg.side}"
         raise UserError(f"{sentence} must be positive")
-    from aigc.checkpoints import choose_device, find_checkpoint, load_family
-    from aigc.config import to_plain
-    from aigc.data.names import counted, told
+    from aigc.config.schema import to_plain
     from aigc.data.values import parse_range, recorded
     from aigc.generate import run_of
     from aigc.images.output import by_time, claim, sha256_of
-    from aigc.pictures import find_pictures, ranges_of, write_edited
-    from aigc.run import read_summary
+    from aigc.images.pictures import find_pictures, ranges_of, write_edited
+    from aigc.models.checkpoints import choose_device, find_checkpoint, load_family
+    from aigc.runs.summary import read_summary
+    from aigc.wording import counted, told
 
     asked = parse_range(cfg.range, "range")
     device = choose_device(cfg.device)
@@ -75,9 +75,9 @@ def translate(family: "Family", cfg: Any) -> "Task":
     Raises:
         UserError: the run's family does not translate, or not in this direction.
     """
+    from aigc.images.pictures import at_side
     from aigc.models.family import Translator
     from aigc.noise import mix
-    from aigc.pictures import at_side
 
     if not isinstance(family, Translator):
         name = type(family).__name__
@@ -97,9 +97,9 @@ def translators() -> list[str]:
     """The `model=` choices that translate."""
     from omegaconf import OmegaConf
 
-    from aigc.config import CONFIG_DIR, to_plain
+    from aigc.config.schema import CONFIG_DIR, to_plain
+    from aigc.config.targets import locate
     from aigc.models.family import Translator
-    from aigc.targets import locate
 
     found = {path.stem: to_plain(OmegaConf.load(path), resolve=False).get("_target_")
              for path in sorted((CONFIG_DIR / "model").glob("*.yaml"))}

@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aigc import card, cli
+from aigc import cli
 from aigc.errors import RunError, UserError
+from aigc.runs import card
 
 if TYPE_CHECKING:
-    from aigc.evaluation.target import Target
+    from aigc.scoring.target import Target
 
 LEAST = {"num_samples": 2, "num_reals": 2, "second_images": 2, "resamples": 0, "neighbours": 0, "kd_subsets": 1,
          "kd_subset_size": 2, "attribute_samples": 0, "batch_size": 1}
@@ -39,11 +40,11 @@ def evaluate(cfg: Any) -> None:
         raise UserError("resamples=1 has no spread: give 0 for no intervals, or 100")
     if cfg.megapixels <= 0:
         raise UserError(f"megapixels={cfg.megapixels} must be above 0")
-    from aigc.checkpoints import choose_device
-    from aigc.evaluation.job import measure
-    from aigc.evaluation.record import reserve, table
-    from aigc.evaluation.target import open_target
-    from aigc.metrics.networks import check_networks
+    from aigc.models.checkpoints import choose_device
+    from aigc.scoring.evaluations import reserve, table
+    from aigc.scoring.job import measure
+    from aigc.scoring.networks.registry import check_networks
+    from aigc.scoring.target import open_target
 
     if isinstance(cfg.networks, str):
         cfg.networks = [cfg.networks]
@@ -59,7 +60,7 @@ def evaluate(cfg: Any) -> None:
             card.write(target.run)
     print("\n".join([*notes, f"record    {path}"]))
     if target.pictures is not None and (broken := target.pictures.failures):
-        from aigc.data.names import counted
+        from aigc.wording import counted
 
         named = "; ".join(f"{name} ({reason})" for name, reason in sorted(broken.items()))
         raise RunError(f"left out {counted(len(broken), 'picture')} in '{target.path}' that could not be read: "

@@ -17,13 +17,13 @@ def main() -> None:
 
 def generate(cfg: Any) -> None:
     """Samples `n` images and writes them to `out`."""
-    from aigc.checkpoints import choose_device, find_checkpoint, load_family
-    from aigc.conditions.asked import labels_of, named
-    from aigc.config import to_plain
-    from aigc.data.names import counted
+    from aigc.config.schema import to_plain
+    from aigc.images.generating import sample_uint8, write
     from aigc.images.output import by_time, claim, sha256_of
-    from aigc.prompts import prompts_of
-    from aigc.sampling import sample_uint8, write
+    from aigc.models.asked import labels_of, named
+    from aigc.models.checkpoints import choose_device, find_checkpoint, load_family
+    from aigc.models.prompts import prompts_of
+    from aigc.wording import counted
 
     if cfg.format not in FORMATS:
         raise UserError(f"unsupported format '{cfg.format}': {choices(cfg.format, FORMATS)}")

@@ -8,10 +8,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from aigc import cli, launch
+from aigc import cli
 from aigc.errors import RunError, UserError
-from aigc.run import over_saved, read_summary, resumed_config
+from aigc.files.turns import rank
 from aigc.runs import verdict
+from aigc.runs.resume import over_saved, resumed_config
+from aigc.runs.summary import read_summary
+from aigc.training import launch
 
 
 def main() -> None:
@@ -38,7 +41,7 @@ def train(cfg: Any) -> float | None:
         return run_here(cfg, hydra_config)
     overrides = list(hydra_config.overrides.task)
     folder = Path(hydra_config.runtime.output_dir).resolve()
-    resumed, first = cfg.resume is not None, launch.rank() in (None, 0)  # Lightning removes the rank at its end
+    resumed, first = cfg.resume is not None, rank() in (None, 0)  # Lightning removes the rank at its end
     try:
         if first and launch.RunFolder.claim is None:
             raise UserError("a run needs hydra.callbacks.run_folder, which conf/train.yaml has: keep it")
@@ -47,20 +50,22 @@ def train(cfg: Any) -> float | None:
         if resumed:
             cfg = resumed_config(cfg, Path(cfg.resume).expanduser().resolve(), overrides)
         resumed |= launch.requeued() and (folder / "checkpoints" / "last.ckpt").is_file()
-        from aigc import training
+        from aigc.data.preparing import prepare_data
+        from aigc.training.fit import fit
+        from aigc.training.pairing import check_pair
 
         processes = launch.count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
         launch.check_world(processes, cfg.trainer.num_nodes)
-        launching = processes > 1 and launch.rank() is None
+        launching = processes > 1 and rank() is None
         if launching:
-            training.prepare_data(cfg, training.check_pair(cfg))
+            prepare_data(cfg, check_pair(cfg).accepts)
             code = launch.launch(processes, [*launch.config_dirs(hydra_config), *overrides], folder)
             summary = read_summary(folder)
             if code and summary.get("status") != "stopped":
                 reason = summary.get("reason") or f"exit code {code}"
                 raise RunError(f"the {processes} processes in {folder} ended early: {reason}")
         else:
-            summary = training.fit(cfg, folder, resumed=resumed)
+            summary = fit(cfg, folder, resumed=resumed)
     except UserError as error:
         launch.leave_folder(refused=not isinstance(error, RunError))
         raise

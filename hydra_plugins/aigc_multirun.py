@@ -54,7 +54,7 @@ class Processes(Launcher):
         ended: Callable[[Any, dict[str, Any]], None] = lambda job, entry: None,
     ) -> None:
         """Runs `aigc.multirun.jobs.Job`s as they come; calls `ended` with each and its entry in jobs.json."""
-        from aigc.multirun.record import Record
+        from aigc.multirun.ledger import Record
         from aigc.multirun.running import ending_by_exception, run_jobs
 
         record = Record(self.config.hydra.sweep.dir)
@@ -70,7 +70,7 @@ class Multiruns(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Chooses the folder, then creates the launcher."""
-        from aigc.multirun.record import Multirun
+        from aigc.multirun.ledger import Multirun
 
         self.options = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in self.options.items()}
         self.multirun = Multirun(config, {key: str(value) for key, value in (self.options["params"] or {}).items()})
@@ -91,7 +91,7 @@ class Grid(Multiruns):
         from aigc.multirun.devices import need_of
         from aigc.multirun.jobs import compose_batch, note_waiting
         from aigc.multirun.running import launch_elsewhere
-        from aigc.multirun.space import check_listed
+        from aigc.multirun.search.space import check_listed
 
         assert self.hydra_context is not None and self.config is not None
         check_count("hydra.sweeper.max_batch_size", self.options["max_batch_size"], optional=True)
@@ -121,11 +121,11 @@ def combinations(overrides: list[Any]) -> list[list[str]]:
 
 
 class Search(Multiruns):
-    """`hydra/sweeper=optuna`: Optuna chooses what the jobs of any launcher try (aigc/multirun/search.py)."""
+    """`hydra/sweeper=optuna`: Optuna chooses what the jobs of any launcher try (aigc/multirun/search/sweep.py)."""
 
     def sweep(self, arguments: list[str]) -> None:
         """Searches until `n_trials` are done; prints and saves the best."""
-        from aigc.multirun.search import search
+        from aigc.multirun.search.sweep.sweep import search
 
         with self.multirun:
             search(self, arguments)

@@ -51,7 +51,7 @@ def cases() -> dict[str, list[str]]:
 def work(folder: Path, rank: int) -> None:
     import torch
 
-    from aigc.training import fit
+    from aigc.training.fit import fit
 
     from .conftest import compose_train
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 
-from aigc.callbacks.scores import Scores
+from aigc.training.callbacks.scores import Scores
 
 
 def digest(module: L.LightningModule) -> str:

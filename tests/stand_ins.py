@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from aigc.config import CONFIG_DIR
+from aigc.config.schema import CONFIG_DIR
 
 SIDE = 16
 DATA = sorted(path.stem for path in (CONFIG_DIR / "data").glob("*.yaml"))

@@ -14,12 +14,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
-from aigc.checkpoints import load_family
-from aigc.config import CONFIG_DIR, SCHEMAS, check_closed, register_schemas
+from aigc.config.schema import CONFIG_DIR, SCHEMAS, check_closed, register_schemas
+from aigc.config.words import quoted
 from aigc.evaluate import spelled_out
-from aigc.run import over_saved
-from aigc.training import check_pair, fit
-from aigc.words import quoted
+from aigc.models.checkpoints import load_family
+from aigc.runs.resume import over_saved
+from aigc.training.fit import fit
+from aigc.training.pairing import check_pair
 
 from .conftest import COMMON, TINY
 from .documents import DOCS, PAGES, ROOT, anchors, blocks, commands, links, name

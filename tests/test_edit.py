@@ -13,11 +13,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from aigc.config import CONFIG_DIR, register_schemas
+from aigc.config.schema import CONFIG_DIR, register_schemas
 from aigc.edit import edit
 from aigc.errors import RunError, UserError
-from aigc.images.written import RECORD, read_record
-from aigc.pictures import at_side, edited, find_pictures
+from aigc.files.written import RECORD, read_record
+from aigc.images.pictures import at_side, edited, find_pictures
 
 from . import forked
 from .conftest import TINY, compose_train, environment
@@ -283,7 +283,7 @@ def test_mistakes_on_the_command_line_are_one_sentence_with_exit_code_2(run, pho
 
 
 def test_a_run_that_does_not_translate_is_refused(photos, tmp_path):
-    from aigc.training import fit
+    from aigc.training.fit import fit
 
     fit(compose_train(*TINY["gan"], "metrics=none", "~callbacks.samples", "budget.images=16"), tmp_path / "gan")
     with pytest.raises(UserError, match=r"holds a GAN, which makes images from noise: task=translate needs a run of"):
@@ -292,7 +292,7 @@ def test_a_run_that_does_not_translate_is_refused(photos, tmp_path):
 
 
 def test_a_trained_cyclegan_goes_both_ways_at_any_size_alone_as_among_others(photos, tmp_path):
-    from aigc.training import fit
+    from aigc.training.fit import fit
 
     from .families import words
 

@@ -13,29 +13,29 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from aigc import evaluate as command
-from aigc.config import CONFIG_DIR, register_schemas
+from aigc.config.schema import CONFIG_DIR, register_schemas
 from aigc.data.digits import Digits
 from aigc.errors import RunError, UserError
 from aigc.evaluate import evaluate, spelled_out
-from aigc.evaluation.images import Found
-from aigc.evaluation.job import _translations
-from aigc.evaluation.panel import How, Panel
-from aigc.evaluation.record import reserve
-from aigc.evaluation.sources import DataSource, FolderSource
-from aigc.evaluation.target import Target
-from aigc.evaluation.translation import score_translations
-from aigc.grids import save_grid
-from aigc.metrics import efficientnet
-from aigc.metrics.cache import real_key
-from aigc.metrics.classifier import classifier_of
+from aigc.images.grids import save_grid
 from aigc.models.gan import GAN
-from aigc.report.protocol import differences, facts
-from aigc.training import fit
+from aigc.runs.protocol import differences, facts
+from aigc.scoring.evaluations import reserve
+from aigc.scoring.images import Found
+from aigc.scoring.job import _translations
+from aigc.scoring.networks import efficientnet
+from aigc.scoring.networks.classifier import classifier_of
+from aigc.scoring.networks.features import real_key
+from aigc.scoring.panel import How, Panel
+from aigc.scoring.sources import DataSource, FolderSource
+from aigc.scoring.target import Target
+from aigc.scoring.translation import score_translations
+from aigc.training.fit import fit
+from tests.training.callbacks.conftest import Inverted, TwoSides
+from tests.training.callbacks.test_second_network import stand_in
+from tests.training.callbacks.test_translation_scores import scored
 
 from . import forked
-from .callbacks.conftest import Inverted, TwoSides
-from .callbacks.test_second_network import stand_in
-from .callbacks.test_translation_scores import scored
 from .conftest import TINY, compose_train, environment
 
 N = 120
@@ -177,7 +177,7 @@ def test_several_networks_look_at_every_sample_once(run, tmp_path, monkeypatch):
         made.append(n)
         return original(self, n, **options)
 
-    monkeypatch.setattr("aigc.evaluation.target.build_network", second)
+    monkeypatch.setattr("aigc.scoring.target.build_network", second)
     monkeypatch.setattr(GAN, "sample", counted)
     record = evaluated(run=run, metrics="classifier,inception", num_samples=50, batch_size=20, resamples=0,
                        memorisation="false", out=tmp_path / "two.json")
@@ -197,7 +197,7 @@ def test_what_fails_after_scoring_costs_no_scores(run, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("aigc.evaluation.job.score_attributes", interrupted)
+    monkeypatch.setattr("aigc.scoring.job.score_attributes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluated(run=run, num_samples=120, out=tmp_path / "x.json")
     assert "fd_classifier" in json.loads((tmp_path / "x.json").read_text())["scores"]
@@ -426,7 +426,7 @@ def test_an_interruption_leaves_no_record(run, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("aigc.evaluation.job.score_images", interrupted)
+    monkeypatch.setattr("aigc.scoring.job.score_images", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluated(run=run, num_samples=20, out=tmp_path / "none.json")
     assert not list(tmp_path.iterdir())

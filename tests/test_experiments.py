@@ -3,8 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from aigc.config import CONFIG_DIR, to_plain
-from aigc.training import check_pair
+from aigc.config.schema import CONFIG_DIR, to_plain
+from aigc.training.pairing import check_pair
 
 from .conftest import compose_train
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from aigc.checkpoints import AtomicCheckpointIO, find_checkpoint, load_family, read_checkpoint
 from aigc.errors import RunError, UserError, choices
-from aigc.run import read_summary
-from aigc.training import fit
+from aigc.models.checkpoints import AtomicCheckpointIO, find_checkpoint, load_family, read_checkpoint
+from aigc.runs.summary import read_summary
+from aigc.training.fit import fit
 
 from . import forked
 from .conftest import COMMON, TINY, compose_train, environment, python_train

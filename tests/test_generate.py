@@ -13,16 +13,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from aigc.checkpoints import load_family
-from aigc.conditions.asked import label_of, labels_of
-from aigc.config import CONFIG_DIR, register_schemas
+from aigc.config.schema import CONFIG_DIR, register_schemas
 from aigc.errors import RunError, UserError
+from aigc.files.written import RECORD, read_record
 from aigc.generate import generate, run_of
-from aigc.grids import GAP, LINE, TONE
-from aigc.images.written import RECORD, read_record
+from aigc.images.generating import in_rows, overview, read_recipe
+from aigc.images.grids import GAP, LINE, TONE
+from aigc.models.asked import label_of, labels_of
+from aigc.models.checkpoints import load_family
 from aigc.models.gan import GAN
-from aigc.sampling import in_rows, overview, read_recipe
-from aigc.training import fit
+from aigc.training.fit import fit
 
 from .conftest import TINY, compose_train, environment
 

@@ -14,8 +14,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from aigc.config.untrusted import read_config, settled
 from aigc.errors import UserError
-from aigc.foreign import read_config, settled
 
 from .conftest import compose_train
 
@@ -184,15 +184,15 @@ def test_a_run_folder_fetches_our_own_data_to_their_own_place_alone(tmp_path, mo
 
 def test_an_evaluation_does_not_download_what_a_strangers_run_names(tmp_path, monkeypatch):
     from aigc.data import download
+    from aigc.data.preparing import prepare_data
     from aigc.models.pix2pix import Pix2Pix
-    from aigc.training import prepare_data
 
     monkeypatch.setattr(download, "_download", lambda *_: pytest.fail("it was fetched"))
     data = OmegaConf.to_container(compose_train("model=pix2pix", "data=facades").data, resolve=False)
     data |= {"root": str(tmp_path / "startup"), "archive": {**data["archive"], "url": "http://evil.example/x.zip"}}
     path = run_folder(tmp_path / "run", data=data) / ".hydra" / "config.yaml"
     with pytest.raises(UserError, match=r"startup does not exist and data.download=false"):
-        prepare_data(settled(read_config(path), path), Pix2Pix)
+        prepare_data(settled(read_config(path), path), Pix2Pix.accepts)
     assert not (tmp_path / "startup").exists()
 
 

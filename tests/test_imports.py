@@ -9,9 +9,9 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.object_type import ObjectType
 
-from aigc.config import CONFIG_DIR, register_schemas
+from aigc.config.schema import CONFIG_DIR, register_schemas
+from aigc.config.untrusted import CheckedLoader
 from aigc.data.digits import read_digits
-from aigc.foreign import CheckedLoader
 
 from .conftest import environment
 

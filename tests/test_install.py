@@ -63,7 +63,7 @@ def test_wheels_hold_every_module_configuration_and_canonical_network(tmp_path):
     wanted |= {Path("aigc") / path.relative_to(ROOT) for path in (ROOT / "conf").rglob("*")}
     files = {str(path) for path in wanted if path.suffix in (".py", ".yaml", ".safetensors", ".json", ".css", ".html",
                                                              ".js")}
-    assert {"aigc/metrics/weights/canonical.json", "aigc/metrics/weights/shapes.safetensors",
+    assert {"aigc/scoring/networks/weights/canonical.json", "aigc/scoring/networks/weights/shapes.safetensors",
             "aigc/conf/train.yaml"} <= files
     assert not files - held
     assert {name.split("/")[0] for name in held if "dist-info" not in name} == {"aigc", "hydra_plugins"}
@@ -75,4 +75,4 @@ def test_source_distributions_hold_what_their_makefile_calls(tmp_path):
     with tarfile.open(archive) as tar:
         held = {name.partition("/")[2] for name in tar.getnames()}
     assert {"Makefile", "tools/install.py", "constraints.txt", "pyproject.toml", "README.md", "conf/train.yaml",
-            "aigc/metrics/weights/mnist.safetensors"} <= held
+            "aigc/scoring/networks/weights/mnist.safetensors"} <= held

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aigc.metrics.cache import cache_folder
+from aigc.files.cache import cache_folder
 
 from . import isolation
 from .conftest import environment

@@ -10,16 +10,18 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from aigc.config import CONFIG_DIR, register_schemas
+from aigc.config.schema import CONFIG_DIR, register_schemas
+from aigc.config.targets import locate
+from aigc.data.preparing import prepare_data
 from aigc.edit import edit
 from aigc.errors import UserError
 from aigc.evaluate import evaluate
 from aigc.generate import generate
-from aigc.metrics import classifier, oracle
 from aigc.models.family import Translator
-from aigc.run import resumed_config
-from aigc.targets import locate
-from aigc.training import check_pair, fit, prepare_data
+from aigc.runs.resume import resumed_config
+from aigc.scoring.networks import classifier, oracle
+from aigc.training.fit import fit
+from aigc.training.pairing import check_pair
 
 from .conftest import compose_train
 from .families import READER, SMALLEST, words
@@ -138,6 +140,6 @@ def test_what_does_not_fit_is_refused_in_a_sentence_that_names_what_does(model: 
 def test_captions_are_missed_in_a_sentence(chosen, data: str) -> None:
     cfg = compose_train(*words("gan"), *chosen(data), *QUICK, "condition=text", common=False)
     with pytest.raises(UserError, match=rf"condition=text needs captions, and {data} has none: choose data=shapes"):
-        prepare_data(cfg, check_pair(cfg))
+        prepare_data(cfg, check_pair(cfg).accepts)
 
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from aigc.checkpoints import read_checkpoint
 from aigc.errors import UserError
-from aigc.run import over_saved, read_summary, resumed_config
+from aigc.models.checkpoints import read_checkpoint
 from aigc.runs.lock import FolderLock
-from aigc.training import fit
+from aigc.runs.resume import over_saved, resumed_config
+from aigc.runs.summary import read_summary
+from aigc.training.fit import fit
 
 from . import forked
 from .conftest import COMMON, TINY, compose_train, environment, python_train
@@ -261,7 +262,7 @@ def test_a_run_whose_data_moved_is_resumed_and_other_data_are_refused(tmp_path):
 def test_a_run_whose_data_moved_is_evaluated_where_they_are_now(tmp_path, monkeypatch):
     from PIL import Image
 
-    from aigc.metrics import classifier
+    from aigc.scoring.networks import classifier
 
     from .test_evaluate import evaluated
 

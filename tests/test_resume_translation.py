@@ -2,8 +2,8 @@
 
 import pytest
 
-from aigc.checkpoints import read_checkpoint
-from aigc.training import fit
+from aigc.models.checkpoints import read_checkpoint
+from aigc.training.fit import fit
 
 from .conftest import compose_train
 from .families import words

@@ -12,15 +12,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from aigc import launch
-from aigc.checkpoints import load_family, read_checkpoint
+from aigc.config.targets import instantiate
 from aigc.errors import UserError
-from aigc.run import read_summary
-from aigc.targets import instantiate
-from aigc.training import fit
+from aigc.files.turns import rank
+from aigc.models.checkpoints import load_family, read_checkpoint
+from aigc.runs.summary import read_summary
+from aigc.training import launch
+from aigc.training.fit import fit
+from tests.training.callbacks.conftest import Alone
 
 from . import forked
-from .callbacks.conftest import Alone
 from .conftest import COMMON, TINY, compose_train, environment, once, python_train
 from .pair import STEPS, cases
 
@@ -195,13 +196,13 @@ def test_sigterm_stops_both_after_the_same_step_and_resume_goes_on(tmp_path):
 
 
 def test_ranks_and_devices_are_read_from_the_environment(monkeypatch):
-    assert launch.rank() is None
+    assert rank() is None
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_PROCID", "3")
-    assert launch.rank() == 3
+    assert rank() == 3
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert launch.rank() == 1
+    assert rank() == 1
     assert launch.count_devices("cpu", 2) == 2
     assert launch.count_devices("cpu", [0, 1, 2]) == 3
     assert launch.count_devices("cpu", "auto") == 1

@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aigc.checkpoints import load_family, read_checkpoint
-from aigc.conditions.asked import labels_of
-from aigc.config import to_plain
+from aigc.config.schema import to_plain
+from aigc.config.words import quoted
+from aigc.data.preparing import prepare_data
 from aigc.errors import UserError
-from aigc.grids import GAP, LINE, TONE
-from aigc.images.written import RECORD
+from aigc.files.written import RECORD
+from aigc.images.grids import GAP, LINE, TONE
+from aigc.models.asked import labels_of
+from aigc.models.checkpoints import load_family, read_checkpoint
+from aigc.models.prompts import prompts_of
 from aigc.multirun.jobs import Job
-from aigc.prompts import prompts_of
-from aigc.run import AUTOMATIC, read_summary, signature, write_summary
-from aigc.training import check_pair, fit, prepare_data, settle_condition
-from aigc.words import quoted
+from aigc.runs.resume import AUTOMATIC
+from aigc.runs.summary import read_summary, signature, write_summary
+from aigc.training.fit import fit, settle_condition
+from aigc.training.pairing import check_pair
 
 from . import forked
 from .conftest import TINY, compose_train, environment
@@ -85,7 +88,7 @@ def test_prompts_reach_the_program_as_typed(typed, read):
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from aigc.config import CONFIG_DIR, register_schemas
+    from aigc.config.schema import CONFIG_DIR, register_schemas
 
     register_schemas()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -172,7 +175,7 @@ def test_a_template_of_captions_is_taken_as_typed():
 def test_auto_is_text_where_there_are_captions_and_who_reads_them(words, settled):
     cfg = compose_train(*words, common=False)
     family = check_pair(cfg)
-    data = prepare_data(cfg, family)
+    data = prepare_data(cfg, family.accepts)
     settle_condition(cfg, family, data, {})
     assert cfg.condition == settled
 
@@ -180,7 +183,7 @@ def test_auto_is_text_where_there_are_captions_and_who_reads_them(words, settled
 def test_a_resumed_run_keeps_the_condition_it_began_with(runs):
     cfg = compose_train("model=diffusion", *DATA, common=False)
     family = check_pair(cfg)
-    settle_condition(cfg, family, prepare_data(cfg, family), {"condition": "none"})
+    settle_condition(cfg, family, prepare_data(cfg, family.accepts), {"condition": "none"})
     assert cfg.condition == "none"
     summary = read_summary(runs["diffusion"])
     assert summary["condition"] == "text" and summary["prompt"].startswith("a ")

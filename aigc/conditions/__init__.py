@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from aigc.conditions.text import TextEncoder
-from aigc.data.names import counted
 from aigc.errors import UserError
 from aigc.noise import mix
+from aigc.wording import counted
 
 _LABEL = 0x1ABE1                                           # separates the random label from the noise of an image
 

@@ -33,7 +33,7 @@ class TextEncoder(nn.Module):
         encoder: str,                       # own | transformers | open_clip
         name: str | None,                   # of a frozen encoder, or its local path
         words: str,                         # kind of vocabulary: words | bytepairs
-        size: int,                          # largest vocabulary (used in aigc/training.py, which builds it)
+        size: int,                          # largest vocabulary (used in aigc/training/fit.py, which builds it)
         tokens: int,                        # longest text; longer ones are truncated
         width: int,                         # of a token's vector
         layers: int,                        # transformer layers of the own encoder

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from aigc.data.names import counted
 from aigc.errors import UserError, choices
+from aigc.wording import counted
 
 UNKNOWN = "<unknown>"                                      # entry 0 of every vocabulary
 KINDS = ("words", "bytepairs")

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from aigc.data.names import listed, shown
 from aigc.errors import UserError
+from aigc.wording import listed, shown
 
 WORDS = (".txt", ".caption")
 METADATA = ("metadata.jsonl", "metadata.csv")

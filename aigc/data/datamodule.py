@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from aigc.data.batches import Endless, EvalBatches, TrainBatches
-from aigc.data.names import counted, cut, listed, shown
 from aigc.data.split import Batch, Split
 from aigc.data.values import Ranges
 from aigc.errors import UserError, choices
+from aigc.wording import counted, cut, listed, shown
 
 CLASSES = 40              # characters for the names of classes where a run says what it found
 IMAGE_KEYS = ("image", "a", "b", "source", "target")  # keys of images in batches of any kind

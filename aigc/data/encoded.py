@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from aigc.data.decode import VERSION, Wanted, decode, extremes, header
-from aigc.data.names import counted, listed, shown
 from aigc.data.split import Lazy, Split
 from aigc.data.values import BYTES, Extremes, Range, Ranges, common, range_of
 from aigc.errors import UserError
-from aigc.metrics.cache import keep_cached, load_cached
+from aigc.files.cache import keep_cached, load_cached
+from aigc.wording import counted, listed, shown
 
 SCANNED = 5          # version of the stored findings about files
 NAMED = 20           # broken files named in an error; the rest is counted

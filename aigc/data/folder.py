@@ -16,10 +16,11 @@ from aigc.data.decode import Wanted
 from aigc.data.encoded import Files, Part, open_parts
 from aigc.data.layout import Layout, lay_out
 from aigc.data.listing import Listing, look, refuse_empty, refuse_unreadable
-from aigc.data.names import counted, listed, natural, shown, told, zip_name
 from aigc.data.split import Split, cut
 from aigc.errors import UserError
-from aigc.images.written import ours
+from aigc.files.names import natural, zip_name
+from aigc.files.written import ours
+from aigc.wording import counted, listed, shown, told
 
 
 class FolderFiles:

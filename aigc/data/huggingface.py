@@ -21,10 +21,11 @@ from aigc.data.encoded import Part, open_parts
 from aigc.data.folder import ZipFiles, cut_splits, cuts, read_file
 from aigc.data.layout import shared_folders
 from aigc.data.listing import look
-from aigc.data.names import SPLIT_NAMES, counted, listed, natural, shown, told
 from aigc.data.split import Split
 from aigc.errors import UserError, choices
-from aigc.images.written import ours
+from aigc.files.names import SPLIT_NAMES, natural
+from aigc.files.written import ours
+from aigc.wording import counted, listed, shown, told
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixel_values", "jpg", "png", "webp")
 LABEL_TYPES = ("int", "uint", "string", "large_string", "bool", "float", "double")

@@ -8,8 +8,9 @@ beside their folders: loose pictures and other folders beside the splits are lef
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
-from aigc.data.names import counted, listed, shown, split_of
 from aigc.errors import UserError
+from aigc.files.names import split_of
+from aigc.wording import counted, listed, shown
 
 Folder = tuple[str, ...]
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aigc.data.captions import METADATA, WORDS
-from aigc.data.names import ENDINGS, counted, is_hidden, is_image, shown, split_of, told, zip_name
 from aigc.errors import UserError
+from aigc.files.names import ENDINGS, is_hidden, is_image, split_of, zip_name
+from aigc.wording import counted, shown, told
 
 Identity = tuple[int, int]                          # device and inode of a file: the same for all its names
 

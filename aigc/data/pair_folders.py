@@ -12,11 +12,11 @@ from aigc.data.download import Archive, fetch
 from aigc.data.encoded import Encoded, Files, Part, open_parts
 from aigc.data.folder import image_files, leave_out_own
 from aigc.data.listing import look, refuse_empty, refuse_unreadable
-from aigc.data.names import counted, listed, shown, told
 from aigc.data.pair_layout import LAYOUTS, SIDES, WAYS, Listing, PairLayout, lay_out_sides, partner_name
 from aigc.data.pairs import PairData
 from aigc.data.split import Lazy, Split, hold_out
 from aigc.errors import UserError, choices
+from aigc.wording import counted, listed, shown, told
 
 DIRECTIONS = ("a2b", "b2a")
 MIXED_SIZE = 64  # pixels, where the images' sizes differ and none is chosen

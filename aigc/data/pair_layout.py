@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from aigc.data.layout import shared_folders
-from aigc.data.names import SPLIT_NAMES, counted, listed, natural, shown, split_of
 from aigc.errors import UserError
+from aigc.files.names import SPLIT_NAMES, natural, split_of
+from aigc.wording import counted, listed, shown
 
 LAYOUTS = ("auto", "folders", "names", "halves")
 SIDES = ("a", "b")

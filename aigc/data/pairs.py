@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from aigc.data.batches import AUGMENT, Endless, stream
 from aigc.data.datamodule import ImageData
-from aigc.data.names import counted
 from aigc.data.split import Batch, Split
 from aigc.noise import mix
+from aigc.wording import counted
 
 UNPAIRED, PAIRED = ("a", "b"), ("source", "target")
 Size = tuple[int, int]

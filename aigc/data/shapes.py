@@ -9,8 +9,6 @@
 """
 
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -349,23 +347,6 @@ class Shapes(ImageData):
     def attributes(self, split: str) -> Tensor:
         """Attributes of all images of a split, int64 `(n, 9)`, columns as in COLUMNS."""
         return self.scenes(split).attributes(torch.arange(self.counts[split]))
-
-    @cached_property
-    def oracle(self) -> Any:
-        """The network that reads attributes from images of this size: cached, or trained now (20 s on two cores)."""
-        from aigc.metrics.oracle import shapes_oracle
-
-        return shapes_oracle(self.wanted_size)
-
-    def read_back(self, images: Tensor) -> Tensor:
-        """What the oracle sees in images uint8 `(n, 3, h, w)`: attributes int64 `(n, 9)`, columns as in COLUMNS."""
-        return self.oracle.to(images.device).read(images)
-
-    def clear(self, images: Tensor) -> Tensor:
-        """Which of images uint8 `(n, 3, h, w)` show one clear known shape, by the oracle's confidence: bool `(n,)`."""
-        from aigc.metrics.oracle import clear
-
-        return clear(self.oracle.to(images.device), images)
 
     def load(self) -> dict[str, Split]:
         """Renders every split, or leaves it to the workers where that would not fit in memory."""

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from aigc.data.names import counted
 from aigc.errors import UserError
 from aigc.noise import mix
+from aigc.wording import counted
 
 Batch = dict[str, Any]
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from aigc import __version__
-from aigc.data.names import counted
 from aigc.errors import RunError, UserError
-from aigc.images.written import RECORD, Record, parse_record
+from aigc.files.written import RECORD, Record, parse_record
+from aigc.wording import counted
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 """Diffusion: DDPM, EDM and flow matching as three settings of one model over one U-Net.
 
 Notable:
-- What noise does and what the network predicts live in `aigc/process.py`; the samplers in `aigc/samplers.py`. Any
-  process, any parametrisation, any weighting and any sampler go together; recipes are `conf/model/diffusion.yaml`
-  (flow matching), `ddpm.yaml` and `edm.yaml`.
+- What noise does and what the network predicts live in `aigc/diffusion/process.py`; the samplers beside
+  it. Any process, any parametrisation, any weighting and any sampler go together; recipes are
+  `conf/model/diffusion.yaml` (flow matching), `ddpm.yaml` and `edm.yaml`.
 - Training times are stratified over the batch (Kingma et al. 2021, appendix I.1), which quiets the loss.
 - Inputs are scaled to unit variance with the data's own standard deviation, measured on the first images seen.
 - Classifier-free guidance u + w (c - u) (Ho and Salimans 2022): w = 1 is off and costs one evaluation, w = 0 is
@@ -22,14 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc.conditions import TextEncoder, as_tensor, build_encoder, condition_for
-from aigc.ema import EMA
+from aigc.diffusion.process import WEIGHTINGS, Parametrisation, build_process, loss_factor, path
+from aigc.diffusion.samplers import SAMPLERS
 from aigc.errors import UserError, choices
 from aigc.models.family import Batch, Family
-from aigc.muon import Muon, hidden_matrices
+from aigc.networks.ema import EMA
+from aigc.networks.muon import Muon, hidden_matrices
 from aigc.networks.unet import UNet
 from aigc.noise import SeededNoise, mix
-from aigc.process import WEIGHTINGS, Parametrisation, build_process, loss_factor, path
-from aigc.samplers import SAMPLERS
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
 SAMPLER_OPTIONS = {"ddim": ("eta",), "ancestral": (), "euler": ("churn",), "heun": ("churn",), "dpmpp_2m": ()}

@@ -7,10 +7,10 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from aigc.data.names import counted
-from aigc.ema import EMA
 from aigc.errors import UserError, choices
-from aigc.progress import Progress
+from aigc.networks.ema import EMA
+from aigc.runs.progress import Progress
+from aigc.wording import counted
 
 Batch = dict[str, Any]
 
@@ -30,7 +30,7 @@ class Family(L.LightningModule):
     accepts: ClassVar[tuple[str, ...]] = ("images",)       # kinds of batches it can learn from
     conditions: ClassVar[tuple[str, ...]] = ("none", "label")  # what its images can be conditioned on
     find_unused_parameters: ClassVar[bool] = False         # DDP: a step leaves parameters out (adversarial families)
-    sharded: ClassVar[tuple[str, ...]] = ()                # networks that trainer=fsdp may shard (aigc/sharded.py)
+    sharded: ClassVar[tuple[str, ...]] = ()                # networks that trainer=fsdp may shard (training/sharded.py)
     least_batch: int = 1                                   # smallest batch per device
     hparams: Any                                           # Lightning's, readable as attributes
 

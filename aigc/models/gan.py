@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from aigc.conditions import TextEncoder, as_tensor, build_encoder, condition_for
-from aigc.diff_augment import DiffAugment
-from aigc.ema import EMA
 from aigc.errors import UserError, check_choices
 from aigc.losses.adversarial import adversarial_loss, gradient_penalty, squared_gradient
+from aigc.losses.diff_augment import DiffAugment
 from aigc.models.family import Batch, Family
 from aigc.networks.batch_norm import ConditionalBatchNorm, share_statistics, standing_statistics
+from aigc.networks.ema import EMA
 from aigc.noise import SeededNoise
 
 START = 8                                                  # a larger starting grid gets one more doubling

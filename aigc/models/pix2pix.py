@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from aigc.diff_augment import DiffAugment
-from aigc.ema import EMA
 from aigc.errors import UserError, check_choices
 from aigc.losses.adversarial import adversarial_loss
+from aigc.losses.diff_augment import DiffAugment
 from aigc.models.family import Batch, Translator
+from aigc.networks.ema import EMA
 from aigc.networks.patchgan import NORMS, PatchGAN
 from aigc.networks.pix2pix_unet import UNetGenerator
 from aigc.networks.resnet import UPSAMPLE, ResNetGenerator

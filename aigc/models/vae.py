@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc.conditions import build_encoder, labels_for
-from aigc.ema import EMA
 from aigc.errors import UserError, check_choices, choices
 from aigc.models.family import Batch, Family
+from aigc.networks.ema import EMA
 from aigc.noise import SeededNoise
 
 GRID = 8                                                   # images are halved until no side exceeds this

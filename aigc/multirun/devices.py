@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from aigc.data.names import counted
 from aigc.errors import UserError, check_count
+from aigc.wording import counted
 
 
 @dataclass

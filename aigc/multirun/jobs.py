@@ -11,13 +11,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from aigc import launch
-from aigc.config import TrainConfig, check_closed, to_plain
+from aigc.config.schema import TrainConfig, check_closed, to_plain
+from aigc.config.untrusted import read_config
+from aigc.config.words import as_typed, override
 from aigc.errors import UserError
-from aigc.foreign import read_config
-from aigc.multirun.record import Record
-from aigc.run import AUTOMATIC, read_summary, signature
-from aigc.words import as_typed, override
+from aigc.multirun.ledger import Record
+from aigc.runs.resume import AUTOMATIC
+from aigc.runs.summary import read_summary, signature
+from aigc.training import launch
 
 NOT_FOR_JOBS = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.mode", "hydra.run",
                 "hydra.output_subdir")  # what concerns the multirun as a whole

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aigc import launch
-from aigc.data.names import counted
 from aigc.errors import UserError
 from aigc.multirun.devices import Devices
 from aigc.multirun.jobs import Job
-from aigc.multirun.record import Record
-from aigc.run import read_summary, write_summary
+from aigc.multirun.ledger import Record
 from aigc.runs.claim import check_free
 from aigc.runs.lock import VARIABLE as LOCK_VARIABLE
 from aigc.runs.lock import FolderLock
+from aigc.runs.summary import read_summary, write_summary
+from aigc.training import launch
+from aigc.wording import counted
 
 OUTPUT = "output.log"        # what a job prints, in its folder
 STOP = "stop"                # a file of this name in a job's folder ends it with a checkpoint; it says why

@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from aigc.data.names import counted
-from aigc.words import at_home
+from aigc.config.words import at_home
+from aigc.wording import counted
 
 MEANINGS = (  # a score: what it says, for who sees it for the first time
     (r"val/loss", "the loss on held-out images"),

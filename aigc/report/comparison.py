@@ -11,9 +11,9 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from aigc.data.names import counted, listed
 from aigc.errors import UserError, choices
-from aigc.report.protocol import (
+from aigc.runs.entry import Run
+from aigc.runs.protocol import (
     Score,
     alike,
     describe,
@@ -27,7 +27,7 @@ from aigc.report.protocol import (
     scores_of,
     why_missing,
 )
-from aigc.report.runs import Run
+from aigc.wording import counted, listed
 
 SILENT = 1800.0         # seconds without a new line after which a run that should be running probably is not
 OVER = 1.01             # budgets and scores fall due in the midst of a step: so far beyond a point is still at it

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from aigc.data.names import counted
 from aigc.errors import UserError
 from aigc.report.comparison import Comparison
 from aigc.report.page import content, page, script_json
-from aigc.report.runs import Run, absent_jobs, find_runs, read_all
+from aigc.runs.entry import Run
+from aigc.runs.reading import absent_jobs, find_runs, read_all
+from aigc.wording import counted
 
 HOST = "127.0.0.1"          # nobody else sees the runs; from elsewhere: ssh -L <port>:127.0.0.1:<port>
 NAMES = ("127.0.0.1", "localhost")

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from aigc.data.names import counted
 from aigc.errors import UserError
 from aigc.report.comparison import Column, Comparison, common, facts, flat, known, remarks, told_point
 from aigc.report.curves import LEAST, minutes_at, packed
-from aigc.report.protocol import Score, differences
-from aigc.report.runs import Run
 from aigc.report.thumbnails import spread, thumbnails
+from aigc.runs.entry import Run
+from aigc.runs.protocol import Score, differences
+from aigc.wording import counted
 
 LIBRARIES = {  # what the page embeds: package and file in it
     "plotly.js": ("plotly", "package_data/plotly.min.js"),

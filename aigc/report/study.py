@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aigc.errors import UserError
-from aigc.report.markdown import number
-from aigc.report.protocol import Score, alike, describe, scores_of
-from aigc.report.runs import Run, find_runs, read_run
+from aigc.runs.entry import Run
+from aigc.runs.markdown import number
+from aigc.runs.protocol import Score, alike, describe, scores_of
+from aigc.runs.reading import find_runs, read_run
 
 RECORD = "study.json"        # the evaluation that a study makes of each run, in the run's evaluations/
 

@@ -6,9 +6,9 @@ from io import StringIO
 from itertools import takewhile
 from typing import Any
 
-from aigc.data.names import counted
 from aigc.report.comparison import Comparison, common, facts, own_settings, remarks, told_point
-from aigc.report.protocol import Score, monitored
+from aigc.runs.protocol import Score, monitored
+from aigc.wording import counted
 
 WIDE = 10_000       # columns where the output is no terminal: nothing is wrapped or cut
 LEAST = {"run": 24, "status": 8, "settings": 16}        # columns of the terminal for what can be shortened or wrapped

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from aigc.report import study
-from aigc.report.markdown import fill, table
-from aigc.report.runs import Run
+from aigc.runs.entry import Run
+from aigc.runs.markdown import fill, table
 
 STUDY = "are_generators_equal"
 HERE = Path(__file__).resolve().parent

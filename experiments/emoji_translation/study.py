@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aigc.checkpoints import load_family
 from aigc.data.pair_folders import UnpairedFolder
-from aigc.grids import save_grid
+from aigc.images.grids import save_grid
+from aigc.models.checkpoints import load_family
 from aigc.models.family import Translator
 from aigc.report import study
-from aigc.report.markdown import fill, table
-from aigc.report.runs import Run
+from aigc.runs.entry import Run
+from aigc.runs.markdown import fill, table
 
 STUDY = "emoji_translation"
 FAMILIES = ("cyclegan", "cut")

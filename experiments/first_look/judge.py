@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from study import HERE, STUDY, finished
 from torch import Tensor, nn
 
-from aigc.checkpoints import load_family
 from aigc.data.vision import Vision
-from aigc.metrics.features import to_uint8
-from aigc.metrics.frechet import frechet_distance
+from aigc.images.grids import to_uint8
+from aigc.models.checkpoints import load_family
 from aigc.noise import mix
+from aigc.scoring.scores.frechet import frechet_distance
 
 SEED = 20261121  # of the judged images
 EPOCHS, BATCH, RATE = 5, 128, 3e-3

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from aigc.report import study
-from aigc.report.markdown import fill, table
-from aigc.report.runs import Run
+from aigc.runs.entry import Run
+from aigc.runs.markdown import fill, table
 
 STUDY = "first_look"
 FAMILIES = ("diffusion", "gan", "vae")

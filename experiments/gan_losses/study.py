@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import median
 
 from aigc.report import study
-from aigc.report.markdown import fill, number, table
-from aigc.report.runs import Run
+from aigc.runs.entry import Run
+from aigc.runs.markdown import fill, number, table
 
 STUDY = "gan_losses"
 HERE = Path(__file__).resolve().parent

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from aigc.report import study
-from aigc.report.markdown import fill, number, table
-from aigc.report.runs import Run
+from aigc.runs.entry import Run
+from aigc.runs.markdown import fill, number, table
 
 STUDY = "hparam_search"
 HERE = Path(__file__).resolve().parent

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from bare import DEVICE, autocast
 from torch import nn
 
-from aigc.image_pool import ImagePool
 from aigc.losses.contrastive import patch_nce
+from aigc.losses.image_pool import ImagePool
 from aigc.models.cut import CUT
 from aigc.models.cyclegan import CycleGAN
 

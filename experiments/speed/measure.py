@@ -39,22 +39,24 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from aigc import precision
-from aigc.config import CONFIG_DIR, register_schemas
+from aigc.config.schema import CONFIG_DIR, register_schemas
+from aigc.config.targets import instantiate
 from aigc.data.datamodule import ImageData
 from aigc.data.folder import ImageFolder
+from aigc.data.preparing import prepare_data
 from aigc.data.split import Split
-from aigc.metrics.classifier import Classifier
-from aigc.metrics.features import FeatureNetwork
-from aigc.metrics.inception import InceptionV3
-from aigc.metrics.suite import Suite
 from aigc.models.family import Family
 from aigc.models.vae import VAE
 from aigc.noise import SeededNoise, mix
-from aigc.precision import settle_precision
-from aigc.run import environment
-from aigc.targets import instantiate
-from aigc.training import build_trainer, check_pair, keep_freed_memory, prepare_data, quiet
+from aigc.runs.machine import environment, keep_freed_memory
+from aigc.scoring.networks.classifier import Classifier
+from aigc.scoring.networks.features import FeatureNetwork
+from aigc.scoring.networks.inception import InceptionV3
+from aigc.scoring.suite import Suite
+from aigc.training import precision
+from aigc.training.pairing import check_pair
+from aigc.training.precision import settle_precision
+from aigc.training.trainer import build_trainer, quiet
 
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- tables: written by measure.py -->", "<!-- end of tables -->"
@@ -118,7 +120,7 @@ def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictC
     register_schemas()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose("train", overrides=[f"model={family}", *source, *common, *overrides])
-    data = prepare_data(cfg, check_pair(cfg))
+    data = prepare_data(cfg, check_pair(cfg).accepts)
     L.seed_everything(SEED, verbose=False)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes,
              "condition": cfg.condition}

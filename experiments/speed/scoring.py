@@ -49,13 +49,13 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from aigc.evaluation.panel import How, Panel
-from aigc.evaluation.sources import FolderSource
-from aigc.metrics.classifier import Classifier
-from aigc.metrics.features import FeatureNetwork
-from aigc.metrics.inception import InceptionV3
-from aigc.metrics.suite import Suite
-from aigc.training import keep_freed_memory
+from aigc.runs.machine import keep_freed_memory
+from aigc.scoring.networks.classifier import Classifier
+from aigc.scoring.networks.features import FeatureNetwork
+from aigc.scoring.networks.inception import InceptionV3
+from aigc.scoring.panel import How, Panel
+from aigc.scoring.sources import FolderSource
+from aigc.scoring.suite import Suite
 
 START, END = "<!-- scoring: written by scoring.py -->", "<!-- end of scoring -->"
 SUBSETS, SIZE = 100, 1000      # of the kernel distance, everywhere

@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from aigc.callbacks.evaluating import evaluating
-from aigc.checkpoints import load_family
 from aigc.data.shapes import Scenes, caption, named
-from aigc.metrics.features import to_uint8
-from aigc.metrics.items import seeds_of
-from aigc.metrics.oracle import agreement, shapes_oracle
+from aigc.images.grids import to_uint8
+from aigc.images.streams import seeds_of
+from aigc.models.checkpoints import load_family
 from aigc.report import study
-from aigc.report.markdown import fill, table
-from aigc.report.runs import Run
+from aigc.runs.entry import Run
+from aigc.runs.markdown import fill, table
+from aigc.scoring.networks.oracle import agreement, shapes_oracle
+from aigc.training.callbacks.evaluating import evaluating
 
 TRAININGS = (("diffusion", "1", 2), ("diffusion", "1", 4), ("diffusion", "1", 6), ("diffusion", "mixed", 6),
              ("gan", "1", 6))                              # recipe, objects, minutes

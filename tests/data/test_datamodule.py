@@ -15,7 +15,7 @@ from aigc.data.shape_pairs import ShapesPaired
 from aigc.data.shapes import Shapes
 from aigc.data.vision import NONE_STATED, Vision
 from aigc.errors import UserError
-from aigc.progress import Progress
+from aigc.runs.progress import Progress
 
 
 def shapes(**options: object) -> Shapes:

@@ -14,12 +14,12 @@ import pytest
 from omegaconf import DictConfig
 from PIL import Image
 
-from aigc.config import CONFIG_DIR
+from aigc.config.schema import CONFIG_DIR
+from aigc.config.targets import instantiate
 from aigc.data import download
 from aigc.data.download import Archive, fetch
 from aigc.data.pair_folders import UnpairedFolder
 from aigc.errors import UserError
-from aigc.targets import instantiate
 
 
 class Server(http.server.ThreadingHTTPServer):

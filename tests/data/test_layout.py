@@ -3,8 +3,8 @@
 import pytest
 
 from aigc.data.layout import lay_out
-from aigc.data.names import natural, split_of
 from aigc.errors import UserError
+from aigc.files.names import natural, split_of
 
 
 def names(*folders: str) -> list[str]:

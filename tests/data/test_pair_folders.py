@@ -11,7 +11,7 @@ from PIL import Image
 from aigc.data.pair_folders import PairedFolder, UnpairedFolder
 from aigc.data.pair_layout import by_side, lay_out_sides, partner_name
 from aigc.errors import UserError
-from aigc.grids import save_grid
+from aigc.images.grids import save_grid
 
 
 def write(path: Path, level: int, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> None:

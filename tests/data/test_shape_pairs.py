@@ -6,7 +6,7 @@ import torch
 from aigc.data.shape_pairs import ShapesPaired, ShapesUnpaired
 from aigc.data.shapes import Scenes, Shapes
 from aigc.errors import UserError
-from aigc.metrics import oracle
+from aigc.scoring.networks import oracle
 
 
 def unpaired(**options: object) -> ShapesUnpaired:
@@ -88,8 +88,8 @@ def test_shapes_read_their_own_images_back(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(oracle, "shapes_oracle", small)
     data = Shapes(batch_size=8, train=20, validation=9, test=9, heldout=9, size=24)
-    found = data.read_back(data.images("test"))
+    found = oracle.read_back(data, data.images("test"))
     assert found.shape == data.attributes("test").shape and found.dtype == torch.int64
-    data.read_back(data.images("heldout", limit=2))
+    oracle.read_back(data, data.images("heldout", limit=2))
     assert asked == [(24, 24)]                                   # the oracle is made once
     assert data.texts("test", limit=2) == data.split("test").texts[:2]  # type: ignore[index]

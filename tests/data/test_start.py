@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from aigc.data.names import counted, cut
 from aigc.data.shapes import Shapes
 from aigc.errors import UserError
-from aigc.run import read_summary
-from aigc.training import fit
+from aigc.runs.summary import read_summary
+from aigc.training.fit import fit
+from aigc.wording import counted, cut
 from tests.conftest import TINY, compose_train
 
 SMALL = [*TINY["gan"], "budget.images=32", "callbacks.samples.n=4"]

@@ -13,7 +13,7 @@ from aigc.data.decode import decode
 from aigc.data.folder import ImageFolder
 from aigc.data.values import Extremes, range_of, recorded
 from aigc.errors import UserError
-from aigc.evaluation.sources import FolderSource, share_ranges
+from aigc.scoring.sources import FolderSource, share_ranges
 
 
 def png16(values: np.ndarray) -> bytes:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from aigc.errors import RunError, UserError
+from aigc.files.written import RECORD, read_record
 from aigc.images.output import claim
-from aigc.images.written import RECORD, read_record
 
 from ..conftest import environment
 

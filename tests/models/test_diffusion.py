@@ -7,11 +7,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from aigc.diffusion.process import Parametrisation
+from aigc.diffusion.samplers import SAMPLERS
 from aigc.errors import UserError
 from aigc.models.diffusion import Diffusion
-from aigc.process import Parametrisation
-from aigc.progress import Progress
-from aigc.samplers import SAMPLERS
+from aigc.runs.progress import Progress
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 TINY = {"width": 8, "multipliers": [1, 2], "vector": 16, "patch": 1}

@@ -5,10 +5,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from aigc.checkpoints import load_family
-from aigc.config import CONFIG_DIR
+from aigc.config.schema import CONFIG_DIR
 from aigc.errors import UserError
 from aigc.losses.adversarial import LOSSES
+from aigc.models.checkpoints import load_family
 from aigc.models.gan import GAN, truncate
 from aigc.noise import SeededNoise
 

@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from aigc.conditions.vocabulary import build_vocabulary
-from aigc.config import CONFIG_DIR
+from aigc.config.schema import CONFIG_DIR
 from aigc.errors import UserError
 from aigc.models.diffusion import Diffusion
 from aigc.models.gan import GAN

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from aigc.checkpoints import AtomicCheckpointIO, load_family
-from aigc.config import CONFIG_DIR
+from aigc.config.schema import CONFIG_DIR
 from aigc.errors import UserError
 from aigc.losses.adversarial import LOSSES
+from aigc.models.checkpoints import AtomicCheckpointIO, load_family
 from aigc.models.cut import CUT
 from aigc.models.cyclegan import CycleGAN
 from aigc.models.pix2pix import Pix2Pix
-from aigc.training import check_resumable
+from aigc.training.fit import check_resumable
 from tests.families import SMALLEST
 
 FAMILIES = {"cyclegan": CycleGAN, "cut": CUT, "pix2pix": Pix2Pix}

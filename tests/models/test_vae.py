@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from aigc.config import CONFIG_DIR
+from aigc.config.schema import CONFIG_DIR
 from aigc.errors import UserError
 from aigc.models.vae import (
     GREY_LEVEL,

@@ -9,7 +9,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 
-from aigc.config import CONFIG_DIR, register_schemas
+from aigc.config.schema import CONFIG_DIR, register_schemas
 
 from .. import forked
 from ..conftest import environment

@@ -11,13 +11,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-from aigc.config import CONFIG_DIR, register_schemas
+from aigc.config.schema import CONFIG_DIR, register_schemas
 from aigc.errors import RunError, UserError
 from aigc.multirun import running
 from aigc.multirun.jobs import Job
-from aigc.multirun.record import Multirun, Record
-from aigc.run import write_summary
+from aigc.multirun.ledger import Multirun, Record
 from aigc.runs.lock import FolderLock
+from aigc.runs.summary import write_summary
 from hydra_plugins.aigc_multirun import Grid, Processes
 
 

@@ -10,13 +10,13 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from aigc import launch
+from aigc.config.words import as_typed, override, quoted
 from aigc.errors import UserError
 from aigc.multirun.jobs import Job, note_waiting
-from aigc.multirun.record import Multirun, Record, find_folder, table
-from aigc.run import write_summary
+from aigc.multirun.ledger import Multirun, Record, find_folder, table
 from aigc.runs.lock import FolderLock
-from aigc.words import as_typed, override, quoted
+from aigc.runs.summary import write_summary
+from aigc.training import launch
 
 from ..conftest import environment
 
@@ -113,7 +113,7 @@ def test_a_lock_is_held_by_the_child_and_taken_over_once_it_has_ended(tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a child that its parent has ended")
 def test_a_process_ends_with_the_one_that_started_it_even_by_sigkill(tmp_path):
-    child = "import time; from aigc import launch; launch.end_with_parent(); print('on', flush=True); time.sleep(60)"
+    child = "import time; from aigc.training import launch; launch.end_with_parent(); print('on', flush=True); time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     told = "import os, sys; os.environ['AIGC_PARENT'] = str(os.getpid()); " + parent
     grown = subprocess.Popen([sys.executable, "-c", told], env=environment(), stdout=subprocess.PIPE, text=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from aigc.checkpoints import read_checkpoint
-from aigc.multirun.record import Record
-from aigc.run import read_summary
+from aigc.models.checkpoints import read_checkpoint
+from aigc.multirun.ledger import Record
 from aigc.runs.lock import FolderLock
-from aigc.training import fit
+from aigc.runs.summary import read_summary
+from aigc.training.fit import fit
 
 from ..conftest import TINY, compose_train, environment, python_train
 from ..test_resume import assert_same, curve

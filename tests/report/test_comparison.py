@@ -6,9 +6,10 @@ import pytest
 from aigc.errors import UserError
 from aigc.report.comparison import SILENT, Comparison, differing, facts, own_settings, remarks, written
 from aigc.report.page import content
-from aigc.report.protocol import why_missing
-from aigc.report.runs import Run, find_runs, read_run, read_runs
 from aigc.report.table import text
+from aigc.runs.entry import Run
+from aigc.runs.protocol import why_missing
+from aigc.runs.reading import find_runs, read_run, read_runs
 
 from .made import evaluate, make_run
 

@@ -19,8 +19,8 @@ from aigc.errors import UserError
 from aigc.report import page as page_module
 from aigc.report.comparison import Comparison
 from aigc.report.page import check_libraries, check_place, content, script_json, write
-from aigc.report.runs import find_runs, read_run, read_runs
-from aigc.training import fit
+from aigc.runs.reading import find_runs, read_run, read_runs
+from aigc.training.fit import fit
 
 from ..conftest import TINY, compose_train, environment
 from .made import evaluate, make_run

@@ -1,1 +1,0 @@
-"""What happens around a training step: counting, averaging, scoring, drawing, saving, ending."""

@@ -1,0 +1,41 @@
+"""A data module from its configuration: downloaded, checked and set up."""
+
+from collections.abc import Collection
+
+from omegaconf import DictConfig
+
+from aigc.config.targets import instantiate
+from aigc.data.datamodule import ImageData
+from aigc.data.pairs import PairData
+from aigc.errors import UserError
+from aigc.files.cache import cache_folder
+from aigc.files.turns import in_turn
+
+
+def prepare_data(cfg: DictConfig, accepts: Collection[str] | None) -> ImageData:
+    """The data module, downloaded, checked and set up.
+
+    Args:
+        cfg: the configuration.
+        accepts: the kinds of batches of the family that learns from the data or is measured on them; one that learns
+            without pairs gets the two sides of paired data in independent orders. None: of no family.
+
+    Raises:
+        UserError: data are missing, broken, or have no labels for `condition=label`, no captions for text.
+    """
+    data = instantiate(cfg.data, "data")
+    if accepts is not None and isinstance(data, PairData) and "paired" not in accepts:
+        data.unpair()
+    with in_turn(cache_folder()):
+        data.prepare_data()
+    data.setup()
+    if cfg.condition == "label" and not data.classes:
+        why = f" ({data.unlabelled})" if data.unlabelled else ""
+        raise UserError(f"condition=label needs labels, and {data.name} has none{why}: use condition=none or other "
+                        "data")
+    if cfg.condition == "text" and not data.texts("train"):
+        raise UserError(
+            f"condition=text needs captions, and {data.name} has none: choose data=shapes, data=huggingface with "
+            "data.text=<column of captions>, or data=image_folder with a.txt beside a.png"
+        )
+    return data

@@ -1,0 +1,1 @@
+"""Schedules, parametrisations and samplers of diffusion."""

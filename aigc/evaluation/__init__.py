@@ -1,1 +1,0 @@
-"""Scores of a trained family or of a folder of images, with intervals, floors and protocol."""

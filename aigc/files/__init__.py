@@ -1,0 +1,1 @@
+"""Files of our own: how they are written, kept, named and recognized."""

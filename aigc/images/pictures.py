@@ -1,0 +1,328 @@
+"""Picture files in, pictures of the same names and sizes out: any number of them, read ahead, in bounded memory."""
+
+import io
+import os
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from glob import glob, has_magic
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from aigc.data.decode import decode, extremes, header
+from aigc.data.values import Range, Ranges, ranges_for
+from aigc.errors import UserError
+from aigc.files.names import ENDINGS, is_hidden, is_image, zip_name
+from aigc.files.written import ours
+from aigc.images.grids import grid_png, to_uint8
+from aigc.images.output import Output
+
+WRITTEN: dict[str, dict[str, Any]] = {                     # endings that are kept; other pictures become PNGs
+    ".png": {}, ".jpg": {"quality": 95}, ".jpeg": {"quality": 95}, ".webp": {"lossless": True}, ".bmp": {},
+    ".tif": {}, ".tiff": {},
+}
+COMPARISON, SHOWN = "comparison.png", 16                   # and the pictures in it
+LARGEST = 2**30                                            # bytes of a picture in a zip, unpacked
+READERS = 4                                                # threads that decode ahead
+SMALLEST = 16                                              # pixels a side that a network gets; less is padded
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file, or an entry of a zip; the name of its result below the output folder; its place among all."""
+
+    source: Path                                           # in a zip: <zip>/<entry>, for people
+    target: str
+    number: int
+    archive: zipfile.ZipFile | None = None
+    entry: zipfile.ZipInfo | None = None
+
+    def read(self) -> bytes:
+        """The content of the file.
+
+        Raises:
+            ValueError: of an entry that is too large or protected; zipfile raises others.
+        """
+        if self.archive is None or self.entry is None:
+            return self.source.read_bytes()
+        if self.entry.flag_bits & 1:
+            raise ValueError("protected by a password")
+        if self.entry.file_size > LARGEST:
+            raise ValueError(f"more than {LARGEST >> 20:,} MiB once unpacked")
+        return self.archive.read(self.entry)
+
+
+def find_pictures(
+    images: str, out: Path, form: str = "keep", *, left_out: dict[str, list[str]] | None = None
+) -> list[Picture]:
+    """The pictures that `images` means: a file, a folder with its subfolders, a zip likewise, or a glob (`**` too).
+
+    Results keep the place below the folder, in the zip, or below the part of the glob before its first wildcard. What
+    lies in `out` is no input, and neither are grids that this program drew.
+
+    Args:
+        images: as typed.
+        out: where results go.
+        form: `keep` (the same ending, where it can be written without much loss) or `png`.
+        left_out: takes the names of grids and the like, by the reason.
+
+    Raises:
+        UserError: nothing is found, or a result would overwrite a picture that was given.
+    """
+    path = Path(images).expanduser()
+    if path.is_file() and (path.suffix.lower() == ".zip" or (not is_image(path.name) and zipfile.is_zipfile(path))):
+        return _in_zip(path, form, left_out)
+    root, found = _in_folders(path, images)
+    own = out.resolve()
+    sources = sorted(
+        file for file in found
+        if (file == path or file.suffix.lower() in ENDINGS) and not file.name.startswith(".")
+        and file.is_file() and (file == path or not file.resolve().is_relative_to(own) or own == root.resolve())
+    )
+    if sources != [path]:
+        names = {source.relative_to(root).as_posix(): source for source in sources}
+        sources = [names[name] for name in without_drawings(root, list(names), left_out)]
+    if not sources:
+        raise UserError(f"images='{images}' holds no pictures ({' '.join(ENDINGS)}): name others")
+    given = {source.resolve(): source for source in sources}
+    targets = _targets([source.relative_to(root).as_posix() for source in sources], form)
+    for target in targets:
+        if (source := given.get((out / target).resolve())) is not None:
+            raise UserError(f"out='{out}' would overwrite '{source}', which is an input: choose another folder")
+    return [Picture(source, target, k) for k, (source, target) in enumerate(zip(sources, targets, strict=True))]
+
+
+def _in_folders(path: Path, images: str) -> tuple[Path, list[Path]]:
+    """The folder that places are relative to, and all files that a file, folder or glob means."""
+    if path.is_dir():
+        return path, [Path(f, name) for f, _, names in os.walk(path, followlinks=True) for name in names]
+    if path.is_file():
+        return path.parent, [path]
+    parts = path.parts
+    plain = next((k for k, part in enumerate(parts) if has_magic(part)), None)
+    if plain is None:
+        raise UserError(f"images='{images}' does not exist: give a picture, a folder, a zip or a glob such as "
+                        "'a/*.png'")
+    return Path(*parts[:plain]), [Path(name) for name in glob(str(path), recursive=True)]
+
+
+def _in_zip(path: Path, form: str, left_out: dict[str, list[str]] | None) -> list[Picture]:
+    """The pictures in a zip. Nothing is unpacked; names that lead out of it are taken as if they stayed inside."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"images='{path}' is not an intact zip ({error}): give a picture, a folder, a zip or a "
+                        "glob") from error
+    entries = {zip_name(entry.filename): entry for entry in archive.infolist() if not entry.is_dir()}
+    names = sorted(name for name in entries if is_image(name) and not any(
+        is_hidden(part) for part in name.split("/") if part not in (".", "..")))
+    names = without_drawings(path, names, left_out)
+    if not names:
+        raise UserError(f"images='{path}' holds no pictures ({' '.join(ENDINGS)}): name another zip")
+    if all(entries[name].flag_bits & 1 for name in names):
+        raise UserError(f"images='{path}' is protected by a password: unpack it, and give the folder")
+    inside = ["/".join(part for part in name.split("/") if part not in ("", ".", "..")) for name in names]
+    return [Picture(path / place, target, k, archive, entries[name])
+            for k, (name, place, target) in enumerate(zip(names, inside, _targets(inside, form), strict=True))]
+
+
+def without_drawings(root: Path, names: list[str], left_out: dict[str, list[str]] | None = None) -> list[str]:
+    """Names of image files in a folder or zip without grids and the like, which `left_out` takes by the reason."""
+    drawn = ours(root, names, only_drawings=True)
+    for name, reason in drawn.items():
+        if left_out is not None:
+            left_out.setdefault(reason, []).append(name)
+    return [name for name in names if name not in drawn]
+
+
+def _targets(places: list[str], form: str) -> list[str]:
+    """Names for the results of pictures at these places, all different."""
+    targets: dict[str, None] = {}
+    for name in places:
+        place = PurePosixPath(name)
+        kept = form == "keep" and place.suffix.lower() in WRITTEN
+        target = place if kept else place.with_suffix(".png")
+        while str(target) in targets:                      # a.png and a.gif in one folder
+            target = target.with_name(f"{place.name}{target.suffix}")
+            place = place.with_name(f"{place.name}_")
+        targets[str(target)] = None
+    return list(targets)
+
+
+def ranges_of(pictures: Iterable[Picture], given: Range | None, known: Ranges) -> tuple[dict[str, Range], list[str]]:
+    """Black and white of all pictures together, see `values.ranges_for`; those that cannot be read do not count."""
+    found = []
+    for future in ahead(lambda picture: extremes(picture.read()), pictures, 2 * READERS):
+        if future.exception() is None and (one := future.result()) is not None:
+            found.append(one)
+    return ranges_for(found, given, known)
+
+
+def read(picture: Picture, channels: int, ranges: Ranges) -> Tensor:
+    """The picture as displayed, uint8 `(channels, h, w)`: upright, on white where transparent, grey or colour.
+
+    `ranges` say what is black and white, by the kind of numbers in the file.
+
+    Raises:
+        ValueError: it cannot be read; says why.
+    """
+    try:
+        data = picture.read()
+        size, _ = header(data)
+        return decode(data, size=size, channels=channels, limits=ranges)
+    except Exception as error:                             # Pillow's decoders raise what they like
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0].split(" <")[0]
+        raise ValueError(reason) from error
+
+
+def encode(image: Tensor, ending: str) -> bytes:
+    """A picture uint8 `(c, h, w)` as a file with this ending (`.png`, `.jpg`, ...)."""
+    from PIL import Image
+
+    array, file = image.permute(1, 2, 0).numpy(), io.BytesIO()
+    picture = Image.fromarray(np.ascontiguousarray(array[..., 0] if len(image) == 1 else array))
+    picture.save(file, format=Image.registered_extensions()[ending.lower()], **WRITTEN[ending.lower()])
+    return file.getvalue()
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Future[Result]]:
+    """`function` of every item, in order, up to `depth` of them worked on in threads before they are asked for."""
+    rest = iter(items)
+    with ThreadPoolExecutor(READERS) as pool:
+        waiting = deque(pool.submit(function, item) for item in islice(rest, depth))
+        try:
+            while waiting:
+                done = waiting.popleft()
+                done.exception()                           # waits
+                waiting.extend(pool.submit(function, item) for item in islice(rest, 1))
+                yield done
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def edited(
+    pictures: list[Picture],
+    edit: Callable[[Tensor, list[int]], Tensor],
+    *,
+    channels: int,
+    batch_size: int,
+    pixels: int,
+    failures: dict[Path, str],
+    ranges: Ranges = MappingProxyType({}),
+) -> Iterator[tuple[Picture, Tensor, Tensor]]:
+    """Reads pictures, edits those of one size together, and yields (picture, before, after), uint8 `(c, h, w)`.
+
+    A picture that cannot be read, or is too large for the memory, goes to `failures` and costs no other.
+
+    Args:
+        pictures: what to read.
+        edit: from images `(n, c, h, w)` in [-1, 1] and their numbers to images of the same size.
+        channels: 1 or 3, what `edit` wants.
+        batch_size: pictures edited together, at most.
+        pixels: of all pictures of a batch together, at most; a single larger picture is a batch of its own.
+        failures: takes the reason for each picture that failed.
+        ranges: black and white, see `read`.
+    """
+    groups: dict[tuple[int, ...], list[tuple[Picture, Tensor]]] = {}
+
+    def flush(shape: tuple[int, ...]) -> Iterator[tuple[Picture, Tensor, Tensor]]:
+        group = groups.pop(shape)
+        before = torch.stack([image for _, image in group])
+        try:
+            after = to_uint8(edit(before.float() / 127.5 - 1, [picture.number for picture, _ in group])).cpu()
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+                raise
+            for picture, _ in group:
+                failures[picture.source] = f"{shape[2]} x {shape[1]} pixels do not fit into memory, give side="
+            return
+        for (picture, image), made in zip(group, after, strict=True):
+            yield picture, image, made
+
+    def full(shape: tuple[int, ...], n: int) -> bool:
+        return n >= batch_size or n * shape[1] * shape[2] >= pixels
+
+    reading = ahead(lambda picture: read(picture, channels, ranges), pictures, 2 * READERS)
+    for picture, future in zip(pictures, reading, strict=True):
+        try:
+            image = future.result()
+        except ValueError as error:
+            failures[picture.source] = str(error)
+            continue
+        shape = tuple(image.shape)
+        groups.setdefault(shape, []).append((picture, image))
+        if full(shape, len(groups[shape])):
+            yield from flush(shape)
+        held = {s: len(group) for s, group in groups.items()}
+        if sum(held.values()) >= 4 * batch_size or sum(n * s[1] * s[2] for s, n in held.items()) >= 4 * pixels:
+            yield from flush(max(held, key=lambda s: held[s] * s[1] * s[2]))  # many sizes: none waits for ever
+    for shape in list(groups):
+        yield from flush(shape)
+
+
+def write_edited(
+    pictures: list[Picture], edit: Callable[[Tensor, list[int]], Tensor], output: Output, **options: Any
+) -> None:
+    """Writes what `edit` makes of each picture, and `comparison.png`: the first ones beside their results.
+
+    `options` are those of `edited`.
+
+    Raises:
+        RunError: the folder does not take them.
+    """
+    pairs: list[tuple[Tensor, Tensor]] = []
+    with tqdm(total=len(pictures), unit=" pictures", disable=None) as bar:
+        for picture, before, after in edited(pictures, edit, **options):
+            output.write(picture.target, encode(after, Path(picture.target).suffix), kind="image",
+                         number=picture.number, source=str(picture.source))
+            if len(pairs) < SHOWN:
+                pairs.append((before, after))
+            bar.update()
+    if pairs and COMPARISON not in {picture.target for picture in pictures}:
+        output.write(COMPARISON, comparison(pairs), kind="comparison")
+
+
+def at_side(edit: Callable[[Tensor], Tensor], images: Tensor, side: int | None) -> Tensor:
+    """`edit` of images `(n, c, h, w)` in [-1, 1] at a shorter side of `side` pixels (None: their own), scaled back.
+
+    Less than `SMALLEST` pixels are padded by repeating the edge, and cropped again.
+    """
+    h, w = images.shape[2:]
+    scale = 1.0 if side is None else side / min(h, w)
+    work = (max(1, round(h * scale)), max(1, round(w * scale)))
+    given = images if work == (h, w) else resize(images, work)
+    given = F.pad(given, (0, max(0, SMALLEST - work[1]), 0, max(0, SMALLEST - work[0])), mode="replicate")
+    made = edit(given)[:, :, : work[0], : work[1]]
+    return made if work == (h, w) else resize(made, (h, w))
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images `(n, c, h, w)` in [-1, 1] at another size, antialiased bicubic."""
+    return F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def comparison(pairs: list[tuple[Tensor, Tensor]], cell: int = 128) -> bytes:
+    """A PNG of (before, after) pairs, uint8 `(c, h, w)`, each fitted into squares of `cell` pixels, two a row."""
+
+    def fitted(image: Any) -> Tensor:
+        h, w = image.shape[1:]
+        scale = cell / max(h, w)
+        size = (max(1, round(h * scale)), max(1, round(w * scale)))
+        small = resize(image[None].float() / 127.5 - 1, size)
+        top, left = (cell - size[0]) // 2, (cell - size[1]) // 2
+        return F.pad(small, (left, cell - size[1] - left, top, cell - size[0] - top), value=1.0)[0]
+
+    cells = [fitted(image) for pair in pairs for image in pair]
+    return grid_png(torch.stack(cells), columns=4 if len(pairs) > 1 else 2, scale=1)

@@ -1,0 +1,54 @@
+"""The run folder: its record, and the rules for resuming it."""
+
+import hashlib
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aigc.errors import RunError, UserError
+
+UNSIGNED = ("study", "resume", "logger", "callbacks", "log_every", "budget")  # not part of an experiment's identity
+
+
+def write_summary(folder: Path, **entries: Any) -> dict[str, Any]:
+    """Merges `entries` into `<folder>/summary.json`, atomically, and returns the whole.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    path = folder / "summary.json"
+    summary = {**read_summary(folder), **entries, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
+    temporary = path.with_suffix(".tmp")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        sentence = f"{path} could not be written ({error.strerror}): make room, or choose another hydra.run.dir"
+        raise RunError(sentence) from error
+    return summary
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The content of `<folder>/summary.json`; empty if there is none.
+
+    Raises:
+        UserError: it cannot be read as a summary.
+    """
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be read ({error}): repair it, or remove it") from error
+    if not isinstance(summary, dict):
+        raise UserError(f"'{path}' is not the summary of a run: choose another folder")
+    return summary
+
+
+def signature(config: dict[str, Any]) -> str:
+    """Identity of an experiment: a hash of its configuration without the keys that do not change its result."""
+    kept = {key: value for key, value in config.items() if key not in UNSIGNED}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+

@@ -1,0 +1,205 @@
+"""An evaluation from its options to its record: all networks see every image once."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aigc.config.schema import to_plain
+from aigc.errors import UserError
+from aigc.models.family import Translator
+from aigc.runs.machine import environment, keep_freed_memory
+from aigc.runs.protocol import by_reason
+from aigc.scoring import bootstrap
+from aigc.scoring.enough import no_floor, no_label_accuracy
+from aigc.scoring.evaluations import now, write_record
+from aigc.scoring.images import (
+    Found,
+    Samples,
+    Sampling,
+    clip_floor,
+    pictures_of,
+    score_attributes,
+    score_images,
+    show_neighbours,
+)
+from aigc.scoring.networks.registry import FOREIGN
+from aigc.scoring.panel import How, Panel
+from aigc.scoring.scores.clip_score import CLIPScore
+from aigc.scoring.scores.similarity import check_lpips, lpips_at_hand, no_ssim
+from aigc.scoring.sources import DataSource, FolderSource, share_ranges
+from aigc.scoring.target import Target, open_data, open_networks, open_reference, open_second
+from aigc.scoring.translation import score_translations
+from aigc.wording import told
+
+log = logging.getLogger(__name__)
+NUM_SAMPLES = 2000         # of a family, as in training (conf/metrics/classifier.yaml)
+
+
+def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[Found, list[str]]:
+    """Computes the requested scores, and writes the record once the images are scored and again at the end.
+
+    Args:
+        cfg: as in conf/evaluate.yaml.
+        target: what to score.
+        device: where networks compute.
+        out: the record's path; pictures of nearest neighbours are saved beside it.
+
+    Returns:
+        The scores, and lines to print.
+
+    Raises:
+        UserError: a mistake in the options.
+        RunError: the family's images are not finite, or the record cannot be written.
+    """
+    started = time.perf_counter()
+    keep_freed_memory()
+    data = open_data(target, to_plain(cfg.data), cfg)
+    networks = open_networks(cfg, target, data, device)
+    second, most, unavailable = open_second(cfg, target, data, device, networks[0].name)
+    translates = isinstance(target.family, Translator)
+    against = FolderSource(Path(cfg.against).expanduser(), "against") if cfg.against is not None else None
+    values = share_ranges([source for source in (target.pictures, against) if source is not None],
+                          data.ranges if data is not None else {})
+    sizes = [data.size] if data is not None else []
+    sizes += [size for source in (target.pictures, against) if source is not None for size in source.sizes.values()]
+    batch_size = max(1, min(cfg.batch_size, int(cfg.megapixels * 1e6 / max(h * w for h, w in sizes))))
+    how = How(
+        kd_subsets=cfg.kd_subsets, kd_subset_size=cfg.kd_subset_size, neighbours=cfg.neighbours,
+        memorisation=cfg.memorisation and not translates, resamples=cfg.resamples, num_reals=cfg.num_reals,
+        batch_size=batch_size, seed=cfg.seed,
+    )
+    panels = [Panel(network, how) for network in networks]
+    found = Found()
+    if second is not None:
+        panels.append(Panel(second, replace(how, memorisation=False, most=None if translates else most)))
+    if unavailable is not None:
+        found.ruled_out[f"fd_{FOREIGN}"] = unavailable
+
+    def keep() -> None:
+        write_record(out, {
+            "made": now(),
+            "target": target.facts(),
+            "scores": {name: dict(zip(("value", "low", "high", "floor"), score, strict=True))
+                       for name, score in found.scores.items()},
+            "protocol": found.protocol,
+            "interval": {"method": "bootstrap standard error, normal", "level": bootstrap.LEVEL,
+                         "resamples": cfg.resamples} if cfg.resamples else None,
+            "sampling": found.sampling,
+            "scores_notes": found.notes,
+            "scores_missing": {**found.ruled_out, **found.missing},
+            "seconds": round(time.perf_counter() - started, 3),
+            **environment(),
+        })
+
+    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if translates:
+            notes = _translations(cfg, target, data, panels, found, batch_size, device)
+        else:
+            notes = _images(cfg, target, data, against, panels, found, batch_size, device, out, keep)
+    keep()
+    notes += [f"no {', '.join(names)}  {reason}" for reason, names in by_reason(found.missing).items()]
+    notes += [f"values    {line}" for line in values]
+    for source in (target.pictures, against):
+        notes += [f"left out  {line}" for line in told(source.left_out)] if source is not None else []
+    return found, notes
+
+
+def _images(
+    cfg: Any, target: Target, data: Any, against: FolderSource | None, panels: list[Panel], found: Found,
+    batch_size: int, device: torch.device, out: Path, keep: Callable[[], None],
+) -> list[str]:
+    """Scores samples or a folder of pictures."""
+    reference, held = open_reference(against, data, target, cfg.split, cfg.test)
+    clip = open_clip(cfg, target, device)
+    making = None
+    if target.family is not None:
+        options = sampling_options(cfg)
+        how = Sampling(cfg.num_samples or NUM_SAMPLES, batch_size, cfg.seed, cfg.split, cfg.balanced, options)
+        making = Samples(target.family, data, how)
+        n = how.n
+    else:
+        assert target.pictures is not None
+        n = min(cfg.num_samples or target.pictures.count, target.pictures.count)
+    for panel in panels:
+        panel.learn(reference)
+        panel.measure_floor(held, n)
+        for note in panel.notes(n):
+            found.note(note)
+        found.missing |= panel.missing(n)
+        found.ruled_out |= panel.ruled_out()
+    if target.family is not None:
+        condition, classes = target.family.hparams.get("condition", "none"), data.classes if data is not None else None
+        reasons = [no_label_accuracy(condition, panel.network.classes, classes) for panel in panels]
+        if all(reasons):
+            (found.missing if condition == "label" else found.ruled_out)["label_accuracy"] = str(reasons[0])
+    if reason := no_floor(n, held.count if held is not None else None):
+        more = f"; num_samples={held.count} gives one" if held is not None and held.count > 1 else ""
+        (found.ruled_out if cfg.against else found.missing)["floor"] = reason + more
+    stream = iter(making) if making is not None else pictures_of(target.pictures, n, batch_size)  # type: ignore[arg-type]
+    shown = score_images(stream, n, panels, found, clip=clip,
+                         facts={"balanced": cfg.balanced} if making is not None else {})
+    if making is not None:
+        found.sampling = making.cost()
+    keep()
+    notes = [show_neighbours(panel, shown, out.with_name(f"{out.stem}_neighbours_{panel.network.name}.png"))
+             for panel in panels if panel.limit is not None]
+    if clip is not None and isinstance(held, DataSource) and (floor := clip_floor(clip, held, n, batch_size)):
+        found.scores["clip_score"] = found.scores["clip_score"]._replace(floor=floor)
+    if making is not None:
+        assert target.family is not None
+        score_attributes(target.family, data, found, making.how, resamples=cfg.resamples, n=cfg.attribute_samples)
+    return notes
+
+
+def open_clip(cfg: Any, target: Target, device: torch.device) -> CLIPScore | None:
+    """The requested CLIP.
+
+    Raises:
+        UserError: it is missing, or there are no captions.
+    """
+    if cfg.clip is None:
+        return None
+    if target.family is None or target.family.hparams.get("condition", "none") != "text":
+        raise UserError("clip= scores images by their captions, but this run uses none: leave it out")
+    return CLIPScore(cfg.clip, device)
+
+
+def _translations(
+    cfg: Any, target: Target, data: Any, panels: list[Panel], found: Found, batch_size: int, device: torch.device
+) -> list[str]:
+    """Scores translations of the held-out images."""
+    unused = [name for name in ("against", "clip", "guidance", "truncation") if cfg[name] is not None]
+    unused += [f"sampler.{name}" for name, value in dict(cfg.sampler).items() if value is not None]
+    unused += [f"options.{name}" for name in cfg.options]
+    if unused:
+        raise UserError(f"{', '.join(unused)}: a translator is scored on the other side of its data, and its "
+                        "translations have no such options: leave it out")
+    check_lpips(cfg.lpips)
+    assert isinstance(target.family, Translator)
+    lpips = None
+    if data.has_pairs(cfg.test):
+        if reason := no_ssim(data.size):
+            found.missing["ssim"] = reason
+        lpips = lpips_at_hand(cfg.lpips, cfg.lpips_weights, channels=data.channels, size=data.size,
+                              missing=found.missing)
+    else:
+        names = ("psnr", "ssim", "lpips", *(panel.called("similarity") for panel in panels))
+        found.ruled_out |= dict.fromkeys(names, f"the images of {cfg.test} are not paired")
+    score_translations(
+        target.family, data, panels, found, split=cfg.test, limit=cfg.num_samples, batch_size=batch_size,
+        seed=cfg.seed, lpips=lpips.to(device) if lpips is not None else None,
+    )
+    return []
+
+
+def sampling_options(cfg: Any) -> dict[str, Any]:
+    """Options of the family's `sample` besides numbers, conditions and seeds; empty: those of its recipe."""
+    sampler = dict(cfg.sampler)
+    options = {"sampler": sampler.pop("name", None), **sampler, "guidance": cfg.guidance,
+               "truncation": cfg.truncation, **to_plain(cfg.options)}
+    return {name: value for name, value in options.items() if value is not None}

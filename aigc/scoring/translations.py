@@ -1,0 +1,44 @@
+"""The translations that a translator is scored on: every image of a side once, on any number of ranks."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from aigc.data.pairs import PairData
+from aigc.images.streams import check_finite_images, items, seeds_of
+
+if TYPE_CHECKING:
+    from aigc.models.family import Translator
+
+BACK = {"a2b": "b2a", "b2a": "a2b"}          # the inverse of each direction
+
+
+def translations(
+    family: "Translator", data: PairData, split: str, direction: str, n: int, *, batch_size: int, seed: int,
+    rank: int = 0, world: int = 1, identity: bool = False,
+) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor, dict[str, Tensor]]]:
+    """This rank's share of n rows, as (numbers, index, made, targets, measured); images float32 in [-1, 1].
+
+    `index` `(m,)` is an image's position on its side, `made` its translation (with `identity`: the image itself),
+    `targets` the other side of its row. `measured` holds `cycle_l1` `(m,)`, the error of the round trip, for families
+    that translate both ways. Repeated images of the shorter side are left out.
+    """
+    count = data.counts(split)[int(direction == "b2a")]
+    for part, batch in items(data, split, n, batch_size=batch_size, rank=rank, world=world):
+        fresh = batch["index"] < count                      # the shorter side repeats
+        numbers = [number for number, own in zip(part, fresh.tolist(), strict=True) if own]
+        if not numbers:
+            continue
+        sides = family.sides(data.prepare(batch, family.device), direction)
+        images, targets = (side[fresh.to(side.device)] for side in sides)
+        made, measured = images, {}
+        if not identity:
+            seeds = seeds_of(numbers, seed)
+            made = family.translate(images, direction=direction, seeds=seeds)
+            check_finite_images(made, family)
+            if BACK[direction] in family.directions:
+                again = family.translate(made, direction=BACK[direction], seeds=seeds)
+                check_finite_images(again, family)
+                measured["cycle_l1"] = (again - images).abs().mean((1, 2, 3))
+        yield numbers, batch["index"][fresh], made, targets, measured

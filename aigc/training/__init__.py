@@ -1,0 +1,1 @@
+"""Training: fit, trainer, launch over devices, callbacks, loggers and precision."""

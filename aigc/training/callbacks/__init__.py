@@ -1,0 +1,1 @@
+"""Callbacks of training: budget, scores, samples, checkpoints and the run's record."""
