@@ -54,10 +54,10 @@ class Processes(Launcher):
         ended: Callable[[Any, dict[str, Any]], None] = lambda job, entry: None,
     ) -> None:
         """Runs `aigc.multirun.jobs.Job`s as they come; calls `ended` with each and its entry in jobs.json."""
-        from aigc.multirun.ledger import Record
+        from aigc.multirun.ledger import Ledger
         from aigc.multirun.running import ending_by_exception, run_jobs
 
-        record = Record(self.config.hydra.sweep.dir)
+        record = Ledger(self.config.hydra.sweep.dir)
         with ending_by_exception():
             run_jobs(jobs, record, self.devices, expected=expected, ended=ended)
 

@@ -70,7 +70,6 @@ PLACES = {
     "hydra.sweeper.pruner": Place("optuna.pruners.BasePruner", "an Optuna pruner", packages=("optuna.pruners",)),
 }
 MOVED = {  # where the modules of older run folders are now
-    "aigc.callbacks.record": "aigc.training.callbacks.summary",
     "aigc.callbacks": "aigc.training.callbacks",
     "aigc.loggers": "aigc.training.loggers",
 }

@@ -39,7 +39,7 @@ VERBS = {"generate": "images generated", "edit": "pictures edited"}
 
 
 @dataclass(frozen=True)
-class Record:
+class Written:
     """The content of a folder's record.
 
     Attributes:
@@ -54,7 +54,7 @@ class Record:
     complete: bool
 
 
-def parse_record(text: str) -> Record | None:
+def parse_record(text: str) -> Written | None:
     """The record in a file's text, up to the first truncated line; None if it is not one of ours.
 
     Names that lead out of the folder or to hidden files are ignored: this program writes none.
@@ -68,7 +68,7 @@ def parse_record(text: str) -> Record | None:
     if not all(isinstance(line, dict) for line in lines) or not lines or lines[0].get("program") != "aigc":
         return None
     files = {str(line["name"]): line for line in lines[1:] if "name" in line and _inside(str(line["name"]))}
-    return Record(lines[0], files, any(line.get("status") == "complete" for line in lines[1:]))
+    return Written(lines[0], files, any(line.get("status") == "complete" for line in lines[1:]))
 
 
 def _inside(name: str) -> bool:
@@ -76,7 +76,7 @@ def _inside(name: str) -> bool:
     return not any(part == "" or part.startswith(".") for part in name.split("/")) and "\0" not in name
 
 
-def read_record(folder: Path) -> Record | None:
+def read_record(folder: Path) -> Written | None:
     """The record of a folder written by generate or edit, or None."""
     try:
         return parse_record((folder / RECORD).read_text(encoding="utf-8"))
@@ -175,7 +175,7 @@ class _Search:
     def __init__(self, place: _Folder | _Zip, only_drawings: bool):
         self.place = place
         self.only_drawings = only_drawings
-        self.records: dict[str, Record | None] = {}
+        self.records: dict[str, Written | None] = {}
         self.runs: dict[str, bool] = {}
 
     def reasons(self, names: Sequence[str]) -> dict[str, str]:
@@ -218,7 +218,7 @@ class _Search:
             return f"grids drawn with the run {run}" if parts[-1] in ("grid.png", "comparison.png") else None
         return f"{known[1]} {'with' if parts[0] in MADE else 'of'} the run {run}"
 
-    def listed(self, folder: str, name: str) -> tuple[dict[str, Any], Record] | None:
+    def listed(self, folder: str, name: str) -> tuple[dict[str, Any], Written] | None:
         """The record's facts about a file of a folder, if the file is unchanged; and the record."""
         if folder not in self.records:
             text = self.place.start(_join(folder, RECORD))

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from aigc import __version__
 from aigc.errors import RunError, UserError
-from aigc.files.written import RECORD, Record, parse_record
+from aigc.files.written import RECORD, Written, parse_record
 from aigc.wording import counted
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ NAMED = 3                                                  # names of blocking f
 class Output:
     """A claimed folder. If asked to overwrite, clears the program's earlier files before it writes the first one."""
 
-    def __init__(self, folder: Path, record: IO[str], before: Record | None):
+    def __init__(self, folder: Path, record: IO[str], before: Written | None):
         self.folder = folder
         self.facts: dict[str, Any] = {}                    # first line of the record; complete before the first file
         self.ending: dict[str, Any] = {}                   # its last line
@@ -164,7 +164,7 @@ def by_time(folder: Path) -> Path:
     return folder / f"{datetime.now(UTC):%Y-%m-%d_%H-%M-%S}"
 
 
-def clear(folder: Path, record: Record) -> None:
+def clear(folder: Path, record: Written) -> None:
     """Removes the unchanged files of a record, remains of an interruption, and folders that become empty."""
     folders = set()
     for name, facts in record.files.items():
@@ -225,7 +225,7 @@ def _lock(folder: Path, overwrite: bool) -> Output:
         raise
     try:
         text = record.read()
-        before = parse_record(text) if text else Record({}, {}, False)
+        before = parse_record(text) if text else Written({}, {}, False)
         if before is None:
             raise UserError(f"out='{folder}' holds an {RECORD} that cannot be read: choose a new or an empty folder")
         if text and not overwrite:
@@ -263,7 +263,7 @@ def _hold(record: IO[str], path: Path) -> None:
         raise UserError(f"out='{path.parent}' was being written by another process: try again")
 
 
-def _others(folder: Path, record: Record | None) -> str:
+def _others(folder: Path, record: Written | None) -> str:
     """The first few files below a folder that its record does not list or that were changed, as a phrase; or empty."""
     known = {} if record is None else record.files
     found = []

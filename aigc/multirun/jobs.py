@@ -15,7 +15,7 @@ from aigc.config.schema import TrainConfig, check_closed, to_plain
 from aigc.config.untrusted import read_config
 from aigc.config.words import as_typed, override
 from aigc.errors import UserError
-from aigc.multirun.ledger import Record
+from aigc.multirun.ledger import Ledger
 from aigc.runs.resume import AUTOMATIC
 from aigc.runs.summary import read_summary, signature
 from aigc.training import launch
@@ -133,7 +133,7 @@ def compose_job(loader: Any, config: DictConfig, words: Sequence[str], number: i
         HydraConfig.instance().cfg = before
 
 
-def note_waiting(jobs: Sequence[Job], record: Record) -> None:
+def note_waiting(jobs: Sequence[Job], record: Ledger) -> None:
     """Notes jobs that are still to come.
 
     Raises:

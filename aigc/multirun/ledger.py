@@ -28,7 +28,7 @@ from aigc.wording import counted
 NAME = "jobs.json"
 
 
-class Record:
+class Ledger:
     """`<folder>/jobs.json`, changed whole or not at all, by any process that sees the folder."""
 
     def __init__(self, folder: str | Path):
@@ -99,7 +99,7 @@ def find_folder(config: DictConfig, command: dict[str, Any]) -> Path:
     """
     wanted = Path(str(config.hydra.sweep.dir))
     if is_typed(config):
-        held = Record(wanted).read().get("command")
+        held = Ledger(wanted).read().get("command")
         if held is not None and held != command:
             typed = " ".join(held["overrides"])
             raise UserError(f"'{wanted}' holds another multirun ({typed}): choose another hydra.sweep.dir")
@@ -112,7 +112,7 @@ def find_same(parent: Path, command: dict[str, Any]) -> Path | None:
     same = []
     for path in parent.glob(f"*/{NAME}"):
         with contextlib.suppress(UserError):  # somebody else's file of that name
-            same += [path.parent] if Record(path.parent).read().get("command") == command else []
+            same += [path.parent] if Ledger(path.parent).read().get("command") == command else []
     return max(same, key=lambda folder: folder.name, default=None)
 
 
@@ -143,7 +143,7 @@ class Multirun:
 
     def move(self, folder: Path) -> None:
         """Makes `folder` the one of this multirun."""
-        self.folder, self.record = folder, Record(folder)
+        self.folder, self.record = folder, Ledger(folder)
         fixed = {"hydra.sweep.dir": str(folder), "hydra.output_subdir": None}
         told = [word for word in self.config.hydra.overrides.hydra if word.partition("=")[0] not in fixed]
         OmegaConf.update(self.config, "hydra.overrides.hydra",

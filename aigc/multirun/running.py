@@ -16,7 +16,7 @@ from typing import Any
 from aigc.errors import UserError
 from aigc.multirun.devices import Devices
 from aigc.multirun.jobs import Job
-from aigc.multirun.ledger import Record
+from aigc.multirun.ledger import Ledger
 from aigc.runs.claim import check_free
 from aigc.runs.lock import VARIABLE as LOCK_VARIABLE
 from aigc.runs.lock import FolderLock
@@ -43,7 +43,7 @@ class Running:
 
 def run_jobs(
     jobs: Iterator[Job],
-    record: Record,
+    record: Ledger,
     devices: Devices,
     *,
     expected: int = 1,
@@ -95,7 +95,7 @@ def run_jobs(
         raise
 
 
-def launch_elsewhere(launcher: Any, jobs: Sequence[Job], record: Record) -> list[dict[str, Any]]:
+def launch_elsewhere(launcher: Any, jobs: Sequence[Job], record: Ledger) -> list[dict[str, Any]]:
     """Hands jobs of consecutive numbers to a launcher of another package, until nothing works on them any more.
 
     A job that it lost, say because its supervisor was killed, is noted as failed; the others continue.
@@ -149,7 +149,7 @@ def ending_by_exception() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def skipped(job: Job, record: Record) -> dict[str, Any] | None:
+def skipped(job: Job, record: Ledger) -> dict[str, Any] | None:
     """The entry of a job that need not or cannot run: it is finished, or its folder is another's. None: run it."""
     try:
         if not job.finished:
@@ -159,12 +159,12 @@ def skipped(job: Job, record: Record) -> dict[str, Any] | None:
     return record.note(job.number, status="finished", reason=None, **job.facts, **result(job.folder))
 
 
-def failed(job: Job, record: Record, reason: str) -> dict[str, Any]:
+def failed(job: Job, record: Ledger, reason: str) -> dict[str, Any]:
     """Notes a job that could not be started."""
     return record.note(job.number, status="failed", reason=reason, **job.facts)
 
 
-def begin(job: Job, record: Record, told: dict[str, str]) -> Running | dict[str, Any]:
+def begin(job: Job, record: Ledger, told: dict[str, str]) -> Running | dict[str, Any]:
     """Starts the job's process; or the entry of a job that needs none, or whose folder is in use."""
     if (entry := skipped(job, record)) is not None:
         return entry
@@ -196,14 +196,14 @@ def begin(job: Job, record: Record, told: dict[str, str]) -> Running | dict[str,
     return Running(job, process, lock, time.monotonic())
 
 
-def is_begun(job: Job, record: Record) -> bool:
+def is_begun(job: Job, record: Ledger) -> bool:
     """Whether an earlier start has had this job in its folder, so that what is there is the job's."""
     if not job.folder.is_dir():
         return True
     return any(entry["number"] == job.number and "resumed" in entry for entry in record.jobs())
 
 
-def conclude(one: Running, record: Record) -> dict[str, Any]:
+def conclude(one: Running, record: Ledger) -> dict[str, Any]:
     """Notes how a job ended and frees its folder; returns its entry."""
     job, code = one.job, one.process.returncode
     summary = read_summary(job.folder)
@@ -265,7 +265,7 @@ def run_here(config: Any, hydra: Any) -> float | None:
         the monitored score; None when the job failed, which jobs.json says, or has none.
     """
     entries: list[dict[str, Any]] = []
-    job, record = Job.of(config, hydra), Record(hydra.sweep.dir)
+    job, record = Job.of(config, hydra), Ledger(hydra.sweep.dir)
     job.shown = next((entry["shown"] for entry in record.jobs() if entry["number"] == job.number), job.shown)
     run_jobs(iter([job]), record, Devices(parallel=1), ended=lambda job, entry: entries.append(entry))
     return entries[0].get("score")

@@ -15,7 +15,7 @@ from aigc.config.schema import CONFIG_DIR, register_schemas
 from aigc.errors import RunError, UserError
 from aigc.multirun import running
 from aigc.multirun.jobs import Job
-from aigc.multirun.ledger import Multirun, Record
+from aigc.multirun.ledger import Ledger, Multirun
 from aigc.runs.lock import FolderLock
 from aigc.runs.summary import write_summary
 from hydra_plugins.aigc_multirun import Grid, Processes
@@ -56,7 +56,7 @@ def start(tmp_path):
             grid = Grid(max_batch_size=size, params={})
             grid.multirun, grid.config, grid.launcher = Multirun(config, {}), config, launcher
             grid.hydra_context = SimpleNamespace(config_loader=loader)
-            launcher.record, launcher.given, launcher.seen = Record(tmp_path / "m"), [], []
+            launcher.record, launcher.given, launcher.seen = Ledger(tmp_path / "m"), [], []
             grid.sweep(task)
 
     yield go
@@ -98,7 +98,7 @@ def test_a_job_that_another_launcher_lost_does_not_end_the_multirun(start, monke
 
 def test_the_others_of_a_lost_job_are_waited_for(tmp_path, monkeypatch):
     jobs = [Job(k, [], tmp_path / str(k), "abc", {}) for k in range(3)]
-    record, lock = Record(tmp_path), FolderLock(tmp_path / "1")
+    record, lock = Ledger(tmp_path), FolderLock(tmp_path / "1")
     for job in jobs:
         record.note(job.number, status="running", reason=None, **job.facts)
     assert lock.take()

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from aigc.config.words import as_typed, override, quoted
 from aigc.errors import UserError
 from aigc.multirun.jobs import Job, note_waiting
-from aigc.multirun.ledger import Multirun, Record, find_folder, table
+from aigc.multirun.ledger import Ledger, Multirun, find_folder, table
 from aigc.runs.lock import FolderLock
 from aigc.runs.summary import write_summary
 from aigc.training import launch
@@ -34,9 +34,9 @@ def own(path):
 def test_the_same_command_finds_its_newest_folder_and_another_does_not(tmp_path):
     command = {"overrides": ["seed=1,2"], "params": {}}
     for name in ("2026-01-01_multirun", "2026-01-02_multirun"):
-        with Record(tmp_path / name).change() as content:
+        with Ledger(tmp_path / name).change() as content:
             content["command"] = command
-    with Record(tmp_path / "2026-01-03_multirun").change() as content:
+    with Ledger(tmp_path / "2026-01-03_multirun").change() as content:
         content["command"] = {**command, "params": {"model.latent": "1,2"}}
     config = composed(tmp_path / "now_multirun")
     assert find_folder(config, command).name == "2026-01-02_multirun"
@@ -61,7 +61,7 @@ def test_a_multirun_that_goes_on_is_not_started_twice_and_a_refused_one_leaves_n
 
 
 def test_a_second_start_that_is_refused_keeps_what_the_first_one_left(tmp_path):
-    killed = Record(tmp_path / "m")
+    killed = Ledger(tmp_path / "m")
     with killed.change() as content:
         content |= {"command": {"overrides": ["seed=1,2"], "params": {}}, "jobs": []}
     killed.note(0, status="running", reason=None, folder="0", shown="")
@@ -81,7 +81,7 @@ def test_a_first_start_that_had_begun_a_job_is_kept(tmp_path):
 
 def test_the_same_words_on_other_config_folders_are_another_multirun(tmp_path):
     for name in ("a", "b"):
-        with Record(tmp_path / f"{name}_multirun").change() as content:
+        with Ledger(tmp_path / f"{name}_multirun").change() as content:
             content["command"] = Multirun(composed(tmp_path / "now", "experiment=best", dirs=[f"/{name}"]), {}).command
     for name in ("a", "b"):
         again = Multirun(composed(tmp_path / "now", "experiment=best", dirs=[f"/{name}"]), {})
@@ -113,7 +113,8 @@ def test_a_lock_is_held_by_the_child_and_taken_over_once_it_has_ended(tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a child that its parent has ended")
 def test_a_process_ends_with_the_one_that_started_it_even_by_sigkill(tmp_path):
-    child = "import time; from aigc.training import launch; launch.end_with_parent(); print('on', flush=True); time.sleep(60)"
+    child = ("import time; from aigc.training import launch; launch.end_with_parent(); print('on', flush=True); "
+             "time.sleep(60)")
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     told = "import os, sys; os.environ['AIGC_PARENT'] = str(os.getpid()); " + parent
     grown = subprocess.Popen([sys.executable, "-c", told], env=environment(), stdout=subprocess.PIPE, text=True)
@@ -165,7 +166,7 @@ def test_a_job_starts_anew_without_checkpoint_and_goes_on_with_one(tmp_path):
 
 
 def test_nothing_is_noted_where_a_job_belongs_to_another_configuration(tmp_path):
-    record, jobs = Record(tmp_path), [Job(k, [], tmp_path / str(k), "abc", {}) for k in range(2)]
+    record, jobs = Ledger(tmp_path), [Job(k, [], tmp_path / str(k), "abc", {}) for k in range(2)]
     record.note(1, status="finished", reason=None, folder="1", shown="")
     write_summary(jobs[1].folder, status="finished", signature="other")
     with pytest.raises(UserError, match="holds a run whose configuration"):

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from aigc.models.checkpoints import read_checkpoint
-from aigc.multirun.ledger import Record
+from aigc.multirun.ledger import Ledger
 from aigc.runs.lock import FolderLock
 from aigc.runs.summary import read_summary
 from aigc.training.fit import fit
@@ -42,7 +42,7 @@ def wait_for(path: Path, pattern: str, child: subprocess.Popen) -> Path:
 
 
 def states(folder: Path) -> list[tuple[str, str | None]]:
-    return [(job["status"], job["reason"]) for job in Record(folder).jobs()]
+    return [(job["status"], job["reason"]) for job in Ledger(folder).jobs()]
 
 
 @pytest.mark.slow
@@ -89,8 +89,8 @@ def test_a_failed_job_is_reported_the_next_goes_on_with_its_two_devices_and_ctrl
     os.kill(child.pid, signal.SIGINT)
     said, wrong = child.communicate(timeout=60)
     assert child.returncode == 130 and wrong.strip().splitlines()[-1] == "aigc: interrupted"
-    assert [job["status"] for job in Record(folder).jobs()] == ["failed", "stopped", "waiting"]
-    assert Record(folder).jobs()[0]["reason"] == "VAE has no condition 'lable': did you mean 'label'?"
+    assert [job["status"] for job in Ledger(folder).jobs()] == ["failed", "stopped", "waiting"]
+    assert Ledger(folder).jobs()[0]["reason"] == "VAE has no condition 'lable': did you mean 'label'?"
     assert 0 < read_checkpoint(going / "checkpoints" / "last.ckpt")["progress"]["images"] < 5000000
     summary = read_summary(going)
     assert (summary["status"], summary["reason"], summary["devices"]) == ("stopped", "interrupted", 2)

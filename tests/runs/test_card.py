@@ -14,7 +14,7 @@ from aigc.config.schema import SCHEMAS
 from aigc.runs import card
 from aigc.runs.markdown import number
 from aigc.runs.summary import read_summary, write_summary
-from aigc.training.callbacks.summary import Record
+from aigc.training.callbacks.record import Record
 from aigc.training.fit import fit
 from tests.conftest import TINY, compose_train, environment
 

@@ -23,8 +23,8 @@ from aigc.multirun.ledger import own_dirs, shortened
 from aigc.multirun.running import STOP, launch_elsewhere
 from aigc.multirun.search.best import save_experiment
 from aigc.multirun.search.objectives import MONITORED, entries_of, logged, monitored, objectives_of
+from aigc.multirun.search.optuna_study import hidden, open_study
 from aigc.multirun.search.space import read_space, sampled, words_of
-from aigc.multirun.search.study import hidden, open_study
 from aigc.runs.summary import read_summary
 from aigc.wording import counted
 

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
-from aigc.training.callbacks.summary import Record
+from aigc.training.callbacks.record import Record
 from aigc.wording import counted
 
 

@@ -11,8 +11,8 @@ import lightning as L
 import torch
 
 from aigc.errors import RunError
+from aigc.training.callbacks.record import Record
 from aigc.training.callbacks.scoring import Scoring
-from aigc.training.callbacks.summary import Record
 from aigc.training.sharded import local
 from aigc.wording import counted
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 
-from aigc.training.callbacks.summary import batch_size
+from aigc.training.callbacks.record import batch_size
 
 
 class AverageWeights(L.Callback):

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from aigc.config.schema import CONFIG_DIR, register_schemas
 from aigc.errors import RunError, UserError
 from aigc.multirun import devices, running
-from aigc.multirun.ledger import Multirun, Record
+from aigc.multirun.ledger import Ledger, Multirun
 from aigc.multirun.search.sweep import sweep as module
 from aigc.runs.summary import write_summary
 from tests import forked
@@ -83,7 +83,7 @@ def start(tmp_path):
             config = loader.load_configuration("train", all_words, RunMode.MULTIRUN)
             options = OmegaConf.to_container(config.hydra.sweeper)
             multirun = Multirun(config, options["params"] or {})
-            played = launcher(play, Record(multirun.folder))
+            played = launcher(play, Ledger(multirun.folder))
             plugin = SimpleNamespace(options=options, config=config, multirun=multirun, launcher=played,
                                      hydra_context=SimpleNamespace(config_loader=loader))
             with multirun:
@@ -245,10 +245,10 @@ def test_a_wrong_objective_is_named_and_can_be_corrected(start, tmp_path):
                                    "+hydra.sweeper.objectives={monitored:minimize,fd:minimize}"])
 def test_a_study_is_not_mixed_with_values_of_other_objectives(other, start, tmp_path):
     start("random", optimum, LOG, "hydra.sweeper.n_trials=1")
-    before = Record(tmp_path / "m").read()["search"]
+    before = Ledger(tmp_path / "m").read()["search"]
     with pytest.raises(UserError, match=r"the study 'm' holds trials for monitored \(minimize\): choose another"):
         start("random", optimum, LOG, "hydra.sweeper.n_trials=2", other)
-    assert Record(tmp_path / "m").read()["search"] == before and states(tmp_path) == ["COMPLETE"]
+    assert Ledger(tmp_path / "m").read()["search"] == before and states(tmp_path) == ["COMPLETE"]
 
 
 def test_a_refused_second_start_keeps_the_study_and_the_job_of_the_first(start, tmp_path):
@@ -303,7 +303,7 @@ def test_values_that_do_not_go_together_fail_and_the_search_goes_on(start, tmp_p
     monkeypatch.setattr(devices, "gpus", lambda: ("0",))
     played = start("grid", lambda job: scored(1.0), "trainer.accelerator=cpu,gpu", "trainer.devices=1,2")
     assert len(played) == 3 and sorted(states(tmp_path)) == ["COMPLETE"] * 3 + ["FAIL"]
-    (failed,) = [job for job in Record(tmp_path / "m").jobs() if job["status"] == "failed"]
+    (failed,) = [job for job in Ledger(tmp_path / "m").jobs() if job["status"] == "failed"]
     assert failed["shown"] == "trainer.accelerator=gpu trainer.devices=2"
     assert failed["reason"].startswith("trainer.devices=2, but this machine has 1 GPU: ")
 

@@ -16,8 +16,8 @@ from aigc.noise import SeededNoise
 from aigc.scoring.images import Found, Sampling, score_attributes
 from aigc.scoring.networks.oracle import oracle_of
 from aigc.scoring.scores import attributes
+from aigc.training.callbacks.record import Record
 from aigc.training.callbacks.scores import Scores
-from aigc.training.callbacks.summary import Record
 from tests.training.callbacks.conftest import Copies, Lines, alone, in_two_processes
 
 FEW = {"network": "classifier", "every_images": 100, "num_samples": 120, "batch_size": 50, "validation_images": 70,

@@ -96,7 +96,7 @@ def losses(trainer):
     from aigc.errors import RunError
     from aigc.runs.progress import Progress
     from aigc.training.callbacks.checkpoint import check_finite
-    from aigc.training.callbacks.summary import Record
+    from aigc.training.callbacks.record import Record
     from tests.training.callbacks.conftest import Lines
 
     rank, lines = trainer.global_rank, Lines()
