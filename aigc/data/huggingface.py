@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aigc.data.captions import METADATA, TEXT_NAMES, first_text, metadata_rows
+from aigc.data.captions import METADATA, metadata_rows
+from aigc.data.columns import captions, image_columns, label_columns, text_columns
 from aigc.data.datamodule import ImageData
 from aigc.data.decode import Wanted
 from aigc.data.encoded import Part, open_parts
@@ -26,10 +27,6 @@ from aigc.errors import UserError, choices
 from aigc.files.names import SPLIT_NAMES, natural
 from aigc.files.written import ours
 from aigc.wording import counted, listed, shown, told
-
-IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixel_values", "jpg", "png", "webp")
-LABEL_TYPES = ("int", "uint", "string", "large_string", "bool", "float", "double")
-LABEL_NAMES = ("label", "labels", "fine_label", "class", "class_label", "category", "target", "cls")
 
 
 class RowFiles:
@@ -127,9 +124,9 @@ class HuggingFace(ImageData):
         tables = _by_split(found, self.path, left_out)
         features = tables["train"].features
         self.licence = self.licence or tables["train"].info.license or None
-        image = self._find("image", features, _image_columns(features))
-        label = self._find("label", features, _label_columns(features))
-        text = self._find("text", features, _text_columns(features))
+        image = self._find("image", features, image_columns(features))
+        label = self._find("label", features, label_columns(features))
+        text = self._find("text", features, text_columns(features))
         group = self._find("group", features, [])
         if image is None:
             raise UserError(f"{self.path} has no recognizable image column (it has {', '.join(features)}): "
@@ -137,7 +134,7 @@ class HuggingFace(ImageData):
         self._not_taken(tables, image, left_out)
         tables = {split: self._without_ours(table, image, left_out) for split, table in tables.items()}
         values = None if label is None else self._values(tables, label)
-        texts = None if text is None else {split: _captions(table, text) for split, table in tables.items()}
+        texts = None if text is None else {split: captions(table, text) for split, table in tables.items()}
         if texts is not None:
             self.kind = "captioned"
         files = {split: RowFiles(table, image, split) for split, table in tables.items()}
@@ -355,45 +352,6 @@ def _beside_zip(folder: Path) -> Any:
     columns["image"] = [{"bytes": files.read(number[str(name)]), "path": name} for name in columns.pop("file_name")]
     table = datasets.Dataset.from_dict(columns)
     return table.cast_column("image", datasets.Image())
-
-
-def _usual(names: Sequence[str], usual: Sequence[str]) -> list[str]:
-    """`names` with the usual ones first, in the order of `usual`."""
-    rank = {name: k for k, name in enumerate(usual)}
-    return sorted(names, key=lambda name: rank.get(name.lower(), len(usual)))
-
-
-def _image_columns(features: Mapping[str, Any]) -> list[str]:
-    typed = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    raw = [name for name, feature in features.items() if name.lower() in IMAGE_NAMES and (
-        (isinstance(feature, Mapping) and {"bytes", "path"} & set(feature))
-        or getattr(feature, "dtype", None) in ("binary", "large_binary"))]
-    return _usual(typed, IMAGE_NAMES) + _usual(raw, IMAGE_NAMES)
-
-
-def _label_columns(features: Mapping[str, Any]) -> list[str]:
-    typed = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
-    plain = [name for name, feature in features.items() if name.lower() in LABEL_NAMES and name not in typed
-             and str(getattr(feature, "dtype", "")).startswith(LABEL_TYPES)]
-    return _usual(typed, LABEL_NAMES) + _usual(plain, LABEL_NAMES)
-
-
-def _text_columns(features: Mapping[str, Any]) -> list[str]:
-    def is_text(feature: Any) -> bool:
-        inner = getattr(feature, "feature", feature)
-        return getattr(inner, "dtype", None) in ("string", "large_string")
-
-    return _usual([name for name, f in features.items() if name.lower() in TEXT_NAMES and is_text(f)], TEXT_NAMES)
-
-
-def _captions(table: Any, text: str) -> list[str]:
-    """Captions of all rows: from a column (the first where a row has several), or a template filled from columns."""
-    if "{" not in text:
-        return [first_text(value) for value in table[text]]
-    names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
-    columns = {name: list(table[name]) for name in names}
-    return [text.format(**{name: first_text(values[i]) for name, values in columns.items()})
-            for i in range(len(table))]
 
 
 def library() -> Any:
