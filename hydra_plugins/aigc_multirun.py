@@ -125,7 +125,7 @@ class Search(Multiruns):
 
     def sweep(self, arguments: list[str]) -> None:
         """Searches until `n_trials` are done; prints and saves the best."""
-        from aigc.multirun.search.sweep.sweep import search
+        from aigc.multirun.search.sweep import search
 
         with self.multirun:
             search(self, arguments)

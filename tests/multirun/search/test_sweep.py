@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-from aigc.multirun.search.sweep.sweep import search
+from aigc.multirun.search.sweep import search
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
