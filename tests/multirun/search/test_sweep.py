@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-from aigc.multirun.search.sweep import search
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,7 +22,8 @@ from aigc.config.schema import CONFIG_DIR, register_schemas
 from aigc.errors import RunError, UserError
 from aigc.multirun import devices, running
 from aigc.multirun.ledger import Ledger, Multirun
-from aigc.multirun.search.sweep import sweep as module
+from aigc.multirun.search import sweep as module
+from aigc.multirun.search.sweep import search
 from aigc.runs.summary import write_summary
 from tests import forked
 from tests.conftest import compose_train, environment
