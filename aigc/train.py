@@ -51,14 +51,14 @@ def train(cfg: Any) -> float | None:
             cfg = resumed_config(cfg, Path(cfg.resume).expanduser().resolve(), overrides)
         resumed |= launch.requeued() and (folder / "checkpoints" / "last.ckpt").is_file()
         from aigc.data.preparing import prepare_data
+        from aigc.training.compatibility import check_compatible
         from aigc.training.fit import fit
-        from aigc.training.pairing import check_pair
 
         processes = launch.count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
         launch.check_world(processes, cfg.trainer.num_nodes)
         launching = processes > 1 and rank() is None
         if launching:
-            prepare_data(cfg, check_pair(cfg).accepts)
+            prepare_data(cfg, check_compatible(cfg).accepts)
             code = launch.launch(processes, [*launch.config_dirs(hydra_config), *overrides], folder)
             summary = read_summary(folder)
             if code and summary.get("status") != "stopped":

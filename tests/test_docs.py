@@ -19,8 +19,8 @@ from aigc.config.words import quoted
 from aigc.evaluate import spelled_out
 from aigc.models.checkpoints import load_family
 from aigc.runs.resume import over_saved
+from aigc.training.compatibility import check_compatible
 from aigc.training.fit import fit
-from aigc.training.pairing import check_pair
 
 from .conftest import COMMON, TINY
 from .documents import DOCS, PAGES, ROOT, anchors, blocks, commands, links, name
@@ -115,7 +115,7 @@ def test_a_command_is_understood(page, verb, words, mine):
     with allowed(mine):
         cfg = understood(verb, words, mine)
         if verb == "train" and cfg.resume is None:
-            check_pair(cfg)
+            check_compatible(cfg)
 
 
 @contextmanager

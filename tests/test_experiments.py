@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from aigc.config.schema import CONFIG_DIR, to_plain
-from aigc.training.pairing import check_pair
+from aigc.training.compatibility import check_compatible
 
 from .conftest import compose_train
 
@@ -20,7 +20,7 @@ def test_an_experiment_is_complete_and_says_what_for(name):
     assert {"override /model", "override /data", "override /metrics"} <= set(defaults)
     assert {"study", "seed", "budget"} <= set(own)              # nothing that decides the result is left to defaults
     cfg = compose_train(f"experiment={name}", *NEEDED.get(name, []), common=False)
-    check_pair(cfg)
+    check_compatible(cfg)
     assert not OmegaConf.missing_keys(cfg)
     alone = compose_train(*(f"{key.split('/')[1]}={value}" for key, value in defaults.items()),
                           *(f"data.root={name}" for _ in NEEDED.get(name, [])[:1]), common=False)

@@ -20,8 +20,8 @@ from aigc.generate import generate
 from aigc.models.family import Translator
 from aigc.runs.resume import resumed_config
 from aigc.scoring.networks import classifier, oracle
+from aigc.training.compatibility import check_compatible
 from aigc.training.fit import fit
-from aigc.training.pairing import check_pair
 
 from .conftest import compose_train
 from .families import READER, SMALLEST, words
@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence_that_names_what_does(model: 
                                 "trainer": {"_target_": "lightning.Trainer"}, "callbacks": {}, "logger": {},
                                 "metrics": None, "condition": "none"})
         with pytest.raises(UserError) as error:
-            check_pair(cfg)
+            check_compatible(cfg)
         said = re.fullmatch(rf"{family.__name__} learns from .* data, \w+ gives (\w+): choose data=(\S+?)"
                             r"(?:, or one of (\d+) more \(--help lists all data\))?", str(error.value))
         assert said is not None, (data, error.value)
@@ -140,6 +140,6 @@ def test_what_does_not_fit_is_refused_in_a_sentence_that_names_what_does(model: 
 def test_captions_are_missed_in_a_sentence(chosen, data: str) -> None:
     cfg = compose_train(*words("gan"), *chosen(data), *QUICK, "condition=text", common=False)
     with pytest.raises(UserError, match=rf"condition=text needs captions, and {data} has none: choose data=shapes"):
-        prepare_data(cfg, check_pair(cfg).accepts)
+        prepare_data(cfg, check_compatible(cfg).accepts)
 
 

@@ -23,7 +23,7 @@ from tests.training.callbacks.conftest import Alone
 
 from . import forked
 from .conftest import COMMON, TINY, compose_train, environment, once, python_train
-from .pair import STEPS, cases
+from .ranks import STEPS, cases
 
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 REPORT = "+callbacks.report._target_=tests.rank_report.RankReport"
@@ -41,13 +41,13 @@ def reports(folder):
 
 @pytest.fixture(scope="module")
 def pair():
-    """The folder in which two processes have trained every case of tests/pair.py."""
+    """The folder in which two processes have trained every case of tests/ranks.py."""
     return once("pair", train_pairs)
 
 
 def train_pairs(folder):
     env = environment(AIGC_ALLOW_TARGETS="tests", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(launch.free_port()))
-    both = [forked.Forked([sys.executable, "-m", "tests.pair", str(folder), str(rank)], env=env) for rank in (0, 1)]
+    both = [forked.Forked([sys.executable, "-m", "tests.ranks", str(folder), str(rank)], env=env) for rank in (0, 1)]
     try:
         said = [process.communicate(timeout=280) for process in both]
     finally:

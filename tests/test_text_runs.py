@@ -21,8 +21,8 @@ from aigc.models.prompts import prompts_of
 from aigc.multirun.jobs import Job
 from aigc.runs.resume import AUTOMATIC
 from aigc.runs.summary import read_summary, signature, write_summary
+from aigc.training.compatibility import check_compatible
 from aigc.training.fit import fit, settle_condition
-from aigc.training.pairing import check_pair
 
 from . import forked
 from .conftest import TINY, compose_train, environment
@@ -174,7 +174,7 @@ def test_a_template_of_captions_is_taken_as_typed():
 ])
 def test_auto_is_text_where_there_are_captions_and_who_reads_them(words, settled):
     cfg = compose_train(*words, common=False)
-    family = check_pair(cfg)
+    family = check_compatible(cfg)
     data = prepare_data(cfg, family.accepts)
     settle_condition(cfg, family, data, {})
     assert cfg.condition == settled
@@ -182,7 +182,7 @@ def test_auto_is_text_where_there_are_captions_and_who_reads_them(words, settled
 
 def test_a_resumed_run_keeps_the_condition_it_began_with(runs):
     cfg = compose_train("model=diffusion", *DATA, common=False)
-    family = check_pair(cfg)
+    family = check_compatible(cfg)
     settle_condition(cfg, family, prepare_data(cfg, family.accepts), {"condition": "none"})
     assert cfg.condition == "none"
     summary = read_summary(runs["diffusion"])

@@ -24,8 +24,8 @@ from aigc.runs.machine import environment, keep_freed_memory, peak_memory_mb
 from aigc.runs.summary import read_summary, signature, write_summary
 from aigc.training import launch
 from aigc.training.callbacks.scoring import Scoring
+from aigc.training.compatibility import check_compatible
 from aigc.training.loggers import JsonLines, Wandb
-from aigc.training.pairing import check_pair
 from aigc.training.precision import settle_precision
 from aigc.training.trainer import build_trainer, device_type, quiet
 from aigc.wording import counted
@@ -71,7 +71,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
         UserError: a mistake in what was asked; nothing has been trained.
         RunError: the run could not continue; `summary.json` says why.
     """
-    family = check_pair(cfg)
+    family = check_compatible(cfg)
     quiet()
     keep_freed_memory()
     torch.set_float32_matmul_precision("high")

@@ -15,8 +15,8 @@ from aigc.errors import UserError
 from aigc.models.checkpoints import AtomicCheckpointIO
 from aigc.models.family import Family
 from aigc.training import launch
+from aigc.training.compatibility import callbacks_of, loggers_of
 from aigc.training.loggers import JsonLines
-from aigc.training.pairing import callbacks_of, loggers_of
 from aigc.training.precision import OnePrecision, choose_precision
 
 

@@ -54,7 +54,7 @@ from aigc.scoring.networks.features import FeatureNetwork
 from aigc.scoring.networks.inception import InceptionV3
 from aigc.scoring.suite import Suite
 from aigc.training import precision
-from aigc.training.pairing import check_pair
+from aigc.training.compatibility import check_compatible
 from aigc.training.precision import settle_precision
 from aigc.training.trainer import build_trainer, quiet
 
@@ -120,7 +120,7 @@ def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictC
     register_schemas()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose("train", overrides=[f"model={family}", *source, *common, *overrides])
-    data = prepare_data(cfg, check_pair(cfg).accepts)
+    data = prepare_data(cfg, check_compatible(cfg).accepts)
     L.seed_everything(SEED, verbose=False)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes,
              "condition": cfg.condition}

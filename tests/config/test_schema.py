@@ -10,7 +10,7 @@ from aigc.config.targets import instantiate, locate
 from aigc.data.datamodule import ImageData
 from aigc.errors import UserError
 from aigc.models.family import Family
-from aigc.training.pairing import check_pair
+from aigc.training.compatibility import check_compatible
 from tests.conftest import compose_train
 
 MODELS = sorted(p.stem for p in (CONFIG_DIR / "model").glob("*.yaml"))
@@ -25,7 +25,7 @@ NEEDED = {"image_folder": ["data.path=."], "huggingface": ["data.path=."], "unpa
 def test_every_family_composes_with_its_own_data_at_both_sizes(model):
     for size in ("gpu", "cpu"):
         cfg = compose_train(f"model={model}", f"size={size}", common=False)
-        family = check_pair(cfg)
+        family = check_compatible(cfg)
     assert instantiate(cfg.data, "data").batch_size == cfg.batch_size
     built = instantiate(cfg.model, "model", channels=3, size=(32, 32), classes=None, condition="none")
     assert isinstance(built, Family) and type(built) is family
@@ -39,12 +39,12 @@ def test_every_data_set_composes_with_what_fits_it_and_is_refused_elsewhere(data
     for model in (*fitting, "pix2pix" if kind == "unpaired" else "vae" if kind == "paired" else "cut"):
         cfg = compose_train(f"model={model}", f"data={data}", *NEEDED.get(data, []), common=False)
         if model in fitting:
-            check_pair(cfg)
+            check_compatible(cfg)
             module = instantiate(cfg.data, "data")
             assert isinstance(module, ImageData) and module.batch_size == cfg.batch_size
         else:
             with pytest.raises(UserError, match=rf"gives {kind}: choose data=.*shapes"):
-                check_pair(cfg)
+                check_compatible(cfg)
 
 
 def test_a_pair_that_does_not_fit_is_refused_with_the_right_choices(monkeypatch):
@@ -52,7 +52,7 @@ def test_a_pair_that_does_not_fit_is_refused_with_the_right_choices(monkeypatch)
 
     monkeypatch.setattr(GAN, "accepts", ("unpaired",))
     with pytest.raises(UserError, match=r"GAN learns from paired or unpaired data, .* gives images: choose data="):
-        check_pair(compose_train("model=gan"))
+        check_compatible(compose_train("model=gan"))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def _own_cache(monkeypatch, tmp_path):
 
 def prepared(*overrides):
     cfg = compose_train("condition=none", *overrides)
-    data = training.prepare_data(cfg, training.check_pair(cfg).accepts)
+    data = training.prepare_data(cfg, training.check_compatible(cfg).accepts)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes, "condition": cfg.condition}
     return instantiate(cfg.model, "model", **facts), data
 

@@ -1,4 +1,4 @@
-"""One of two processes that train one case after the other, met over gloo: `python -m tests.pair <folder> <rank>`.
+"""One of two processes that train one case after the other, met over gloo: `python -m tests.ranks <folder> <rank>`.
 
 Each case is a run folder `<folder>/<case>` with `rank0.json` and `rank1.json` in it (tests/rank_report.py).
 """

@@ -1,4 +1,4 @@
-"""Which family learns from which data: wrong pairs are refused before any work."""
+"""Which family learns from which data: what does not fit is refused before any work."""
 
 import re
 from collections.abc import Collection
@@ -20,7 +20,7 @@ KINDS_OF = {  # kinds of data that can serve each kind of batch
 }
 
 
-def check_pair(cfg: DictConfig) -> type[Family]:
+def check_compatible(cfg: DictConfig) -> type[Family]:
     """The family's class, after checking that it can learn from this kind of data under this condition.
 
     Raises:
