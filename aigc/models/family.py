@@ -1,13 +1,16 @@
 """What all families of generators share: the contract that metrics, samples, resume and generate rely on."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.parsing import save_hyperparameters
 from torch import Tensor, nn
 
 from aigc.errors import UserError, choices
+from aigc.models.options import flat_options
 from aigc.networks.ema import EMA
 from aigc.runs.progress import Progress
 from aigc.wording import counted
@@ -39,6 +42,16 @@ class Family(L.LightningModule):
         self.progress = Progress()
         self.class_names: list[str] | None = None          # of the labels it was trained on; None: not known
         self._rates: list[tuple[dict, float]] | None = None
+
+    def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's; in a constructor marked `@grouped` it keeps the flat options of the configuration."""
+        caller, options = inspect.currentframe(), flat_options(self)
+        kwargs.setdefault("frame", caller.f_back if caller is not None else None)
+        if options is None:
+            super().save_hyperparameters(*args, **kwargs)
+        else:
+            self._log_hyperparams = kwargs.pop("logger", True)
+            save_hyperparameters(self, *args, given_hparams=options, **kwargs)
 
     # ---- what the metrics compare ----
 

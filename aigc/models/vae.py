@@ -9,8 +9,8 @@ Notable here:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import ceil, log, pi
+from dataclasses import astuple, dataclass
+from math import ceil, log
 from typing import Any
 
 import torch
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from aigc.conditions import build_encoder, labels_for
 from aigc.errors import UserError, check_choices, choices
+from aigc.losses.likelihood import bernoulli_log_likelihood, gaussian_log_density, kl_to_standard_normal
 from aigc.models.family import Batch, Family
+from aigc.models.options import Adam, Average, Schedule, group, grouped, option
 from aigc.networks.ema import EMA
 from aigc.noise import SeededNoise
 
@@ -40,6 +42,36 @@ class Residual(nn.Module):
         return x + self.second(F.silu(self.first(F.silu(x))))
 
 
+@group()
+class Layers:
+    """Of the autoencoder."""
+
+    latent: int                                            # length of the latent vector
+    widths: list[int]                                      # feature maps of the halvings, the first at half the size
+    blocks: int                                            # residual blocks after each halving and doubling
+    hidden: int                                            # units between the last grid and the latent vector
+    embedding: int                                         # length of a label's vector
+
+
+@group()
+class Likelihood:
+    """Of the pixels, given the decoder's output."""
+
+    kind: str = option("likelihood")                       # gaussian or bernoulli
+    observe: str                                           # its input: grey, dequantised or binarised images
+    scale: float                                           # of the Gaussian, on [-1, 1]; initial, or fixed
+    scale_rate: float                                      # learning rate of log scale, 0: fixed
+
+
+@group()
+class Prior:
+    """What samples come from."""
+
+    kind: str = option("prior")                            # normal or mixture
+    components: int = option("mixture_components")         # over all classes together
+    images: int = option("mixture_images")                 # last training images, whose latents it is fitted to
+
+
 class Autoencoder(nn.Module):
     """Encoder, decoder and the likelihood's scale: everything that is averaged and that sampling needs."""
 
@@ -47,18 +79,14 @@ class Autoencoder(nn.Module):
         self,
         channels: int,
         size: tuple[int, int],
+        layers: Layers,
         *,
-        latent: int,                                       # length of the latent vector
-        widths: Sequence[int],                             # feature maps of the halvings, the first at half the size
-        blocks: int,                                       # residual blocks after each halving and doubling
-        hidden: int,                                       # units between the last grid and the latent vector
         condition: str,                                    # none or label
         classes: int | None,
-        embedding: int,                                    # length of the label's vector
         scale: float,                                      # initial scale of the Gaussian likelihood
     ):
         super().__init__()
-        widths = list(widths)
+        latent, widths, blocks, hidden, embedding = astuple(layers)
         while ceil(max(size) / 2 ** len(widths)) > GRID:
             widths.append(widths[-1])
         self.size = tuple(size)
@@ -67,20 +95,20 @@ class Autoencoder(nn.Module):
         self.labels = build_encoder(condition, classes=classes, width=embedding)
         joined = embedding if self.labels is not None else 0
 
-        layers: list[nn.Module] = []
+        steps: list[nn.Module] = []
         for before, after in zip([channels, *widths[:-1]], widths, strict=True):
-            layers += [nn.Conv2d(before, after, 3, 2, 1), *(Residual(after) for _ in range(blocks)), nn.SiLU()]
-        self.down = nn.Sequential(*layers, nn.Flatten())
+            steps += [nn.Conv2d(before, after, 3, 2, 1), *(Residual(after) for _ in range(blocks)), nn.SiLU()]
+        self.down = nn.Sequential(*steps, nn.Flatten())
         self.narrow = nn.Sequential(nn.Linear(flat + joined, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latent))
 
         self.widen = nn.Sequential(
             nn.Linear(latent + joined, hidden), nn.SiLU(), nn.Linear(hidden, flat), nn.Unflatten(1, (-1, *grid))
         )
-        layers = []
+        steps = []
         for before, after in zip(widths[::-1], [*widths[-2::-1], widths[0]], strict=True):
-            layers += [nn.SiLU(), nn.ConvTranspose2d(before, after, 4, 2, 1)]
-            layers += [Residual(after) for _ in range(blocks)]
-        self.up = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(widths[0], channels, 3, 1, 1))
+            steps += [nn.SiLU(), nn.ConvTranspose2d(before, after, 4, 2, 1)]
+            steps += [Residual(after) for _ in range(blocks)]
+        self.up = nn.Sequential(*steps, nn.SiLU(), nn.Conv2d(widths[0], channels, 3, 1, 1))
         self.log_scale = nn.Parameter(torch.tensor(log(scale)))
 
     def encode(
@@ -103,25 +131,6 @@ class Autoencoder(nn.Module):
     def scale(self) -> Tensor:
         """Standard deviation of the Gaussian likelihood, on [-1, 1], never below one grey level."""
         return self.log_scale.clamp(min=log(GREY_LEVEL)).exp()
-
-
-def gaussian_log_density(x: Tensor, mean: Tensor, scale: Tensor | float) -> Tensor:
-    """Log N(x; mean, scale^2) in nats, summed over all but the first axis: `(n,)`."""
-    scale = torch.as_tensor(scale, dtype=x.dtype, device=x.device)
-    return (-0.5 * ((x - mean) / scale).square() - scale.log() - 0.5 * log(2 * pi)).flatten(1).sum(1)
-
-
-def bernoulli_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:
-    """Log p in nats for `x` in [-1, 1], read as the share of ones (x + 1) / 2, summed over all but the first axis.
-
-    A probability for black and white images; for grey ones the cross-entropy, which is not normalised.
-    """
-    return -F.binary_cross_entropy_with_logits(logits, (x + 1) / 2, reduction="none").flatten(1).sum(1)
-
-
-def kl_to_standard_normal(mean: Tensor, deviation: Tensor) -> Tensor:
-    """KL(N(mean, deviation^2) || N(0, 1)) in nats, summed over the last axis (Kingma and Welling 2014, appendix B)."""
-    return 0.5 * (mean.square() + deviation.square() - 1 - 2 * deviation.log()).sum(-1)
 
 
 @dataclass
@@ -167,6 +176,7 @@ class VAE(Family):
     latent_labels: Tensor
     latents_seen: Tensor
 
+    @grouped
     def __init__(
         self,
         channels: int,
@@ -174,52 +184,40 @@ class VAE(Family):
         *,
         classes: int | None = None,
         condition: str = "none",                           # none or label
-        latent: int,                                       # length of the latent vector
-        widths: list[int],                                 # feature maps of the halvings
-        blocks: int,                                       # residual blocks after each halving and doubling
-        hidden: int,                                       # units between the last grid and the latent vector
-        embedding: int,                                    # length of a label's vector
         condition_drop: float,                             # share of images trained on without their label
-        likelihood: str,                                   # gaussian or bernoulli
-        observe: str,                                      # its input: grey, dequantised or binarised images
-        scale: float,                                      # of the Gaussian, on [-1, 1]; initial, or fixed
-        scale_rate: float,                                 # learning rate of log scale, 0: fixed
+        layers: Layers,
+        likelihood: Likelihood,
         beta: float,                                       # weight of the KL term; 1: the bound itself
         kl_warmup_images: float,                           # images over which this weight rises from 0
-        prior: str,                                        # what samples come from: normal or mixture
-        mixture_components: int,                           # over all classes together
-        mixture_images: int,                               # last training images, whose latents it is fitted to
+        prior: Prior,
         importance_samples: int,                           # for the tighter IWAE bound in validation, 0: none
-        rate: float,
-        betas: list[float],                                # Adam's
-        clip: float,                                       # largest gradient norm, 0: no limit
-        warmup_images: float,
-        decay_from: float,                                 # share of the budget after which the rate falls to 0
-        ema_halflife_images: float,
-        ema_ramp: float,                                   # halflife is at most this share of the images seen
+        optimizer: Adam,
+        schedule: Schedule,
+        average: Average,
     ):
         super().__init__()
         self.save_hyperparameters()
         seen = {"gaussian": ("grey", "dequantised"), "bernoulli": ("grey", "binarised")}
         check_choices((
-            ("likelihood", likelihood, tuple(seen)),
-            ("observe", observe, ("grey", "dequantised", "binarised")),
-            ("prior", prior, ("normal", "mixture")),
+            ("likelihood", likelihood.kind, tuple(seen)),
+            ("observe", likelihood.observe, ("grey", "dequantised", "binarised")),
+            ("prior", prior.kind, ("normal", "mixture")),
         ))
-        if observe not in seen[likelihood]:
-            fit = " or ".join(seen[likelihood])
-            raise UserError(f"model.observe={observe} does not fit model.likelihood={likelihood}: set it to {fit}")
-        if scale <= 0:
-            raise UserError(f"model.scale={scale} is not a standard deviation: give a positive number, e.g. 0.5")
+        if likelihood.observe not in seen[likelihood.kind]:
+            fit = " or ".join(seen[likelihood.kind])
+            raise UserError(f"model.observe={likelihood.observe} does not fit model.likelihood={likelihood.kind}: "
+                            f"set it to {fit}")
+        if likelihood.scale <= 0:
+            raise UserError(f"model.scale={likelihood.scale} is not a standard deviation: give a positive number, "
+                            "e.g. 0.5")
         self.network = Autoencoder(
-            channels, size, latent=latent, widths=widths, blocks=blocks, hidden=hidden,
-            condition=condition, classes=classes, embedding=embedding, scale=scale,
+            channels, size, layers, condition=condition, classes=classes, scale=likelihood.scale
         )
-        if likelihood == "bernoulli" or not scale_rate:
+        if likelihood.kind == "bernoulli" or not likelihood.scale_rate:
             self.network.log_scale.requires_grad_(False)
-        self.ema = EMA(self.network, halflife_images=ema_halflife_images, ramp=ema_ramp)
-        self.register_buffer("latents", torch.zeros(mixture_images, latent))          # of the last training images
-        self.register_buffer("latent_labels", torch.zeros(mixture_images, dtype=torch.int64))
+        self.ema = EMA(self.network, **vars(average))
+        self.register_buffer("latents", torch.zeros(prior.images, layers.latent))       # of the last training images
+        self.register_buffer("latent_labels", torch.zeros(prior.images, dtype=torch.int64))
         self.register_buffer("latents_seen", torch.zeros((), dtype=torch.int64))
         self._mixtures: tuple[int, list[Mixture | None]] = (-1, [])                   # latents seen at the fit
 

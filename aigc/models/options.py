@@ -1,0 +1,131 @@
+"""Options of a family, in typed groups: described once here or beside the family, typed flat by users.
+
+A configuration names options flat (`model.ema_ramp=0.1`), and so do `hparams` and checkpoints. A constructor marked
+`@grouped` reads them in groups: a parameter that is annotated with a `@group` is put together from the flat options,
+each called by the group's prefix and the field's name.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from functools import wraps
+from types import FrameType
+from typing import Any, TypeVar, dataclass_transform, get_type_hints
+
+from lightning.pytorch.utilities.parsing import get_init_args
+
+T = TypeVar("T")
+_PREFIX, _NAME = "__option_prefix__", "option"
+
+
+def option(name: str, **more: Any) -> Any:
+    """A field whose flat name is `name` and not the prefix and its own; `default=` as of a dataclass."""
+    return field(metadata={_NAME: name}, **more)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, option))
+def group(prefix: str = "") -> Callable[[type[T]], type[T]]:
+    """Makes a class of annotated fields a group: a frozen dataclass, its flat names beginning with `prefix`."""
+
+    def make(cls: type[T]) -> type[T]:
+        made = dataclass(frozen=True, kw_only=True)(cls)
+        setattr(made, _PREFIX, prefix)
+        return made
+
+    return make
+
+
+def grouped(init: Callable[..., None]) -> Callable[..., None]:
+    """The constructor of a family, taking flat options; its parameters that are groups are put together from them.
+
+    Its signature and its annotations are the flat ones, and `save_hyperparameters()` in it keeps the flat options.
+    """
+    hints, parameters = get_type_hints(init), inspect.signature(init).parameters
+    groups = {name: hints[name] for name in parameters if hasattr(hints.get(name), _PREFIX)}
+    flat: list[inspect.Parameter] = []
+    for name, parameter in parameters.items():
+        if name not in groups:
+            flat.append(parameter.replace(annotation=hints.get(name, parameter.annotation)))
+            continue
+        types = get_type_hints(groups[name])
+        for f in fields(groups[name]):
+            default = parameter.empty if f.default is MISSING else f.default
+            flat.append(inspect.Parameter(
+                _flat(groups[name], f), parameter.KEYWORD_ONLY, default=default, annotation=types[f.name]
+            ))
+    rest = next((p.name for p in flat if p.kind is p.VAR_KEYWORD), "")
+    flat.sort(key=lambda p: p.kind)                        # **rest stays last
+    signature = inspect.Signature(flat)                    # a name in two groups is an error here
+
+    @wraps(init)
+    def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = signature.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        options = dict(list(given.arguments.items())[1:])
+        options |= options.pop(rest, {})
+        known, outermost = vars(self), _OPTIONS not in vars(self)
+        if outermost:
+            known[_OPTIONS] = options | _of_subclasses(self, inspect.currentframe())
+        parts = {
+            name: kind(**{f.name: options.pop(_flat(kind, f)) for f in fields(kind)}) for name, kind in groups.items()
+        }
+        init(self, **options, **parts)
+        if outermost:
+            del known[_OPTIONS]
+
+    construct.__signature__ = signature                    # type: ignore[attr-defined]
+    construct.__annotations__ = {p.name: p.annotation for p in flat[1:]} | {"return": None}
+    return construct
+
+
+_OPTIONS = "_flat_options"                                 # of a family under construction
+
+
+def flat_options(family: Any) -> dict[str, Any] | None:
+    """What a family under construction was called with; None if none of its constructors is marked `@grouped`."""
+    return vars(family).get(_OPTIONS)
+
+
+def _flat(kind: Any, f: Any) -> str:
+    return f.metadata.get(_NAME, getattr(kind, _PREFIX) + f.name)
+
+
+def _of_subclasses(family: Any, construct: FrameType | None) -> dict[str, Any]:
+    """The arguments of the constructors of `family` that called this one, as Lightning collects them."""
+    found: dict[str, Any] = {}
+    frame = construct.f_back if construct is not None else None
+    while frame is not None and frame.f_code.co_name == "__init__":
+        names, _, _, values = inspect.getargvalues(frame)
+        if not names or values[names[0]] is not family:
+            break
+        found |= get_init_args(frame)
+        frame = frame.f_back
+    return found
+
+
+# ---- groups that several families have ----
+
+
+@group(prefix="ema_")
+class Average:
+    """Of the averaged copy (`networks.ema.EMA`), which samples come from."""
+
+    halflife_images: float                                 # horizon of the average
+    ramp: float                                            # halflife is at most this share of the images seen
+
+
+@group()
+class Schedule:
+    """Of all learning rates (`Family.rate_factor`)."""
+
+    warmup_images: float                                   # linear rise from 0, 0: none
+    decay_from: float                                      # share of the budget after which the rates fall to 0
+
+
+@group()
+class Adam:
+    """Of a family with one optimizer."""
+
+    rate: float
+    betas: list[float]
+    clip: float                                            # largest gradient norm, 0: no limit
