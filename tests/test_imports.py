@@ -1,7 +1,11 @@
-"""What a process imports, which is most of its start-up; a multirun of small jobs pays it every time."""
+"""What imports what: rooms only rooms below, without circles; and what a process imports, most of its start-up."""
 
+import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,13 @@ from aigc.config.untrusted import CheckedLoader
 from aigc.data.digits import read_digits
 
 from .conftest import environment
+
+SOURCE = Path(__file__).parents[1] / "aigc"
+ROOMS = [room.split() for room in (  # from the lowest; the verbs stand on all of them
+    "errors wording noise", "files", "config", "networks", "conditions", "losses", "diffusion", "data", "runs",
+    "report", "cli", "models", "images", "editing", "scoring", "training", "apps", "multirun",
+)]
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 
 CODE = """
 import runpy, sys
@@ -47,6 +58,61 @@ def ran(folder, module, *words):
     said, _, rest = done.stdout.rpartition("imported ")
     imported, _, copies = rest.partition("\ncopies ")
     return said, set(imported.split()), int(copies)
+
+
+@cache
+def imports():
+    """The modules of the package that each of them imports, at its top or inside functions, by dotted name."""
+    files = {module_of(path): path for path in SOURCE.rglob("*.py")}
+    found = {}
+    for module, path in files.items():
+        used = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{module} imports a neighbour without the name of its room"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                used |= {name if name in files else str(node.module) for name in names}
+            elif isinstance(node, ast.Import):
+                used |= {alias.name for alias in node.names}
+        found[module] = {name for name in used if name in files}
+    return found
+
+
+def module_of(path):
+    return ".".join(["aigc", *path.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__")
+
+
+def level_of(module):
+    room = module.split(".")[1]
+    return LEVEL.get(room, len(ROOMS))
+
+
+def test_rooms_import_only_rooms_below_them():
+    upward = [f"{module} imports {used}" for module, uses in imports().items() for used in uses
+              if "aigc" not in (module, used) and level_of(module) < level_of(used)]
+    assert not upward
+    rooms = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file()}
+    assert rooms <= set(LEVEL), "a new room needs its place in ROOMS"
+
+
+def test_no_module_imports_itself_over_others():
+    try:
+        TopologicalSorter(imports()).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_the_walk_sees_imports_inside_functions():
+    assert "aigc.models.checkpoints" in imports()["aigc.generate"] and len(imports()) > 150
+
+
+def test_files_are_short_enough_to_be_read_at_once():
+    lines = {module_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCE.rglob("*.py")}
+    assert {module: n for module, n in lines.items() if n > 400} == {}
+    verbs = [path.stem for path in SOURCE.glob("*.py") if (SOURCE.parent / "conf" / f"{path.stem}.yaml").is_file()]
+    assert {"train", "generate", "edit", "evaluate", "compare"} <= set(verbs)
+    assert {verb: n for verb in verbs if (n := lines[f"aigc.{verb}"]) > 120} == {}
+    assert lines["aigc.train"] < 60
 
 
 @pytest.mark.parametrize("verb", ["train", "generate", "edit", "evaluate", "compare"])

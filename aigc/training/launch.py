@@ -102,8 +102,8 @@ def requeued() -> bool:
     return any(int(os.environ.get(name, 0)) > 0 for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
 
 
-def requeue() -> None:
-    """Requeues this SLURM job.
+def requeue() -> str:
+    """Requeues this SLURM job; returns a line that says so.
 
     Raises:
         UserError: SLURM refuses.
@@ -117,7 +117,7 @@ def requeue() -> None:
         reason = str(error)
     if reason is not None:
         raise UserError(f"SLURM did not requeue job {job} ({reason}): submit it again with resume=<run folder>")
-    print(f"requeued: SLURM job {job} will resume from its checkpoint", flush=True)
+    return f"requeued: SLURM job {job} will resume from its checkpoint"
 
 
 class RunFolder(Callback):

@@ -111,13 +111,12 @@ def test_a_job_that_comes_again_before_its_first_checkpoint_starts_anew(cluster)
     assert read_summary(run)["status"] == "finished"
 
 
-def test_what_scontrol_says_is_handed_on(cluster, monkeypatch, capsys):
-    launch.requeue()
+def test_what_scontrol_says_is_handed_on(cluster, monkeypatch):
+    assert launch.requeue() == "requeued: SLURM job 4242 will resume from its checkpoint"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    launch.requeue()
+    assert launch.requeue().startswith("requeued: SLURM job 7_3 ")
     assert (cluster / "said.txt").read_text() == "requeue 4242\nrequeue 7_3\n"
-    assert capsys.readouterr().out.startswith("requeued: SLURM job 4242 will resume from its checkpoint")
     (cluster / "bin" / "scontrol").write_text("#!/bin/sh\necho 'Access denied' >&2; exit 1\n")
     with pytest.raises(UserError, match=r"did not requeue job 7_3 \(Access denied\): submit it again with resume="):
         launch.requeue()
