@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +12,14 @@ from string import ascii_uppercase
 from typing import Any
 
 from aigc.errors import UserError, choices
+from aigc.runs.catalogue import Entry, higher_is_better, measures
 from aigc.runs.entry import Run
 from aigc.runs.protocol import (
     Score,
     alike,
     describe,
     differences,
-    higher_is_better,
     last_scored,
-    measures,
     missing_of,
     monitored,
     notes_of,
@@ -67,6 +66,7 @@ class Comparison:
 
     Attributes:
         columns: every score that a run has, the chosen one first, then by how many runs have it.
+        entries: what the runs' records and the catalogue say of these scores, by name.
         labels: each run's folder below the one that all share, or its own name where W&B gave one.
         settings: of the configurations, each dotted key whose value is not the same everywhere, with each run's value;
             None: the run has no such key.
@@ -84,7 +84,9 @@ class Comparison:
         if score is not None and score not in counts:
             raise UserError(f"no run has a score '{score}': {choices(score, counts or ['none yet'])}")
         monitors = Counter(name for run in self.runs if (name := monitored(run)) in counts)
-        likely = sorted(counts, key=lambda name: (not measures(name), "loss" not in name, -counts[name]))
+        self.entries = {score.entry.name: score.entry for scores in found for several in scores.values()
+                        for score in several if score.entry is not None}
+        likely = sorted(counts, key=lambda name: (not measures(name, self.entries), "loss" not in name, -counts[name]))
         first = score or next((name for name, _ in monitors.most_common(1)), next(iter(likely), None))
         names = sorted(counts, key=lambda name: (name != first, name.startswith("val/"), -counts[name], name))
         self.columns = [self._column(name, [scores.get(name, []) for scores in found]) for name in names]
@@ -107,7 +109,7 @@ class Comparison:
             told = ", ".join(f"{checkpoint} of {count}" for checkpoint, count in checkpoints.most_common())
             warnings.append(f"{name}: the runs' scores are not of the same checkpoint: {told}")
         letters = [letter(k) if k >= 0 else "" for k in numbers]
-        return Column(name, chosen, letters, named, warnings, more_is_better(name, self.runs))
+        return Column(name, chosen, letters, named, warnings, more_is_better(name, self.runs, self.entries))
 
     def order(self) -> list[int]:
         """The runs from best to worst by the first column, one protocol after the other; without a score last."""
@@ -142,11 +144,11 @@ def remarks(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
     return [f"{'all runs' if n > 1 and len(who) == n else listed(list(who))}: {what}" for what, who in said.items()]
 
 
-def more_is_better(name: str, runs: Sequence[Run]) -> bool:
-    """Whether more of a score is better: as most runs say whose best checkpoint goes by it, else by its name."""
+def more_is_better(name: str, runs: Sequence[Run], known: Mapping[str, Entry]) -> bool:
+    """Whether more of a score is better: as most runs say whose best checkpoint goes by it, else by its entry."""
     settings = [run.config.get("metrics") for run in runs if monitored(run) == name]
     modes = Counter(node.get("mode") for node in settings if isinstance(node, dict))
-    return modes["max"] > modes["min"] if modes["max"] or modes["min"] else higher_is_better(name)
+    return modes["max"] > modes["min"] if modes["max"] or modes["min"] else higher_is_better(name, known)
 
 
 def told_point(at: tuple[str, float] | None) -> str:

@@ -1,31 +1,13 @@
 """Scores with how they were measured, and which of them may be compared."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aigc.runs.catalogue import ENTRIES, EVERY, Entry, entry_of, recorded, words
 from aigc.runs.entry import Run
 
-HIGHER = ("psnr", "ssim", "similarity", "attributes", "label", "accuracy", "acc", "precision", "recall", "density",
-          "coverage", "clip", "elbo", "reconstruction")
-LOWER = ("loss", "error", "fd", "kd", "fid", "kid", "mifid", "memorised", "lpips")      # whatever stands beside them
-OF_A_NETWORK = ("fd", "kd", "is", "fid", "kid", "mifid", "precision", "recall", "density", "coverage", "memorised",
-                "label", "similarity")
-BEARS_ON = {  # a fact of a protocol: the kinds of scores it bears on; what is not here bears on all
-    **dict.fromkeys(("network_sha256", "resizer", "num_reals", "balanced"), OF_A_NETWORK),
-    **dict.fromkeys(("num_samples",), (*OF_A_NETWORK, "attributes", "clip")),
-    **dict.fromkeys(("fd_covariance",), ("fd", "fid", "mifid")),
-    **dict.fromkeys(("kd_kernel", "kd_subsets", "kd_subset_size"), ("kd", "kid")),
-    **dict.fromkeys(("is_splits",), ("is",)),
-    **dict.fromkeys(("kept", "neighbours"), ("precision", "recall", "density", "coverage")),
-    **dict.fromkeys(("searched", "memorised_limit"), ("memorised", "mifid")),
-    **dict.fromkeys(("psnr",), ("psnr",)),
-    **dict.fromkeys(("ssim",), ("ssim",)),
-    **dict.fromkeys(("lpips", "lpips_sha256"), ("lpips",)),
-    **dict.fromkeys(("similarity",), ("similarity",)),
-}
 ASIDE = (   # not how a score was measured: results, random draws, and names that stand beside a fingerprint or a hash
     "metric", "network", "network_weights", "network_task", "network_accuracy", "data", "seed", "floor", "floor_final",
     "num_samples_final", "attribute_samples", "splits", "directions", "identity", "reference",
@@ -49,6 +31,7 @@ class Score:
         shown: the protocol as recorded, for people.
         evaluation: the record of `aigc.evaluate` it comes from; empty: from training.
         checkpoint: whose score it is: `best`, `last` or another.
+        entry: what it is, as its record or the catalogue says; None: nothing is known but the name.
     """
 
     name: str
@@ -59,26 +42,7 @@ class Score:
     high: float | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
     checkpoint: str = "last"
-
-
-def kind(name: str) -> str:
-    """`fd` of `test/a2b/fd_squeezenet`, `attributes` of `attributes/seen/all`."""
-    return "attributes" if "attributes/" in name else _words(name)[0]
-
-
-def _words(name: str) -> list[str]:
-    return re.split(r"[/.]", name.lower())[-1].split("_")
-
-
-def higher_is_better(name: str) -> bool:
-    """Whether more of a score is better, by its name: of `is_classifier`, `PSNR`, `val_accuracy`, not `fid`."""
-    words = {kind(name), *_words(name)}
-    return kind(name) == "is" or (not words & {*LOWER} and bool(words & {*HIGHER}))
-
-
-def measures(name: str) -> bool:
-    """Whether a score says how good pictures are, as far as its name tells; a loss does not."""
-    return higher_is_better(name) or kind(name) in (*OF_A_NETWORK, "lpips")
+    entry: Entry | None = None
 
 
 def measured(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,15 +55,18 @@ def measured(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
     return {**first, **{key: value for key, value in second.items() if key != "scores"}}
 
 
-def facts(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a protocol that bear on the score `name`."""
-    own, protocol = kind(name), measured(name, protocol)
-    kept = {key: value for key, value in protocol.items() if key not in ASIDE and own in BEARS_ON.get(key, (own,))}
-    if name.startswith("final/") and protocol.get("num_samples_final") is not None:
+def facts(name: str, protocol: Mapping[str, Any], known: Mapping[str, Entry] | None = None) -> dict[str, Any]:
+    """The parts of a protocol that bear on the score `name`, as its entry says, of the record (`known`) or of the
+    catalogue. What no entry names, bears on all scores; on a score without an entry also what bears on `EVERY`.
+    """
+    entry, protocol = entry_of(name, known), measured(name, protocol)
+    named = {fact for one in (*ENTRIES.values(), *(known or {}).values()) for fact in one.facts}
+    own = entry.facts if entry is not None else EVERY
+    kept = {key: value for key, value in protocol.items() if key in own or key not in (*ASIDE, *named)}
+    if name.startswith("final/") and "num_samples" in kept and protocol.get("num_samples_final") is not None:
         kept["num_samples"] = protocol["num_samples_final"]
-    if own == "attributes":
-        kept = {"data_fingerprint": kept.get("data_fingerprint"),
-                "num_samples": protocol.get("attribute_samples", kept.get("num_samples"))}
+    if "attribute_samples" in own:
+        kept["num_samples"] = kept.pop("attribute_samples", protocol.get("num_samples"))
     if isinstance(splits := protocol.get("splits"), dict):
         kept["counts"] = splits.get("test" if name.startswith("test/") else "validation")
     if not kept.get("data_fingerprint") and protocol.get("data"):
@@ -188,7 +155,7 @@ def scores_of(run: Run) -> dict[str, list[Score]]:
     scores, protocol = run.summary.get("scores"), run.summary.get("protocol")
     scores = scores if isinstance(scores, dict) else {}
     protocol = protocol if isinstance(protocol, dict) else {}
-    monitor, best = str(scores.get("monitor")), scores.get("best")
+    monitor, best, known = str(scores.get("monitor")), scores.get("best"), recorded(run.summary)
     at_best = (line.get("images") for line in run.history if best is not None and line.get(monitor) == best)
     seen = {"last": run.summary.get("images"), "best": next(at_best, None)}         # images, where they are known
     values = scores.get("last") or last_scored(run)
@@ -198,15 +165,16 @@ def scores_of(run: Run) -> dict[str, list[Score]]:
         if not isinstance(value, int | float) or name in AXES:
             continue
         if name.startswith("val/") and run.source == "aigc":    # a loss of the family's own: of no other family
-            known = {"family": run.family, "data_fingerprint": protocol.get("data_fingerprint", run.data)}
+            bearing = {"family": run.family, "data_fingerprint": protocol.get("data_fingerprint", run.data)}
             shown = {"data": run.data, "split": "validation"}
         else:
-            known = facts(name, protocol or {"data": run.data})
+            bearing = facts(name, protocol or {"data": run.data}, known)
             shown = _shown(name, protocol or {"data": run.data})
-        found[name] = [Score(name, value, known, shown, checkpoint=checkpoint)]
+        found[name] = [Score(name, value, bearing, shown, checkpoint=checkpoint, entry=entry_of(name, known))]
     trained = {name: score.checkpoint for name, (score,) in found.items()}
     for record in run.evaluations:
         entries, protocols, target = record.get("scores"), record.get("protocol"), record.get("target")
+        known = recorded(record)
         for name, entry in entries.items() if isinstance(entries, dict) else ():
             if not isinstance(entry, dict) or not isinstance(entry.get("value"), int | float):
                 continue
@@ -215,8 +183,8 @@ def scores_of(run: Run) -> dict[str, list[Score]]:
             own = trained.get(name)
             checkpoint = _checkpoint(target if isinstance(target, dict) else {}, own, seen.get(str(own)))
             found.setdefault(name, []).append(Score(
-                name, entry["value"], facts(name, measured), _shown(name, measured),
-                entry.get("low"), entry.get("high"), record, checkpoint,
+                name, entry["value"], facts(name, measured, known), _shown(name, measured),
+                entry.get("low"), entry.get("high"), record, checkpoint, entry_of(name, known),
             ))
     return {name: sorted(entries, key=lambda score: _weight(score, trained.get(score.name)))
             for name, entries in found.items()}
@@ -244,10 +212,14 @@ def last_scored(run: Run) -> dict[str, Any]:
     """
     if run.source == "wandb":
         return {name: value for line in run.history for name, value in line.items()
-                if name in AXES or not COURSE & {*_words(name)}}
-    scored = (line for line in reversed(run.history)
-              if any(name.startswith("val/") or kind(name) in OF_A_NETWORK for name in line))
-    return next(scored, {})
+                if name in AXES or not COURSE & {*words(name)}}
+    known = recorded(run.summary)
+
+    def scored(name: str) -> bool:
+        entry = entry_of(name, known)
+        return name.startswith("val/") or (entry is not None and bool({"features", "logits"} & {*entry.reads}))
+
+    return next((line for line in reversed(run.history) if any(map(scored, line))), {})
 
 
 def _shown(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:

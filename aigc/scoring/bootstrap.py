@@ -7,14 +7,25 @@ or below (recall, coverage) the score, and an interval of their percentiles woul
 
 import math
 from statistics import NormalDist
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from aigc.runs.catalogue import entry_of
 from aigc.scoring.scores.inception_score import SPLITS, certainties, score
 
 LEVEL = 0.95           # of the intervals
 KERNEL_ROWS = 2000     # most features per side used for the kernel distance's error
+
+
+class Estimate(NamedTuple):
+    """A score's value with its interval, and its floor: the value of real images outside the reference."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    floor: float | None = None
 
 
 def draws(n: int, resamples: int, seed: int, strata: Tensor | None = None) -> Tensor:
@@ -41,6 +52,15 @@ def interval(value: float, error: float, *, least: float = -math.inf, most: floa
     """The `LEVEL` interval of a score that is bounded by `least` and `most`."""
     half = NormalDist().inv_cdf((1 + LEVEL) / 2) * error
     return max(least, value - half), min(most, value + half)
+
+
+def bounded(name: str, value: float, error: float | None) -> tuple[float | None, float | None]:
+    """The interval of the score `name`, within the bounds that the catalogue gives it; None without an error."""
+    if error is None or not math.isfinite(error):
+        return None, None
+    entry = entry_of(name)
+    least, most = entry.bounds if entry is not None else (None, None)
+    return interval(value, error, least=-math.inf if least is None else least, most=math.inf if most is None else most)
 
 
 def frechet_resamples(features: Tensor, drawn: Tensor, mean: Tensor, cov: Tensor, root: Tensor) -> Tensor:

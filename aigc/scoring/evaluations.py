@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from aigc.errors import RunError, UserError
 from aigc.files.written import is_drawing, is_evaluation
-from aigc.scoring.panel import Score
+from aigc.scoring.bootstrap import Estimate
 
 HEAD = ("score", "value", "95% interval", "floor")
 
@@ -114,7 +114,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def table(scores: Mapping[str, Score]) -> str:
+def table(scores: Mapping[str, Estimate]) -> str:
     """Scores as lines of text: value, interval and floor, in aligned columns."""
     rows = [HEAD]
     for name, score in scores.items():

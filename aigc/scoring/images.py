@@ -17,10 +17,10 @@ from aigc.errors import UserError
 from aigc.files.cache import keep_cached, load_cached
 from aigc.images.streams import counting, samples
 from aigc.models.family import Family
-from aigc.scoring.bootstrap import draws, interval, standard_error
+from aigc.scoring.bootstrap import Estimate, bounded, draws, standard_error
 from aigc.scoring.networks.features import real_key
 from aigc.scoring.networks.oracle import oracle_of
-from aigc.scoring.panel import Panel, Score
+from aigc.scoring.panel import Panel
 from aigc.scoring.scores.attributes import SPLITS, found_and_asked, found_clear, reads_back, shares, shows_shapes
 from aigc.scoring.scores.clip_score import CLIPScore
 from aigc.scoring.scores.memorisation import SHOWN, save_neighbours
@@ -35,7 +35,7 @@ Stream = Iterator[tuple[Tensor, Tensor | None, list[str] | None]]      # images 
 class Found:
     """The results of an evaluation."""
 
-    scores: dict[str, Score] = field(default_factory=dict)
+    scores: dict[str, Estimate] = field(default_factory=dict)
     protocol: dict[str, dict[str, Any]] = field(default_factory=dict)
     sampling: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)             # remarks on the scores
@@ -47,7 +47,7 @@ class Found:
         if note and note not in self.notes:
             self.notes.append(note)
 
-    def add(self, scores: dict[str, Score], protocol: dict[str, Any]) -> None:
+    def add(self, scores: dict[str, Estimate], protocol: dict[str, Any]) -> None:
         """Adds scores that share a protocol; those that are not finite are missing."""
         numbers = {name: score for name, score in scores.items() if math.isfinite(score.value)}
         self.scores |= numbers
@@ -203,8 +203,8 @@ def score_attributes(
         for key, value in values.items():
             several = torch.tensor([one[key] for one in again if key in one])
             error = standard_error(several, kept=1, n=1) if len(several) > 1 else None
-            low, high = (None, None) if error is None else interval(value, error, least=0, most=1)
-            scores[f"attributes/{prefix}{key}"] = Score(value, low, high)
+            name = f"attributes/{prefix}{key}"
+            scores[name] = Estimate(value, *bounded(name, value, error))
         found.add(scores, {"network": "shapes oracle", "network_sha256": oracle_of(data).sha256, "resizer": "none",
                            "num_samples": len(table), "data": data.name, "data_fingerprint": data.fingerprint,
                            "split": split, "seed": how.seed})

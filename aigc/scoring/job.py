@@ -12,6 +12,7 @@ import torch
 from aigc.config.schema import to_plain
 from aigc.errors import UserError
 from aigc.models.family import Translator
+from aigc.runs.catalogue import described
 from aigc.runs.machine import environment, keep_freed_memory
 from aigc.runs.protocol import by_reason
 from aigc.scoring import bootstrap
@@ -87,6 +88,7 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
             "scores": {name: dict(zip(("value", "low", "high", "floor"), score, strict=True))
                        for name, score in found.scores.items()},
             "protocol": found.protocol,
+            "catalogue": described(found.scores),
             "interval": {"method": "bootstrap standard error, normal", "level": bootstrap.LEVEL,
                          "resamples": cfg.resamples} if cfg.resamples else None,
             "sampling": found.sampling,

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor
 from aigc.errors import UserError
 from aigc.files.cache import keep_cached, load_cached
 from aigc.scoring import bootstrap
+from aigc.scoring.bootstrap import Estimate
 from aigc.scoring.enough import no_inception_score, no_memorised, no_neighbours, smaller_subsets, too_few
 from aigc.scoring.networks.features import FeatureNetwork, real_key
 from aigc.scoring.scores.manifold import NAMES, Manifold
@@ -28,15 +29,6 @@ SEARCHED = 60_000          # most real images searched for nearest neighbours
 VERSION = 2                # of a floor's content: a change makes new cache entries
 
 log = logging.getLogger(__name__)
-
-
-class Score(NamedTuple):
-    """A score with its interval, and its floor: the score of real images outside the reference."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    floor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -221,11 +213,11 @@ class Panel:
         """A score's name with this network."""
         return f"{name}_{self.network.name}"
 
-    def scores(self, *, errors: bool = True) -> dict[str, Score]:
+    def scores(self, *, errors: bool = True) -> dict[str, Estimate]:
         """Every score of the images since `begin`, with intervals if `errors`."""
         values = self.suite.scores()
         n = self.suite.generated
-        found: dict[str, Score] = {}
+        found: dict[str, Estimate] = {}
         fakes = self.suite.kept(real=False)
         m = len(fakes)
         resampled: dict[str, tuple[Tensor, int]] = {}
@@ -264,14 +256,14 @@ class Panel:
             self._manifold = Manifold(real, k=self.how.neighbours)
         return self._manifold
 
-    def mean(self, name: str, values: Tensor, *, errors: bool = True) -> Score:
+    def mean(self, name: str, values: Tensor, *, errors: bool = True) -> Estimate:
         """The mean of a value per image, with the interval that the bootstrap converges to."""
         error = values.std().item() / math.sqrt(len(values)) if errors and len(values) > 1 else None
         return self._score(name, values.double().mean().item(), error)
 
-    def _score(self, name: str, value: float, error: float | None) -> Score:
-        low, high = bounded(name, value, error)
-        return Score(value, low, high, self.floors.get(name))
+    def _score(self, name: str, value: float, error: float | None) -> Estimate:
+        low, high = bootstrap.bounded(name, value, error)
+        return Estimate(value, low, high, self.floors.get(name))
 
     # ---- the record ----
 
@@ -297,17 +289,3 @@ class Panel:
             "memorised_limit": self.limit,
             "searched": len(self.neighbours) if self.neighbours is not None else 0,
         }
-
-
-def bounded(name: str, value: float, error: float | None) -> tuple[float | None, float | None]:
-    """The interval of a score, clipped to its possible range."""
-    if error is None or not math.isfinite(error):
-        return None, None
-    kind = name.rsplit("/", 1)[-1].split("_")[0]
-    least, most = {
-        "fd": (0.0, math.inf), "fid": (0.0, math.inf), "is": (1.0, math.inf), "density": (0.0, math.inf),
-        "precision": (0.0, 1.0), "recall": (0.0, 1.0), "coverage": (0.0, 1.0), "label": (0.0, 1.0),
-        "memorised": (0.0, 1.0), "similarity": (-1.0, 1.0), "ssim": (-1.0, 1.0), "lpips": (0.0, math.inf),
-        "cycle": (0.0, math.inf),
-    }.get(kind, (-math.inf, math.inf))
-    return bootstrap.interval(value, error, least=least, most=most)

@@ -10,9 +10,10 @@ from aigc.data.pairs import PairData
 from aigc.errors import UserError
 from aigc.images.grids import to_uint8
 from aigc.models.family import Translator
+from aigc.scoring.bootstrap import Estimate
 from aigc.scoring.enough import no_floor
 from aigc.scoring.images import Found
-from aigc.scoring.panel import Panel, Score
+from aigc.scoring.panel import Panel
 from aigc.scoring.scores.similarity import LPIPS, likeness
 from aigc.scoring.sources import SideSource
 from aigc.scoring.translations import translations
@@ -75,7 +76,7 @@ def score_translations(
 def _scores(
     stream: Iterator[tuple[list[int], Tensor, Tensor, Tensor, dict[str, Tensor]]], panels: list[Panel], n: int, *,
     lpips: LPIPS | None, pairs: bool, what: str,
-) -> tuple[list[dict[str, Score]], dict[str, Score]]:
+) -> tuple[list[dict[str, Estimate]], dict[str, Estimate]]:
     """Every panel's scores of a stream of translations, and the values measured without a network."""
     values: dict[str, list[Tensor]] = {}
     for panel in panels:

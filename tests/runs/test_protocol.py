@@ -3,7 +3,8 @@ import json
 import pytest
 
 from aigc.report.comparison import Comparison
-from aigc.runs.protocol import alike, describe, differences, facts, higher_is_better, scores_of
+from aigc.runs.catalogue import higher_is_better
+from aigc.runs.protocol import alike, describe, differences, facts, scores_of
 from aigc.runs.reading import read_run, read_runs
 from tests.report.made import PROTOCOL, evaluate, make_run
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from aigc.scoring import bootstrap
-from aigc.scoring.panel import bounded
+from aigc.scoring.bootstrap import bounded
 from aigc.scoring.scores.inception_score import InceptionScore
 from aigc.scoring.suite import Suite
 from tests.scoring.test_suite import D, Network

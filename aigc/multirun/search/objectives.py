@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aigc.errors import UserError, choices
+from aigc.runs.catalogue import higher_is_better
 
 MONITORED = "monitored"      # the objective that the runs themselves call best
 
@@ -24,7 +25,8 @@ def objectives_of(asked: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -
             raise UserError(f"hydra.sweeper.objectives.{name}={direction} is unknown: {choices(direction, known)}")
     if not metrics and (not asked or MONITORED in asked):
         raise UserError("a search needs scores, and metrics=none measures nothing: choose metrics=, or objectives")
-    return dict(asked or {MONITORED: "minimize" if metrics.get("mode", "min") == "min" else "maximize"})
+    mode = metrics.get("mode") or ("max" if higher_is_better(monitor_of(metrics)) else "min")
+    return dict(asked or {MONITORED: "minimize" if mode == "min" else "maximize"})
 
 
 def entries_of(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -45,9 +47,14 @@ def entries_of(summary: Mapping[str, Any]) -> dict[str, float]:
 
 def monitored(metrics: Mapping[str, Any], line: Mapping[str, Any]) -> str | None:
     """Which score of a log line selects best.ckpt: the Fréchet distance, of the first direction, unless named."""
-    network = metrics.get("network")
-    name = metrics.get("monitor") or ("fid" if network == "inception" else f"fd_{network}")
+    name = monitor_of(metrics)
     return next((key for key in line if key == name or (key.endswith(f"/{name}") and "identity" not in key)), None)
+
+
+def monitor_of(metrics: Mapping[str, Any]) -> str:
+    """The score that selects best.ckpt, without a direction before it where none is named."""
+    network = metrics.get("network")
+    return str(metrics.get("monitor") or ("fid" if network == "inception" else f"fd_{network}"))
 
 
 def logged(path: Path) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ class Scores(Scoring):
         weights: str | None = None,             # local file of the network's weights; None: download
         preprocessing: str | None = None,       # of squeezenet's weights: caffe or torchvision
         monitor: str | None = None,             # the score that says which model is best; None: the Fréchet distance
-        mode: str = "min",                      # whether less of it is better, or more (max)
+        mode: str | None = None,                # less is better (min), or more (max); None: as the catalogue says
         kd_subsets: int = 100,                  # see scoring/suite.py
         kd_subset_size: int = 1000,
         seed: int = 0,                          # of the samples; the same for every run, so that scores compare

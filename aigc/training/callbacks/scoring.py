@@ -17,6 +17,7 @@ from torch import Tensor
 from aigc.errors import UserError, check_count, choices
 from aigc.models.family import Family
 from aigc.noise import mix
+from aigc.runs.catalogue import described, higher_is_better
 from aigc.runs.summary import read_summary, write_summary
 from aigc.scoring.networks.features import FeatureNetwork
 from aigc.scoring.networks.registry import FOREIGN, build_network, check_network, second_network
@@ -50,14 +51,14 @@ class Scoring(L.Callback):
         batch_size: int,            # images at once on every device
         validation_images: int,     # held-out images for the family's own losses, at most
         monitor: str | None,        # the score that says which model is best; None: the Fréchet distance
-        mode: str,                  # whether less of it is better, or more (max)
+        mode: str | None,           # whether less of it is better (min), or more (max); None: as the catalogue says
         kd_subsets: int,            # see scoring/suite.py
         kd_subset_size: int,
         seed: int,                  # of the samples
     ):
         check_network(network, weights=weights, preprocessing=preprocessing)
         second_network(second, network)
-        if mode not in ("min", "max"):
+        if mode not in (None, "min", "max"):
             raise UserError(f"metrics.mode '{mode}' is unknown: {choices(mode, ('min', 'max'))}")
         for name, value, least in (
             ("every_images", every_images, 1), ("batch_size", batch_size, 1),
@@ -205,6 +206,7 @@ class Scoring(L.Callback):
         return {
             "scores": {"last": self.latest, "best": self.best, "monitor": self.monitor},
             "protocol": self.protocol,
+            "catalogue": described(self.latest),
             "scores_notes": self.notes,
             "scores_missing": {**self.ruled_out, **self.missing},
             **({"sampling": self.sampling} if self.sampling else {}),
@@ -221,9 +223,8 @@ class Scoring(L.Callback):
             return
         if self.monitor not in scores and self.monitor not in self.missing:
             raise UserError(f"metrics.monitor '{self.monitor}' is not a score here: {choices(self.monitor, scores)}")
-        value = scores.get(self.monitor)
-        self.is_best = value is not None and (
-            self.best is None or (value < self.best if self.mode == "min" else value > self.best))
+        value, more = scores.get(self.monitor), self.mode == "max" if self.mode else higher_is_better(self.monitor)
+        self.is_best = value is not None and (self.best is None or (value > self.best if more else value < self.best))
         if self.is_best:
             self.best = value
 

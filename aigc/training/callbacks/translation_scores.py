@@ -73,7 +73,7 @@ class TranslationScores(Scoring):
         lpips: str | None = "auto",             # alex, vgg or squeeze; auto: the first at hand; None: without
         lpips_weights: str | None = None,       # local file of its backbone's weights; None: what torch.hub has kept
         monitor: str | None = None,             # the score that says which model is best; None: a2b's Fréchet distance
-        mode: str = "min",                      # whether less of it is better, or more (max)
+        mode: str | None = None,                # less is better (min), or more (max); None: as the catalogue says
         kd_subsets: int = 20,                   # see scoring/suite.py
         kd_subset_size: int = 100,
         seed: int = 0,                          # of what is random in a translation
