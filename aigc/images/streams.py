@@ -57,7 +57,7 @@ def samples(
     Sample k has the condition of item k of the split and the seed mix(seed, k). If labels are `balanced`, all classes
     occur equally often, otherwise as in the data. `options` are passed to the family's `sample`.
     """
-    labelled = family.hparams.get("condition", "none") == "label"
+    labelled = family.condition == "label"
     for numbers, batch in items(data, split, n, batch_size=batch_size, rank=rank, world=world):
         if labelled and balanced:
             assert data.classes is not None

@@ -22,9 +22,9 @@ def labels_of(family: Family, wanted: Any, n: int) -> Any:
     """
     import torch
 
-    if family.hparams.get("condition", "none") != "label":
+    if family.condition != "label":
         if wanted is not None:
-            instead = "give text=<prompt>" if family.hparams.get("condition") == "text" else "leave it out"
+            instead = "give text=<prompt>" if family.condition == "text" else "leave it out"
             raise UserError(f"label={wanted}, but this {type(family).__name__} takes no labels: {instead}")
         return None
     classes, names = int(family.hparams["classes"]), family.class_names

@@ -16,6 +16,16 @@ from aigc.runs.progress import Progress
 from aigc.wording import counted
 
 Batch = dict[str, Any]
+CAPABILITIES = {                                           # methods that tools ask for, and what a family then does
+    "sample": "makes images from noise",
+    "translate": "turns images into images",
+    "restore": "restores degraded images",
+    "encode": "turns images into latents",
+    "decode": "turns latents into images",
+    "tokenize": "turns images into codes",
+    "score_text": "tells how well texts fit images",
+    "denoise": "tells the expected image behind a noisy one",
+}
 
 
 class Family(L.LightningModule):
@@ -27,7 +37,8 @@ class Family(L.LightningModule):
     - `training_step(batch, batch_idx) -> dict`: scalars by name; every entry is averaged and logged. With automatic
       optimization the entry `loss` is minimized; the others are detached.
     - `validation_step(batch, batch_idx) -> dict`: scalars on held-out images, averaged by the scores callback.
-    - `sample(n, *, condition, seeds, **options) -> Tensor`: images `(n, c, h, w)` in [-1, 1].
+    - what it can do: methods of the names in `CAPABILITIES`, such as
+      `sample(n, *, condition, seeds, **options) -> Tensor`: images `(n, c, h, w)` in [-1, 1].
     """
 
     accepts: ClassVar[tuple[str, ...]] = ("images",)       # kinds of batches it can learn from
@@ -53,18 +64,46 @@ class Family(L.LightningModule):
             self._log_hyperparams = kwargs.pop("logger", True)
             save_hyperparameters(self, *args, given_hparams=options, **kwargs)
 
+    # ---- what it can do ----
+
+    @classmethod
+    def can(cls, capability: str) -> bool:
+        """Whether the family has a capability: whether its class defines the method of this name."""
+        assert capability in CAPABILITIES, capability
+        method = getattr(cls, capability, None)
+        return method is not None and method is not getattr(Family, capability, None)
+
+    @classmethod
+    def capabilities(cls) -> list[str]:
+        """The capabilities that the family has."""
+        return [name for name in CAPABILITIES if cls.can(name)]
+
+    @classmethod
+    def does(cls) -> str:
+        """What it does first of all, in words that follow its name."""
+        return next((CAPABILITIES[name] for name in cls.capabilities()), "makes no images")
+
+    @classmethod
+    def makes_images(cls) -> bool:
+        """Whether there are images to show and to score; a family without any has its losses alone."""
+        return cls.can("sample") or cls.fakes is not Family.fakes
+
+    @property
+    def condition(self) -> str:
+        """What its images are conditioned on: none, label or text."""
+        return self.hparams.get("condition", "none")
+
     # ---- what the metrics compare ----
 
     def sample(
         self, n: int, *, condition: Any = None, seeds: Sequence[int] | None = None, **options: Any
     ) -> Tensor:
         """Images `(n, c, h, w)` in [-1, 1]; image k depends on `seeds[k]`, `condition[k]` and `options` alone."""
-        raise UserError(f"{type(self).__name__} turns images into images: it cannot make them from noise")
+        raise UserError(f"{type(self).__name__} {self.does()}: it cannot make them from noise")
 
     def condition_of(self, batch: Batch) -> Any:
         """The part of a batch that conditions this family, or None."""
-        kind = self.hparams.get("condition", "none")
-        return None if kind == "none" else batch[kind]
+        return None if self.condition == "none" else batch[self.condition]
 
     def fakes(self, batch: Batch, *, seeds: Sequence[int] | None = None) -> Tensor:
         """Generated images for a batch, `(n, c, h, w)` in [-1, 1]; by default samples for the batch's conditions."""

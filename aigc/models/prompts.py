@@ -16,7 +16,7 @@ def prompts_of(family: Family, wanted: Any, n: int) -> tuple[list[str] | None, l
     Raises:
         UserError: the family was not trained on texts, or the file cannot be read or is empty.
     """
-    if family.hparams.get("condition", "none") != "text":
+    if family.condition != "text":
         if wanted is not None:
             raise UserError(f"text='{wanted}', but this {type(family).__name__} was not trained with condition=text")
         return None, []

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aigc.config.words import at_home
+from aigc.runs.summary import capabilities_of
 from aigc.wording import counted
 
 MEANINGS = (  # a score: what it says, for who sees it for the first time
@@ -38,8 +39,11 @@ def closing(folder: Path, summary: dict[str, Any]) -> list[str]:
     run = shlex.quote(f"run={shown}")
     if summary["status"] != "finished":
         return [*lines, f"resume    python -m aigc.train {shlex.quote(f'resume={shown}')}"]
-    if summary.get("translates"):
+    able = capabilities_of(summary)
+    if "translate" in able:
         return [*lines, f"next      python -m aigc.edit task=translate {run} images=<file, folder or glob>"]
+    if "sample" not in able:
+        return [*lines, f"next      python -m aigc.evaluate {run}"]
     prompt = shlex.quote(f"text={summary['prompt']}") + " " if summary.get("prompt") else ""
     lines.append(f"next      python -m aigc.generate {run} {prompt}n=8")
     return [*lines, f"          python -m aigc.evaluate {run}"]

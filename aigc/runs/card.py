@@ -16,13 +16,14 @@ from aigc.runs.entry import Run
 from aigc.runs.markdown import commands, number, table, write_text
 from aigc.runs.protocol import Score, by_reason, describe, measured, missing_of, notes_of, scores_of
 from aigc.runs.reading import read_run
+from aigc.runs.summary import capabilities_of
 from aigc.wording import counted
 
 NAME = "README.md"
 MARK = "<!-- written by aigc, and written again when the run changes; what you add below stays -->"
 LISTED = 50                                                # most classes named
-TASKS = {"text": "text-to-image", "translation": "image-to-image", "none": "unconditional-image-generation",
-         "label": "unconditional-image-generation"}        # the Hub's names; it has none for labels
+TASKS = {"text": "text-to-image", "translate": "image-to-image", "none": "unconditional-image-generation",
+         "label": "unconditional-image-generation", "neither": "feature-extraction"}  # the Hub has none for labels
 
 
 def write(folder: str | Path) -> Path:
@@ -66,7 +67,8 @@ def data_of(run: Run) -> str:
 
 def front_matter(run: Run) -> str:
     """The part that the Hub reads: task, tags, data, and the last scores."""
-    task = TASKS["translation" if run.summary.get("translates") else condition_of(run)]
+    able = capabilities_of(run.summary)
+    task = TASKS["translate" if "translate" in able else condition_of(run) if "sample" in able else "neither"]
     scores = (run.summary.get("scores") or {}).get("last") or {}
     split = (run.summary.get("protocol") or {}).get("split")
     facts: dict[str, Any] = {
@@ -92,7 +94,9 @@ def introduction(run: Run) -> str:
     """What the model is, in a sentence or two, and how the run ended if it did not finish."""
     conditions = {"label": ", conditioned on class labels", "text": ", conditioned on captions"}
     size = f" with {run.summary['parameters']:,} parameters" if "parameters" in run.summary else ""
-    what = "turns images of one side of the data into the other" if run.summary.get("translates") else "makes images"
+    able = capabilities_of(run.summary)
+    what = "makes images" if "sample" in able else "makes no images"
+    what = "turns images of one side of the data into the other" if "translate" in able else what
     told = (f"`{recipe_of(run)}` ({run.family}){size}, trained on `{data_of(run)}`"
             f"{conditions.get(condition_of(run), '')}: it {what}. Made with aigc, study `{run.study}`.")
     if run.status == "finished":
@@ -220,9 +224,10 @@ def usage(run: Run) -> str:
     folder, here = run.folder.resolve(), Path.cwd()
     shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
     lines = [f"run={shlex.quote(str(shown))}    # this folder"]
-    if run.summary.get("translates"):
+    able = capabilities_of(run.summary)
+    if "translate" in able:
         lines.append('python -m aigc.edit task=translate run="$run" images=photos out=translated')
-    else:
+    elif "sample" in able:
         names = (run.summary.get("data") or {}).get("class_names") or ["0"]
         label = f" label={shlex.quote(str(names[0]))}"
         condition = {"label": label, "text": ' text="..."'}.get(condition_of(run), "")

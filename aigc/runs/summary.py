@@ -47,6 +47,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
+def capabilities_of(summary: dict[str, Any]) -> list[str]:
+    """What the family of a run can do; older runs say only whether it translates."""
+    return list(summary.get("capabilities", ["translate" if summary.get("translates") else "sample"]))
+
+
 def signature(config: dict[str, Any]) -> str:
     """Identity of an experiment: a hash of its configuration without the keys that do not change its result."""
     kept = {key: value for key, value in config.items() if key not in UNSIGNED}

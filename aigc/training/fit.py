@@ -18,7 +18,7 @@ from aigc.data.preparing import prepare_data
 from aigc.errors import RunError, UserError
 from aigc.files.turns import rank
 from aigc.models.checkpoints import read_checkpoint
-from aigc.models.family import Family, Translator
+from aigc.models.family import Family
 from aigc.runs import card
 from aigc.runs.machine import environment, keep_freed_memory, peak_memory_mb
 from aigc.runs.summary import read_summary, signature, write_summary
@@ -200,7 +200,8 @@ def identity(
         "family": type(model).__name__,
         "condition": cfg.condition,
         "prompt": next(iter(data.texts("train") or []), None) if cfg.condition == "text" else None,
-        "translates": isinstance(model, Translator),
+        "translates": model.can("translate"),
+        "capabilities": model.capabilities(),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "data": data.facts(),
         "budget": to_plain(cfg.budget),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -79,9 +79,10 @@ class SampleGrid(L.Callback):
         with evaluating(pl_module):
             torch.manual_seed(self.seed)  # for panels; samples have seeds of their own
             data = trainer.datamodule  # type: ignore[attr-defined]
-            if isinstance(pl_module, Translator):
-                pictures = self._translations(data, pl_module)
-            else:
+            pictures: dict[str, Picture] = {}
+            if pl_module.can("translate"):
+                pictures = self._translations(data, cast(Translator, pl_module))
+            elif pl_module.makes_images():
                 pictures = {"samples": self._samples(data, pl_module)}
             held_out = data.prepare(self._items(data, self.n), pl_module.device)
             pictures |= {name: Picture(images) for name, images in pl_module.panels(held_out).items()}
@@ -100,7 +101,7 @@ class SampleGrid(L.Callback):
 
     def _samples(self, data: Any, pl_module: Family) -> Picture:
         """What the family makes of its conditions."""
-        condition, side = pl_module.hparams.get("condition", "none"), max(1, isqrt(self.n))
+        condition, side = pl_module.condition, max(1, isqrt(self.n))
         layout: dict[str, Any] = {"columns": side}
         if condition == "text":
             batch, captions = self._captions(data)
