@@ -114,7 +114,7 @@ def locate(target: Any, where: str, *, key: str | None = None) -> type:
         UserError: it is not allowed there, does not exist, or is not a class of the right kind.
     """
     place = place_of(where)
-    base = _import(place.base)
+    base = imported(place.base)
     key = key or f"{where}._target_"
     found = _locate(moved(target), key, place.packages, place.names, (base,), place.what)
     if inspect.isabstract(found) or (found is base and target not in place.names):
@@ -136,7 +136,7 @@ def _locate(
             f"{key}={target} is not allowed there: give {what} from {', '.join(allowed) or 'nowhere else'}, or name a "
             f"package that you trust in the environment variable {ALLOW_VARIABLE}"
         )
-    found = _import(target, key, bases)
+    found = imported(target, key, bases)
     if not isinstance(found, type):
         raise UserError(f"{key}={target} is not a class: give {what}")
     if target not in names and not within(found.__module__, packages + own):
@@ -147,7 +147,7 @@ def _locate(
     return found
 
 
-def _import(name: str, key: str = "", bases: tuple[type, ...] = (object,)) -> Any:
+def imported(name: str, key: str = "", bases: tuple[type, ...] = (object,)) -> Any:
     """The object that a dotted name refers to, in a module already allowed; messages suggest classes of `bases`.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Schedules, parametrisations and samplers of diffusion."""
+"""Schedules, parametrisations, samplers and guides of diffusion."""

@@ -4,19 +4,40 @@ All follow a `path`, `(steps + 1, 2)` pairs (alpha, sigma) from noise to the ima
 through `denoise(x, alpha, sigma)`: the expected image x_0 for x = alpha x_0 + sigma eps. Steps use the finite changes
 of alpha and sigma themselves, so the same line is EDM's step where alpha = 1, flow matching's where alpha + sigma = 1,
 and DDIM's on the circle. `noise(c, h, w)` gives fresh N(0, 1) noise `(n, c, h, w)`, drawn per image.
+
+The keyword parameters of a sampler besides `noise` are its options. Samplers record gradients if their caller does.
 """
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
-import torch
 from torch import Tensor
+
+from aigc.config.functions import function_named
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 Noise = Callable[..., Tensor]
+Sampler = Callable[..., Tensor]
+SAMPLERS: dict[str, Sampler] = {}
 
 
-@torch.no_grad()
+def sampler(function: Sampler) -> Sampler:
+    """Registers a sampler under its name."""
+    SAMPLERS[function.__name__] = function
+    return function
+
+
+def sampler_named(name: Any) -> Sampler:
+    """The sampler that `name` stands for: a registered one, or a user's own by its dotted name.
+
+    Raises:
+        UserError: there is none.
+    """
+    return function_named(name, "sampler", SAMPLERS)
+
+
+@sampler
 def ddim(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, eta: float = 0.0) -> Tensor:
     """Song et al. 2021, eq. 12; `eta` from 0 (deterministic) to 1 (all of DDPM's noise). Order 1."""
     for (alpha, sigma), (alpha_next, sigma_next) in pairwise(path):
@@ -29,13 +50,13 @@ def ddim(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, eta: float 
     return x
 
 
-@torch.no_grad()
+@sampler
 def ancestral(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise) -> Tensor:
     """Ho et al. 2020, algorithm 2: every step draws from the posterior of the next image given this one and x_0."""
     return ddim(denoise, x, path, noise=noise, eta=1.0)
 
 
-@torch.no_grad()
+@sampler
 def euler(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: float = 0.0) -> Tensor:
     """Karras et al. 2022, algorithm 2 without the correction; equals `ddim` if `churn` is 0. Order 1."""
     for (alpha, sigma), (alpha_next, sigma_next) in pairwise(path):
@@ -46,7 +67,7 @@ def euler(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: flo
     return x
 
 
-@torch.no_grad()
+@sampler
 def heun(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: float = 0.0) -> Tensor:
     """Karras et al. 2022, algorithm 2; two evaluations per step, one in the last. Order 2."""
     for (alpha, sigma), (alpha_next, sigma_next) in pairwise(path):
@@ -63,7 +84,7 @@ def heun(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: floa
     return x
 
 
-@torch.no_grad()
+@sampler
 def dpmpp_2m(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise) -> Tensor:
     """DPM-Solver++(2M), Lu et al. 2022, algorithm 2; one evaluation per step. Order 2, first and last step order 1."""
     last: tuple[Tensor, Tensor] | None = None  # x_0 and h of the previous step
@@ -76,11 +97,6 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise) -> Tens
         x = sigma_next / sigma * x + (alpha_next - alpha * sigma_next / sigma) * ahead
         last = x0, h
     return x
-
-
-SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "ddim": ddim, "ancestral": ancestral, "euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m,
-}
 
 
 def ancestral_noise(alpha: Tensor, sigma: Tensor, alpha_next: Tensor, sigma_next: Tensor) -> Tensor:

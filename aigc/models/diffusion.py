@@ -22,8 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc.conditions import TextEncoder, as_tensor, build_encoder, condition_for
+from aigc.config.functions import check_known, chosen, options_of
+from aigc.diffusion.denoiser import Denoiser
+from aigc.diffusion.guides import GIVEN, Guide, acts, autoguidance, classifier_free, guided, guides_named
 from aigc.diffusion.process import WEIGHTINGS, Parametrisation, build_process, loss_factor, path
-from aigc.diffusion.samplers import SAMPLERS
+from aigc.diffusion.samplers import Denoise, Noise, sampler_named
 from aigc.errors import UserError, choices
 from aigc.models.family import Batch, Family
 from aigc.networks.ema import EMA
@@ -32,9 +35,8 @@ from aigc.networks.unet import UNet
 from aigc.noise import SeededNoise, mix
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
-SAMPLER_OPTIONS = {"ddim": ("eta",), "ancestral": (), "euler": ("churn",), "heun": ("churn",), "dpmpp_2m": ()}
-COMMON_OPTIONS = ("sampler", "steps", "spacing", "guidance", "guidance_interval", "autoguidance",
-                  "autoguidance_interval", "precision")
+COMMON_OPTIONS = ("sampler", "steps", "spacing", "precision", "guide")
+OWN_GUIDES = (classifier_free, autoguidance)  # act by themselves where the model has what they need
 GOLDEN = 0.6180339887498949  # steps of the golden ratio cover [0, 1] evenly: validation times by image
 
 
@@ -228,18 +230,41 @@ class Diffusion(Family):
     # ---- sampling ----
 
     def check_sampler(self, name: Any, options: dict[str, Any]) -> None:
-        """Refuses a sampler that does not exist or an option that it does not take.
+        """Refuses a sampler that does not exist, or an option that neither it nor a guide takes.
 
         Raises:
             UserError: names the nearest known ones.
         """
-        if name not in SAMPLERS:
-            raise UserError(f"There is no sampler '{name}': {choices(name, SAMPLERS)}")
-        known = (*SAMPLER_OPTIONS[name], *COMMON_OPTIONS)
-        for option in options:
-            if option not in known:
-                raise UserError(f"The sampler '{name}' has no option '{option}': {choices(option, known)}")
+        known = [*options_of(sampler_named(name), given=("noise",)), *COMMON_OPTIONS]
+        for guide in (*OWN_GUIDES, *guides_named(options.get("guide"))):
+            known += options_of(guide, given=GIVEN)
+        check_known(options, known, f"The sampler '{name}'")
 
+    def settings(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The recipe's sampling options under `options`; those of the recipe's sampler only for that one.
+
+        Raises:
+            UserError: they do not exist, or do not fit a model without a condition or an early network.
+        """
+        h, recipe = self.hparams, dict(self.hparams.sampler)
+        name = options.get("sampler", recipe["name"])
+        if name != recipe["name"]:
+            recipe = {k: v for k, v in recipe.items() if k not in options_of(sampler_named(recipe["name"]))}
+        self.check_sampler(name, {"guide": recipe.get("guide"), **options})
+        if h.condition == "none" and options.get("guidance", 1) != 1:
+            raise UserError("This model was trained with condition=none: leave guidance out, or train with a label")
+        if self.early is None and options.get("autoguidance", 1) != 1:
+            raise UserError("This model kept no early network to be guided by: leave autoguidance out, or train with "
+                            "condition=none and model.early above 0")
+        guidance = {"guidance": h.guidance, "guidance_interval": h.guidance_interval,
+                    "autoguidance": h.autoguidance, "autoguidance_interval": h.autoguidance_interval}
+        texts = (h.condition == "text" and h.text_sampling) or {}
+        settings = {"precision": "float32", "spacing": "own", **guidance, **recipe, **texts, **options}
+        if (precision := settings["precision"]) not in PRECISIONS:
+            raise UserError(f"There is no sampling precision '{precision}': {choices(precision, PRECISIONS)}")
+        return {**settings, "sampler": name}
+
+    @torch.inference_mode(False)  # guides may record gradients
     @torch.no_grad()
     def sample(
         self,
@@ -251,90 +276,69 @@ class Diffusion(Family):
     ) -> Tensor:
         """Images `(n, c, h, w)` in [-1, 1] from the averaged weights.
 
-        Options, each by default the recipe's: `sampler` (ddim, ancestral, euler, heun, dpmpp_2m), `steps`, `spacing`
-        (own, karras, logsnr), `guidance` w, `guidance_interval` (low, high) in sigma / alpha,
-        `autoguidance` w and `autoguidance_interval` likewise for condition=none, `precision` (float32,
-        bf16, float16), `eta` for ddim, `churn` for euler and heun. Image k depends on `seeds[k]`, `condition[k]` and
-        the options alone.
+        Options, each by default the recipe's: `sampler` (ddim, ancestral, euler, heun, dpmpp_2m, or a function by its
+        dotted name), `steps`, `spacing` (own, karras, logsnr), `precision` (float32, bf16, float16), `guide` (names of
+        further guides), and the keyword parameters of the sampler and of every guide: those of `classifier_free` with
+        a condition, of `autoguidance` without one, e.g. `eta` for ddim, `churn` for euler and heun. Image k depends on
+        `seeds[k]`, `condition[k]` and the options alone.
 
         Raises:
-            UserError: an unknown sampler or option, or guidance without a condition.
+            UserError: an unknown sampler, guide or option, or guidance without a condition.
         """
-        h = self.hparams
-        recipe = {k: v for k, v in h.sampler.items() if k in ("steps", "spacing")}
-        if options.get("sampler", h.sampler["name"]) == h.sampler["name"]:
-            recipe = dict(h.sampler)
-        name = options.pop("sampler", h.sampler["name"])
-        self.check_sampler(name, options)
-        if h.condition == "none" and options.get("guidance", 1) != 1:
-            raise UserError("This model was trained with condition=none: leave guidance out, or train with a label")
-        settings = {"guidance": h.guidance, "guidance_interval": h.guidance_interval,
-                    "autoguidance": h.autoguidance, "autoguidance_interval": h.autoguidance_interval}
-        if self.early is None and options.get("autoguidance", 1) != 1:
-            raise UserError("This model kept no early network to be guided by: leave autoguidance out, or train with "
-                            "condition=none and model.early above 0")
-        settings |= {**recipe, **((h.condition == "text" and h.text_sampling) or {}), **options}
-        precision = settings.get("precision", "float32")
-        if precision not in PRECISIONS:
-            raise UserError(f"There is no sampling precision '{precision}': {choices(precision, PRECISIONS)}")
-
+        h, settings = self.hparams, self.settings(options)
+        sampler = sampler_named(settings["sampler"])
         seeds = self.seeds_or_fresh(n, seeds)
         labels = condition_for(
             condition, kind=h.condition, classes=h.classes, seeds=seeds, encoder=self.network.encoder
         )
-        labels = None if labels is None else labels.to(self.device)
+        labels = None if labels is None else labels.to(self.device).clone()
         noise = SeededNoise(seeds, self.device)
-        points = path(self.process, settings["steps"], spacing=settings.get("spacing", "own"))
-        special = {k: settings[k] for k in SAMPLER_OPTIONS[name] if k in settings}
-
-        def denoise(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-            return self.denoise(
-                x, alpha, sigma, labels=labels, guidance=settings["guidance"], interval=settings["guidance_interval"],
-                autoguidance=settings["autoguidance"], autoguidance_interval=settings["autoguidance_interval"],
-            )
-
-        reduced = PRECISIONS[precision]
+        points = path(self.process, settings["steps"], spacing=settings["spacing"])
+        denoise = self.guided(labels, settings, noise=noise)
+        special = chosen(sampler, settings, f"The sampler '{settings['sampler']}'", noise=noise)
+        reduced = PRECISIONS[settings["precision"]]
         with torch.autocast(self.device.type, dtype=reduced if reduced != torch.float32 else torch.bfloat16,
                             enabled=reduced != torch.float32):
-            x = SAMPLERS[name](denoise, points[0, 1] * noise(*self.shape), points, noise=noise, **special)
+            x = sampler(denoise, points[0, 1] * noise(*self.shape), points, **special)
         return x.float().clamp(-1, 1)
 
-    @torch.no_grad()
+    def guided(self, labels: Tensor | None, settings: dict[str, Any], *, noise: Noise) -> Denoise:
+        """The denoiser under the model's own guides and those that `settings` name."""
+        own: list[Guide] = []
+        w, interval = settings.get("guidance", 1.0), settings.get("guidance_interval")
+        if labels is not None and w != 1:
+            own = [classifier_free]
+        elif self.early is not None and settings.get("autoguidance", 1) != 1 and bool(self.early_kept):
+            own = [autoguidance]
+
+        def together(alpha: Tensor, sigma: Tensor) -> Sequence[str]:
+            if classifier_free not in own or not acts(interval, alpha, sigma):
+                return ("conditional",)
+            return ("unconditional",) if w == 0 else ("conditional", "unconditional")
+
+        denoiser = Denoiser(
+            self.process, Parametrisation(self.hparams.prediction, self.sigma_data()),
+            lambda names, x, t: self.answers(names, x, t, labels), together,
+        )
+        further = [guide for guide in guides_named(settings.get("guide")) if guide not in OWN_GUIDES]
+        return guided(denoiser, [*own, *further], settings, noise=noise)
+
+    def answers(self, names: Sequence[str], x: Tensor, t: Tensor, labels: Tensor | None) -> list[Tensor]:
+        """Predictions of the averaged network with the condition and without it, or of the early network."""
+        if len(names) == 1:
+            network = self.early if names[0] == "early" else self.ema
+            assert network is not None
+            return [self.predict(network, x, t, None if names[0] == "unconditional" else labels)]
+        assert labels is not None and list(names) == ["conditional", "unconditional"]
+        drop = torch.arange(2 * len(x), device=x.device) >= len(x)
+        both = self.predict(self.ema, x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([labels, labels]), drop)
+        return list(both.chunk(2))
+
     def denoise(
-        self,
-        x: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        *,
-        labels: Tensor | None = None,
-        guidance: float = 1.0,
-        interval: Sequence[float] | None = None,
-        autoguidance: float = 1.0,
-        autoguidance_interval: Sequence[float] | None = None,
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, *, labels: Tensor | None = None, **options: Any
     ) -> Tensor:
         """The image `(n, c, h, w)` that the averaged network expects behind x = alpha x_0 + sigma eps.
 
-        alpha and sigma are scalar tensors, in any frame: x is rescaled to the point of the trained process that has
-        the same sigma / alpha, so that every sampler's path fits every process. sigma must be positive.
+        alpha and sigma are scalar tensors in any frame, see `Denoiser`; `options` are those of guides.
         """
-        noise_level = sigma / alpha
-        t = self.process.time(noise_level)
-        own_alpha, own_sigma = self.process.scales(t)
-        x, t = x * (own_sigma / sigma), t.to(x.device).expand(len(x))
-        if labels is not None and interval is not None and not interval[0] <= float(noise_level) <= interval[1]:
-            guidance = 1.0
-        bounds = autoguidance_interval
-        if bounds is not None and not bounds[0] <= float(noise_level) <= bounds[1]:
-            autoguidance = 1.0
-        if labels is None or guidance == 1:
-            prediction = self.predict(self.ema, x, t, labels)
-            if self.early is not None and autoguidance != 1 and bool(self.early_kept):
-                prediction = torch.lerp(self.predict(self.early, x, t, labels), prediction, autoguidance)
-        elif guidance == 0:
-            prediction = self.predict(self.ema, x, t, None)
-        else:
-            drop = torch.arange(2 * len(x), device=x.device) >= len(x)
-            both = self.predict(self.ema, x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([labels, labels]), drop)
-            conditional, unconditional = both.chunk(2)
-            prediction = torch.lerp(unconditional, conditional, guidance)
-        return Parametrisation(self.hparams.prediction, self.sigma_data()).x0(prediction, x, own_alpha, own_sigma)
+        return self.guided(labels, options, noise=torch.randn)(x, alpha, sigma)

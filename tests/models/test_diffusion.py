@@ -139,7 +139,7 @@ def test_guidance_is_u_plus_w_times_the_difference(name):
     torch.testing.assert_close(at[0.0], model.denoise(x, alpha, sigma))
     torch.testing.assert_close(at[2.5], at[0.0] + 2.5 * (at[1.0] - at[0.0]), atol=1e-5, rtol=1e-5)
     assert float((at[1.0] - at[0.0]).abs().max()) > 1e-3
-    outside = model.denoise(x, alpha, sigma, labels=labels, guidance=2.5, interval=(2.0, 9.0))
+    outside = model.denoise(x, alpha, sigma, labels=labels, guidance=2.5, guidance_interval=(2.0, 9.0))
     torch.testing.assert_close(outside, at[1.0])
 
 

@@ -1,0 +1,107 @@
+"""Guides: what may bend a denoiser's answer, each a free function that goes with every process and every sampler.
+
+A guide is `(x, x0, alpha, sigma) -> x0`: for x = alpha x_0 + sigma eps `(n, c, h, w)` and the image x0 that the
+network expects behind it, the image that the sampler is to go on with. Its keyword parameters are its options, except
+those that the program gives to a guide that asks for them:
+
+    denoiser    the `Denoiser` that x0 is from, for guides that ask the networks again
+    noise       `noise(c, h, w)`: fresh N(0, 1) noise `(n, c, h, w)`, drawn per image
+
+With g the gradient of log p(y | x) by x, conditioning on y turns x0 into x0 + sigma^2 / alpha g: Tweedie's formula,
+whatever the process. A guide that differentiates x0 by x is marked by `gradients`; then x requires gradients and x0
+was computed from it. Without the mark nothing is recorded, which is faster.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aigc.config.functions import chosen, function_named
+from aigc.diffusion.denoiser import Denoiser
+from aigc.diffusion.samplers import Denoise, Noise
+
+Guide = Callable[..., Tensor]
+GUIDES: dict[str, Guide] = {}
+GIVEN = ("denoiser", "noise")
+
+
+def guide(function: Guide) -> Guide:
+    """Registers a guide under its name."""
+    GUIDES[function.__name__] = function
+    return function
+
+
+def gradients(function: Guide) -> Guide:
+    """Marks a guide that differentiates x0 by x."""
+    function.gradients = True  # type: ignore[attr-defined]
+    return function
+
+
+def guides_named(wanted: Any) -> list[Guide]:
+    """The guides that a name, or a list of names, stands for; None is none.
+
+    Each is a registered one, a user's own by its dotted name, or, for callers within the program, a function itself.
+
+    Raises:
+        UserError: there is no such guide.
+    """
+    names = [] if wanted is None else wanted if isinstance(wanted, list | tuple) else [wanted]
+    return [one if callable(one) else function_named(one, "guide", GUIDES) for one in names]
+
+
+def acts(interval: Sequence[float] | None, alpha: Tensor, sigma: Tensor) -> bool:
+    """Whether sigma / alpha lies in `interval` (Kynkäänniemi et al. 2024); None is everywhere."""
+    return interval is None or interval[0] <= float(sigma / alpha) <= interval[1]
+
+
+@guide
+def classifier_free(
+    x: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, *, denoiser: Denoiser, guidance: float = 1.0,
+    guidance_interval: Sequence[float] | None = None,
+) -> Tensor:
+    """U + w (c - u), c with and u without the condition (Ho and Salimans 2022); w = 1 is off, 0 unconditional."""
+    if guidance == 1 or not acts(guidance_interval, alpha, sigma):
+        return x0
+    return denoiser.lerp(denoiser.ask("unconditional", x, alpha, sigma), x0, guidance)
+
+
+@guide
+def autoguidance(
+    x: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, *, denoiser: Denoiser, autoguidance: float = 1.0,
+    autoguidance_interval: Sequence[float] | None = None,
+) -> Tensor:
+    """B + w (d - b), d the averaged network and b the same early in training (Karras et al. 2024, eq. 3)."""
+    if autoguidance == 1 or not acts(autoguidance_interval, alpha, sigma):
+        return x0
+    return denoiser.lerp(denoiser.ask("early", x, alpha, sigma), x0, autoguidance)
+
+
+def guided(denoiser: Denoiser, guides: Sequence[Guide], settings: Mapping[str, Any], *, noise: Noise) -> Denoise:
+    """`denoiser`, its answers bent by `guides` in their order, with their options in `settings`.
+
+    Raises:
+        UserError: an option without a default has no value.
+    """
+    plain = [one.func if isinstance(one, functools.partial) else one for one in guides]
+    recorded = any(getattr(one, "gradients", False) for one in plain)
+    bound = []
+    for one, function in zip(guides, plain, strict=True):
+        owner = f"The guide '{function.__name__}'"
+        bound.append(functools.partial(one, **chosen(one, settings, owner, denoiser=denoiser, noise=noise)))
+
+    def answer(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        if not recorded:
+            return bent(x, alpha, sigma)
+        with torch.enable_grad():
+            return bent(x.detach().requires_grad_(True), alpha, sigma).detach()
+
+    def bent(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        x0 = denoiser(x, alpha, sigma)
+        for one in bound:
+            x0 = one(x, x0, alpha, sigma)
+        return x0
+
+    return answer
