@@ -64,8 +64,8 @@ def run(task: Task, config_name: str) -> None:
             raise
         where = f"'{error.filename}'" if error.filename else "the disk"
         codes.append(say(UserError(f"{where} cannot be written to ({error.strerror}): make room or choose another")))
-    except KeyboardInterrupt:
-        codes.append(say(UserError("interrupted")))
+    except KeyboardInterrupt as interruption:
+        codes.append(say(UserError("; ".join(["interrupted", *getattr(interruption, "__notes__", [])]))))
         codes.append(130)
     if codes:
         sys.exit(max(codes))
@@ -156,6 +156,8 @@ def explain(error: Exception, argv: list[str], config_name: str) -> str:
 
 def _beside(key: str, known: Sequence[str]) -> list[str]:
     """The options that `key` may have meant: similar ones anywhere, else those of its group, not all."""
+    if "." not in key:                                     # `task.direction` is set by `direction`
+        known = [one for one in known if "." not in one or one.rpartition(".")[2] not in known]
     if get_close_matches(key, known, n=1, cutoff=0.6):
         return list(known)
     group = key.rpartition(".")[0]

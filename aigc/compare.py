@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from aigc import cli
-from aigc.errors import UserError
+from aigc.errors import UserError, check_least
 from aigc.wording import counted
 
-COUNTS = (("refresh_seconds", 0.1), ("shown", 1), ("grids", 0), ("thumbnail", 16), ("points", 2),    # least values
-          ("at_images", 1), ("at_minutes", 0))
+LEAST = {"refresh_seconds": 0.1, "shown": 1, "grids": 0, "thumbnail": 16, "points": 2, "at_images": 1, "at_minutes": 0}
 
 
 def main() -> None:
@@ -29,9 +28,7 @@ def compare(cfg: Any) -> None:
     from aigc.report.comparison import Comparison
     from aigc.runs.reading import read_runs
 
-    for name, least in COUNTS:
-        if cfg[name] is not None and not cfg[name] >= least:
-            raise UserError(f"{name}={cfg[name]} must be at least {least}")
+    check_least(cfg, LEAST)
     if cfg.at_images is not None and cfg.at_minutes is not None:
         raise UserError("at_images= and at_minutes= name two points: give one of them")
     at = ("images", cfg.at_images) if cfg.at_images is not None else None

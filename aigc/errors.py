@@ -4,7 +4,7 @@ A user's mistake raises `UserError`; the entry points print its sentence and exi
 Every other exception is a bug and keeps its traceback.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -44,6 +44,17 @@ def check_count(name: str, value: Any, *, least: int = 1, optional: bool = False
         raise UserError(
             f"{name} must be a whole number of at least {least}{' or null' if optional else ''}, not {given}"
         )
+
+
+def check_least(options: Mapping[str, Any], least: Mapping[str, float]) -> None:
+    """Refuses options that are too small, or not a number; None passes.
+
+    Raises:
+        UserError: names the first one.
+    """
+    for name, smallest in least.items():
+        if options[name] is not None and not options[name] >= smallest:
+            raise UserError(f"{name}={options[name]} must be at least {smallest}")
 
 
 class RunError(UserError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aigc import cli
-from aigc.errors import RunError, UserError
+from aigc.errors import RunError, UserError, check_least
 from aigc.runs import card
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def spelled_out(argument: str) -> str:
 
 def evaluate(cfg: Any) -> None:
     """Scores the target that `run` names, prints a table, and writes the record."""
-    for name, least in LEAST.items():
-        if cfg[name] is not None and cfg[name] < least:
-            raise UserError(f"{name}={cfg[name]} is too small: give at least {least}")
+    check_least(cfg, LEAST)
     if cfg.resamples == 1:
         raise UserError("resamples=1 has no spread: give 0 for no intervals, or 100")
     if cfg.megapixels <= 0:

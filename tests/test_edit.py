@@ -248,14 +248,17 @@ def test_results_are_not_mixed_with_others_unless_they_are_to_be_cleared(run, ph
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["task=translte"], "there is no task 'translte': did you mean 'translate'?"),
         (["direction=b2a"], "Negative was not trained for direction=b2a: choose from a2b"),
         (["images=nowhere"], "images='nowhere' does not exist"),
         (["images=empty"], "images='empty' holds no pictures"),
         (["images='*.bmp'"], "holds no pictures"),
         (["run=nowhere"], "'nowhere' is neither a run folder nor a checkpoint"),
         (["format=gif"], "unsupported format 'gif': choose from keep, png"),
-        (["side=0"], "must be positive"),
+        (["side=0"], "side=0 must be at least 1"),
+        (["megapixels=0"], "megapixels=0.0 must be above 0"),
+        (["task.function=translte"], "There is no task 'translte': did you mean 'translate'?"),
+        (["+task.drection=b2a"], "The task 'translate' has no option 'drection': did you mean 'direction'?"),
+        (["task.needs=sampl"], "task.needs=sampl is unknown: did you mean 'sample'?"),
     ],
 )
 def test_mistakes_are_one_sentence(overrides, sentence, run, photos, tmp_path, monkeypatch):
@@ -275,6 +278,7 @@ def test_mistakes_on_the_command_line_are_one_sentence_with_exit_code_2(run, pho
     (tmp_path / "file").write_text("")
     where = "out=file/x"
     for word, sentence in ((where, "aigc: out='file/x' is a file: choose another folder"),
+                           ("task=translte", "aigc: 'task=translte' does not exist: did you mean 'translate'?"),
                            ("drection=a2b", "aigc: there is no option 'drection': did you mean 'direction'?")):
         done = cli(f"run={run}", f"images={photos / '0.png'}", word, cwd=tmp_path)
         assert done.returncode == 2, done.stderr

@@ -448,7 +448,7 @@ def test_short_words_are_spelled_out():
         (["run={run}", "metrics=squeezenet"], "metrics=squeezenet needs weights.squeezenet=<file>"),
         (["run={run}", "data=shapes"], "a different shape from shapes's (1 x 8 x 8 and 3 x 32 x 32): give data."),
         (["run={run}", "data.split_seeed=1"], "'data' has no option 'split_seeed': did you mean 'split_seed'?"),
-        (["run={run}", "num_samples=1"], "num_samples=1 is too small"),
+        (["run={run}", "num_samples=1"], "num_samples=1 must be at least 2"),
         (["run={run}", "num_sample=5"], "there is no option 'num_sample': did you mean 'num_samples'"),
         (["run={run}", "clip=nowhere"], "clip= scores images by their captions, but this run"),
         (["run=nowhere"], "'nowhere' is neither a run folder nor a checkpoint"),

@@ -16,12 +16,12 @@ from PIL import Image
 from aigc.config.schema import CONFIG_DIR, register_schemas
 from aigc.errors import RunError, UserError
 from aigc.files.written import RECORD, read_record
-from aigc.generate import generate, run_of
+from aigc.generate import generate
 from aigc.images.generating import in_rows, overview, read_recipe
 from aigc.images.grids import GAP, LINE, TONE
-from aigc.models.asked import label_of, labels_of
-from aigc.models.checkpoints import load_family
+from aigc.models.checkpoints import load_family, run_of
 from aigc.models.gan import GAN
+from aigc.models.requests import label_of, labels_of
 from aigc.training.fit import fit
 
 from .conftest import TINY, compose_train, environment
@@ -284,7 +284,7 @@ def test_a_checkpoint_needs_no_config_and_loads_with_weights_only(runs):
         ({"label": 11}, "label=11 is not a class of this model: choose from 0 to 9"),
         ({"format": "jpg"}, "unsupported format 'jpg': did you mean 'png'?"),
         ({"run": "nowhere"}, "'nowhere' is neither a run folder nor a checkpoint"),
-        ({"n": 0}, "n=0 and batch_size=64 must be at least 1"),
+        ({"n": 0}, "n=0 must be at least 1"),
         ({"out": "file/x"}, "out='file/x' is a file: choose another folder"),
     ],
 )

@@ -15,9 +15,8 @@ from aigc.data.preparing import prepare_data
 from aigc.errors import UserError
 from aigc.files.written import RECORD
 from aigc.images.grids import GAP, LINE, TONE
-from aigc.models.asked import labels_of
 from aigc.models.checkpoints import load_family, read_checkpoint
-from aigc.models.prompts import prompts_of
+from aigc.models.requests import labels_of, prompts_of
 from aigc.multirun.jobs import Job
 from aigc.runs.resume import AUTOMATIC
 from aigc.runs.summary import read_summary, signature, write_summary

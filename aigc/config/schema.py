@@ -68,7 +68,7 @@ class GenerateConfig:
 class EditConfig:
     """The top level of `aigc.edit`; conf/edit.yaml explains each key."""
 
-    task: str = "translate"
+    task: dict[str, Any] = field(default_factory=dict)
     run: str = "???"
     checkpoint: str = "best"
     images: str = "???"

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from tqdm import tqdm
 
 from aigc.files.written import KEY
 from aigc.images.grids import TONE, grid_png, to_uint8
@@ -27,17 +26,17 @@ ROWS = 16  # most labels with a row each; with more, each image has its label ab
 
 
 def sample_uint8(
-    family: Family, n: int, *, seed: int, condition: Any = None, batch_size: int = 64, **options: Any
+    family: Family, n: int, *, seed: int, condition: Any = None, batch_size: int = 64,
+    progress: Callable[[int], object] = lambda made: None, **options: Any,
 ) -> Iterator[np.ndarray]:
-    """Yields images `(h, w, c)` uint8, the k-th from seed mix(seed, k)."""
-    with tqdm(total=n, unit=" images", disable=None) as bar:
-        for start in range(0, n, batch_size):
-            stop = min(n, start + batch_size)
-            given = None if condition is None else condition[start:stop]
-            seeds = [mix(seed, k) for k in range(start, stop)]
-            made = family.sample(stop - start, condition=given, seeds=seeds, **options)
-            bar.update(stop - start)
-            yield from to_uint8(made).permute(0, 2, 3, 1).cpu().numpy()
+    """Yields images `(h, w, c)` uint8, the k-th from seed mix(seed, k); tells `progress` how many were just made."""
+    for start in range(0, n, batch_size):
+        stop = min(n, start + batch_size)
+        given = None if condition is None else condition[start:stop]
+        seeds = [mix(seed, k) for k in range(start, stop)]
+        made = family.sample(stop - start, condition=given, seeds=seeds, **options)
+        progress(stop - start)
+        yield from to_uint8(made).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def write(

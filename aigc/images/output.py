@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +21,6 @@ from aigc import __version__
 from aigc.errors import RunError, UserError
 from aigc.files.written import RECORD, Written, parse_record
 from aigc.wording import counted
-
-log = logging.getLogger(__name__)
 
 IGNORED = ("thumbs.db", "desktop.ini")                     # left in folders by systems, besides hidden files
 NAMED = 3                                                  # names of blocking files in an error
@@ -38,7 +35,7 @@ class Output:
         self.ending: dict[str, Any] = {}                   # its last line
         self._record, self._before = record, before
         self._files = 0
-        self._started = False
+        self.started = False
 
     def write(self, name: str, content: bytes, **facts: Any) -> None:
         """Writes a file, under a temporary name first; creates its folder.
@@ -105,11 +102,11 @@ class Output:
                 temporary.unlink(missing_ok=True)
 
     def _start(self) -> None:
-        if self._started:
+        if self.started:
             return
         if self._before is not None:
             clear(self.folder, self._before)
-        self._started = True
+        self.started = True
         self._record.seek(0)
         self._record.truncate()
         made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -122,15 +119,17 @@ class Output:
     def close(self, status: str) -> bool:
         """Writes the last line and releases the folder; returns whether anything was written."""
         with contextlib.suppress(OSError):                 # a full disk refuses this line too
-            if self._started:
+            if self.started:
                 self._line({"status": status, **self.ending})
         _leave(self._record, self.folder / RECORD)
-        return self._started
+        return self.started
 
 
 @contextmanager
 def claim(out: Path, *, overwrite: bool = False, numbered: bool = False) -> Iterator[Output]:
     """Creates and claims a folder to write into; removes it again if nothing was written.
+
+    An interruption is given a note that says where the files are, if any are written.
 
     Args:
         out: the folder.
@@ -146,13 +145,13 @@ def claim(out: Path, *, overwrite: bool = False, numbered: bool = False) -> Iter
         output = _lock(out, overwrite)
         yield output
         status = "complete"
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         status = "interrupted"
+        if output is not None and output.started:
+            interruption.add_note(f"'{out}' holds what was written before the interruption")
         raise
     finally:
         written = output is not None and output.close(status)
-        if written and status == "interrupted":
-            log.info("'%s' holds what was written before the interruption", out)
         if not written:
             with contextlib.suppress(OSError):
                 for folder in reversed(made):

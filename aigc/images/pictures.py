@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from aigc.data.decode import decode, extremes, header
 from aigc.data.values import Range, Ranges, ranges_for
@@ -273,23 +272,28 @@ def edited(
 
 
 def write_edited(
-    pictures: list[Picture], edit: Callable[[Tensor, list[int]], Tensor], output: Output, **options: Any
+    pictures: list[Picture], edit: Callable[[Tensor, list[int]], Tensor], output: Output, *,
+    progress: Callable[[int], object] = lambda done: None, **options: Any,
 ) -> None:
     """Writes what `edit` makes of each picture, and `comparison.png`: the first ones beside their results.
 
-    `options` are those of `edited`.
+    Args:
+        pictures: what to read.
+        edit: see `edited`.
+        output: the folder to write to.
+        progress: told the number of pictures that have just been written.
+        **options: those of `edited`.
 
     Raises:
         RunError: the folder does not take them.
     """
     pairs: list[tuple[Tensor, Tensor]] = []
-    with tqdm(total=len(pictures), unit=" pictures", disable=None) as bar:
-        for picture, before, after in edited(pictures, edit, **options):
-            output.write(picture.target, encode(after, Path(picture.target).suffix), kind="image",
-                         number=picture.number, source=str(picture.source))
-            if len(pairs) < SHOWN:
-                pairs.append((before, after))
-            bar.update()
+    for picture, before, after in edited(pictures, edit, **options):
+        output.write(picture.target, encode(after, Path(picture.target).suffix), kind="image",
+                     number=picture.number, source=str(picture.source))
+        if len(pairs) < SHOWN:
+            pairs.append((before, after))
+        progress(1)
     if pairs and COMPARISON not in {picture.target for picture in pictures}:
         output.write(COMPARISON, comparison(pairs), kind="comparison")
 

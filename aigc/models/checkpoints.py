@@ -78,6 +78,11 @@ def find_checkpoint(run: str | Path, which: str = "last") -> Path:
     raise UserError(f"the folder '{run}' has no checkpoint (checkpoints/last.ckpt): give a run that has trained")
 
 
+def run_of(checkpoint: Path) -> Path:
+    """The run folder of a checkpoint; for a checkpoint outside a run, the folder that holds it."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU, loaded with `weights_only=True`.
 

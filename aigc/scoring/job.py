@@ -12,6 +12,7 @@ import torch
 from aigc.config.schema import to_plain
 from aigc.errors import UserError
 from aigc.models.family import Translator
+from aigc.models.requests import sampling_options
 from aigc.runs.catalogue import described
 from aigc.runs.machine import environment, keep_freed_memory
 from aigc.runs.protocol import by_reason
@@ -120,7 +121,7 @@ def _images(
     clip = open_clip(cfg, target, device)
     making = None
     if target.family is not None:
-        options = sampling_options(cfg)
+        options = sampling_options(to_plain(cfg))
         how = Sampling(cfg.num_samples or NUM_SAMPLES, batch_size, cfg.seed, cfg.split, cfg.balanced, options)
         making = Samples(target.family, data, how)
         n = how.n
@@ -197,11 +198,3 @@ def _translations(
         seed=cfg.seed, lpips=lpips.to(device) if lpips is not None else None,
     )
     return []
-
-
-def sampling_options(cfg: Any) -> dict[str, Any]:
-    """Options of the family's `sample` besides numbers, conditions and seeds; empty: those of its recipe."""
-    sampler = dict(cfg.sampler)
-    options = {"sampler": sampler.pop("name", None), **sampler, "guidance": cfg.guidance,
-               "truncation": cfg.truncation, **to_plain(cfg.options)}
-    return {name: value for name, value in options.items() if value is not None}

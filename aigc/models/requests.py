@@ -1,0 +1,165 @@
+"""What a user may ask of a trained run, read and checked in one place: generate, edit and evaluate call it.
+
+Labels by class name or number, prompts, and the options of `sample`: the same mistake gets the same sentence.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aigc.errors import UserError, choices
+from aigc.models.capabilities import require
+from aigc.models.family import Family, Translator
+
+LISTED = 20                                                # most classes named in an error; beyond, their number
+
+@dataclass(frozen=True)
+class Request:
+    """Images from noise, as asked for and checked."""
+
+    condition: Any                                         # labels (n,) int64, n prompts, or None
+    options: dict[str, Any]                                # further options of `sample`; empty: those of the recipe
+    words: list[dict[str, str]] | None                     # `label` or `text` of each image, for people
+    notes: list[str]                                       # about what was asked for, for people
+
+
+def images_asked(family: Family, typed: Mapping[str, Any], n: int, *, run: object) -> Request:
+    """What is asked of a family that makes images from noise.
+
+    Args:
+        family: the trained family.
+        typed: the options `label`, `text`, `sampler`, `guidance`, `truncation` and `options`.
+        n: number of images.
+        run: where the family came from, for messages.
+
+    Raises:
+        UserError: the family makes no images from noise, or a label or text does not fit it.
+    """
+    require(family, "sample", run=run, wanted="generate")
+    labels = labels_of(family, typed["label"], n)
+    prompts, notes = prompts_of(family, typed["text"], n)
+    words = [{"text": prompt} for prompt in prompts] if prompts is not None else None
+    if labels is not None:
+        words = [{"label": name} for name in named(labels, family.class_names) or []]
+    return Request(labels if prompts is None else prompts, sampling_options(typed), words, notes)
+
+
+def sampling_options(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `sample` besides conditions and seeds: of `sampler`, `guidance`, `truncation` and `options`.
+
+    Those that are None are left to the recipe.
+    """
+    sampler = dict(typed["sampler"])
+    options = {"sampler": sampler.pop("name", None), **sampler, "guidance": typed["guidance"],
+               "truncation": typed["truncation"], **typed["options"]}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def check_direction(family: Family, direction: Any, *, run: object, wanted: str) -> None:
+    """Refuses a direction that a family does not translate in.
+
+    Args:
+        family: the trained family.
+        direction: as typed.
+        run: where the family came from, for messages.
+        wanted: what needs the direction, for messages.
+
+    Raises:
+        UserError: the family does not translate, or not in this direction.
+    """
+    require(family, "translate", run=run, wanted=wanted)
+    if isinstance(family, Translator):
+        family.check_direction(direction)
+
+
+def labels_of(family: Family, wanted: Any, n: int) -> Any:
+    """One label per image, `(n,)` int64, cycling through `wanted`; None if the family was trained without labels.
+
+    Args:
+        family: the trained family.
+        wanted: a class, a list of classes, or `all` or None for every class.
+        n: number of images.
+
+    Raises:
+        UserError: the family was trained without labels, or has no such class.
+    """
+    import torch
+
+    if family.condition != "label":
+        if wanted is not None:
+            instead = "give text=<prompt>" if family.condition == "text" else "leave it out"
+            raise UserError(f"label={wanted}, but this {type(family).__name__} takes no labels: {instead}")
+        return None
+    classes, names = int(family.hparams["classes"]), family.class_names
+    if wanted is None or (wanted == "all" and "all" not in (names or [])):
+        labels = list(range(classes))
+    else:
+        labels = [label_of(one, classes, names) for one in (wanted if isinstance(wanted, list) else [wanted])]
+    if not labels:
+        raise UserError(f"label={wanted} names no class: {known(wanted, classes, names)}")
+    return torch.tensor([labels[k % len(labels)] for k in range(n)])
+
+
+def label_of(wanted: Any, classes: int, names: Sequence[str] | None) -> int:
+    """The number of the class that is called `wanted`, or else has this number.
+
+    If a name is itself a number, only names count: of the classes 1 and 7, label=1 is the first, and 0 does not exist.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    word = str(wanted).lower() if isinstance(wanted, bool) else str(wanted)
+    if names is not None and word in names:
+        return list(names).index(word)
+    by_number = names is None or not any(name.isdecimal() for name in names)
+    if by_number and word.isdecimal() and int(word) < classes:
+        return int(word)
+    raise UserError(f"label={wanted} is not a class of this model: {known(wanted, classes, names)}")
+
+
+def known(wanted: Any, classes: int, names: Sequence[str] | None) -> str:
+    """The end of an error message: the known classes."""
+    if names is None or list(names) == [str(k) for k in range(classes)]:
+        return f"choose from 0 to {classes - 1}"
+    said = choices(wanted, names)
+    if said.startswith("choose") and len(names) > LISTED:
+        return f"choose from {', '.join(names[:LISTED])} and {len(names) - LISTED:,} more"
+    return said if said.startswith("did") else f"choose from {', '.join(names)}"
+
+
+def named(labels: Any, names: Sequence[str] | None) -> list[str] | None:
+    """The names of labels `(n,)`; their numbers if the classes have no names; None without labels."""
+    return None if labels is None else [names[k] if names is not None else str(k) for k in labels.tolist()]
+
+
+def prompts_of(family: Family, wanted: Any, n: int) -> tuple[list[str] | None, list[str]]:
+    """One prompt per image, cycling through `wanted`: a prompt, a list, or @<file> with one per line.
+
+    Without a prompt, or with an empty one, images are unconditional; None if the family was not trained on texts. Also
+    returns lines to print about truncated prompts and unknown words.
+
+    Raises:
+        UserError: the family was not trained on texts, or the file cannot be read or is empty.
+    """
+    if family.condition != "text":
+        if wanted is not None:
+            raise UserError(f"text='{wanted}', but this {type(family).__name__} was not trained with condition=text")
+        return None, []
+    prompts = [str(prompt) for prompt in wanted] if isinstance(wanted, list) else [str(wanted or "")]
+    if isinstance(wanted, str) and wanted.startswith("@"):
+        path = Path(wanted[1:]).expanduser()
+        try:
+            prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"text={wanted}: '{path}' cannot be read ({error}): give a text file") from error
+    if not prompts:
+        raise UserError(f"text={wanted} holds no prompts: give one a line")
+    return [prompts[k % len(prompts)] for k in range(n)], text_encoder(family).warnings(prompts)
+
+
+def text_encoder(family: Family) -> Any:
+    """The text encoder of a family trained with condition=text."""
+    from aigc.conditions import TextEncoder
+
+    return next(module for module in family.modules() if isinstance(module, TextEncoder))
