@@ -10,6 +10,7 @@ Notable:
   unconditional. Optionally only between two noise levels (Kynkäänniemi et al. 2024).
 - Autoguidance b + w (d - b) (Karras et al. 2024, eq. 3) without a condition: d is the averaged network, b the same
   network as it was early in training, which smooths over what it could not tell apart yet.
+- With `first_stage` all of this happens in the latents of a trained autoencoder (Rombach et al. 2022).
 - Samples come from the averaged weights, in float32, every image from its own seed.
 """
 
@@ -29,6 +30,8 @@ from aigc.diffusion.process import WEIGHTINGS, Parametrisation, build_process, l
 from aigc.diffusion.samplers import Denoise, Noise, sampler_named
 from aigc.errors import UserError, choices
 from aigc.models.family import Batch, Family
+from aigc.models.options import Average, Schedule, group, grouped
+from aigc.models.parts import LatentSpace, Source
 from aigc.networks.ema import EMA
 from aigc.networks.muon import Muon, hidden_matrices
 from aigc.networks.unet import UNet
@@ -62,14 +65,53 @@ class ConditionalUNet(nn.Module):
         return self.unet(x, clock, vector)
 
 
+@group()
+class Objective:
+    """What noise does, what the network says, and what an error weighs: `aigc/diffusion/process.py`."""
+
+    process: str                            # flow | ddpm | edm
+    processes: dict[str, dict[str, float]]  # options of each process, by its name
+    prediction: str                         # what the network says: flow | v | eps | x0 | edm
+    weighting: str                          # what an error weighs: own | min_snr | name of a prediction
+    min_snr: float                          # gamma of weighting=min_snr
+    sigma_data: float | str                 # standard deviation of the images in [-1, 1], or auto
+    sigma_images: int                       # auto: how many of the first images it is measured on
+
+
+@group()
+class Optimizer:
+    """AdamW, and Muon for kernels."""
+
+    lr: float                               # AdamW
+    betas: Sequence[float]                  # AdamW
+    weight_decay: float                     # of both
+    clip: float                             # largest gradient norm; 0: no clipping
+    muon_lr: float = 0.0                    # of the U-Net's kernels, by Muon; 0: by AdamW as everything else
+
+
+@group()
+class Sampling:
+    """The recipe's own sampling, each overridden by an option of `sample`."""
+
+    sampler: dict[str, Any]                 # name, steps and options of the sampler and of further guides
+    guidance: float                         # guidance scale w; only with a condition
+    guidance_interval: Sequence[float] | None  # sigma / alpha between which guidance acts; null: everywhere
+    text_sampling: dict[str, Any] | None = None  # with condition=text: other values of these three
+    early: float = 0.0                      # condition=none: share of the budget after which b is kept; 0: no b
+    autoguidance: float = 1.0               # weight w of autoguidance; 1 is off, and costs one evaluation
+    autoguidance_interval: Sequence[float] | None = None  # sigma / alpha between which it acts
+
+
 class Diffusion(Family):
-    """Denoising diffusion in pixels; the recipe's numbers are in `conf/model/diffusion.yaml`."""
+    """Denoising diffusion in pixels or latents; the recipe's numbers are in `conf/model/diffusion.yaml`."""
 
     conditions: ClassVar[tuple[str, ...]] = ("none", "label", "text")
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {"first_stage": ("latent_network",)}
     sharded: ClassVar[tuple[str, ...]] = ("network",)
     early_kept: Tensor                      # whether `early` holds what it is for
     moments: Tensor                         # images measured, sum of their means, sum of their mean squares
 
+    @grouped
     def __init__(
         self,
         channels: int,                      # image channels
@@ -78,47 +120,43 @@ class Diffusion(Family):
         classes: int | None = None,         # classes of the data, for condition=label
         vocabulary: list[str] | None = None,  # of the training captions, for condition=text
         condition: str = "none",            # none | label | text
-        process: str,                       # flow | ddpm | edm
-        processes: dict[str, dict[str, float]],  # options of each process, by its name
-        prediction: str,                    # what the network says: flow | v | eps | x0 | edm
-        weighting: str,                     # what an error weighs: own | min_snr | name of a prediction
-        min_snr: float,                     # gamma of weighting=min_snr
-        sigma_data: float | str,            # standard deviation of the images in [-1, 1], or auto
-        sigma_images: int,                  # auto: how many of the first images it is measured on
+        first_stage: Source | None = None,  # a trained autoencoder's run, whose latents take the images' place
+        objective: Objective,
         network: dict[str, Any],            # arguments of `UNet`
-        drop: float,                        # share of conditions dropped in training, for guidance
-        lr: float,                          # AdamW
-        betas: Sequence[float],             # AdamW
-        weight_decay: float,                # of both optimizers
-        clip: float,                        # largest gradient norm; 0: no clipping
-        warmup_images: int,                 # linear rise of the rate
-        decay_from: float,                  # share of the budget after which the rate falls to 0
-        ema_halflife_images: float,         # horizon of the averaged weights
-        ema_ramp: float,                    # ... at most this share of the images seen
-        sampler: dict[str, Any],            # name, steps and options of the recipe's own sampler
-        guidance: float,                    # guidance scale w of the recipe; only with a condition
-        guidance_interval: Sequence[float] | None,  # sigma / alpha between which guidance acts; null: everywhere
         text: dict[str, Any] | None = None,  # arguments of `TextEncoder`
         text_network: dict[str, Any] | None = None,  # arguments of `UNet` that are others with condition=text
-        text_sampling: dict[str, Any] | None = None,  # with condition=text: other values of these three
-        muon_lr: float = 0.0,               # of the U-Net's kernels, by Muon; 0: by AdamW as everything else
-        early: float = 0.0,                 # condition=none: share of the budget after which b is kept; 0: no b
-        autoguidance: float = 1.0,          # weight w of autoguidance; 1 is off, and costs one evaluation
-        autoguidance_interval: Sequence[float] | None = None,  # sigma / alpha between which it acts
+        latent_network: dict[str, Any] | None = None,  # arguments of `UNet` that are others with first_stage
+        drop: float,                        # share of conditions dropped in training, for guidance
+        optimizer: Optimizer,
+        schedule: Schedule,
+        average: Average,
+        sampling: Sampling,
     ):
         super().__init__()
         self.save_hyperparameters()
+        weighting, sigma_data, sampler = objective.weighting, objective.sigma_data, sampling.sampler
         if weighting not in WEIGHTINGS:
             raise UserError(f"There is no model.weighting '{weighting}': {choices(weighting, WEIGHTINGS)}")
         if not (sigma_data == "auto" or (isinstance(sigma_data, int | float) and sigma_data > 0)):
             raise UserError(f"model.sigma_data={sigma_data} is neither a positive number nor auto: give one of them")
-        self.process = build_process(process, prediction, processes.get(process, {}))
+        self.process = build_process(
+            objective.process, objective.prediction, objective.processes.get(objective.process, {})
+        )
         self.check_sampler(sampler.get("name"), {k: v for k, v in sampler.items() if k not in ("name", "steps")})
         if condition == "text":
             network = {**network, **(text_network or {})}
+        self.shape = (channels, *size)      # of what is noised and denoised
+        self.first_stage: LatentSpace | None = None
+        if first_stage is not None:
+            self.first_stage = LatentSpace(first_stage, channels, size)
+            self.hparams["first_stage"] = self.first_stage.description()
+            self.shape, network = self.first_stage.shape, {**network, **(latent_network or {})}
         facts = {"classes": classes, "vocabulary": vocabulary}
-        self.network = ConditionalUNet(channels, condition=condition, facts=facts, text=text or {}, network=network)
-        self.ema = EMA(self.network, halflife_images=ema_halflife_images, ramp=ema_ramp)
+        self.network = ConditionalUNet(
+            self.shape[0], condition=condition, facts=facts, text=text or {}, network=network
+        )
+        self.ema = EMA(self.network, **vars(average))
+        early, autoguidance = sampling.early, sampling.autoguidance
         if not (0 <= early < 1 and (early > 0 or autoguidance == 1)):
             raise UserError(f"model.early={early} does not go with model.autoguidance={autoguidance}: keep the early "
                             "network after a share of the budget between 0 and 1, or set model.autoguidance=1")
@@ -128,7 +166,6 @@ class Diffusion(Family):
         self._keeping = self.early is not None
         self.register_buffer("moments", torch.zeros(3))  # in the checkpoint: resuming continues the same measurement
         self._measuring = sigma_data == "auto"
-        self.shape = (channels, *size)
 
     def averages(self) -> list[tuple[EMA, nn.Module]]:
         """The averaged U-Net."""
@@ -208,9 +245,14 @@ class Diffusion(Family):
         factor = loss_factor(h.weighting, parametrisation, alpha, sigma, min_snr=h.min_snr)
         return (factor * F.mse_loss(prediction, target, reduction="none")).mean((1, 2, 3))
 
+    def noised(self, batch: Batch, *, measure: bool = False) -> Tensor:
+        """What noise is added to `(n, *shape)`: the images, or their latents; `measure` as of `LatentSpace.encode`."""
+        images = batch["image"]
+        return images if self.first_stage is None else self.first_stage.encode(images, measure=measure)
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One denoising step; `loss` is the weighted squared error of the prediction."""
-        images, labels = batch["image"], as_tensor(self.condition_of(batch), self.network.encoder)
+        images, labels = self.noised(batch, measure=True), as_tensor(self.condition_of(batch), self.network.encoder)
         n, device = len(images), images.device
         self.measure(images)
         u = (torch.rand((), device=device) + torch.arange(n, device=device) / n) % 1
@@ -221,7 +263,7 @@ class Diffusion(Family):
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The averaged network's loss; every image has its own fixed time and noise, so that scores compare."""
-        images, index = batch["image"], batch["index"]
+        images, index = self.noised(batch), batch["index"]
         u = ((index.double() + 0.5) * GOLDEN % 1).float()
         noise = SeededNoise([mix(int(i)) for i in index], images.device)(*images.shape[1:])
         labels = as_tensor(self.condition_of(batch), self.network.encoder)
@@ -251,14 +293,14 @@ class Diffusion(Family):
         if name != recipe["name"]:
             recipe = {k: v for k, v in recipe.items() if k not in options_of(sampler_named(recipe["name"]))}
         self.check_sampler(name, {"guide": recipe.get("guide"), **options})
-        if h.condition == "none" and options.get("guidance", 1) != 1:
+        if self.condition == "none" and options.get("guidance", 1) != 1:
             raise UserError("This model was trained with condition=none: leave guidance out, or train with a label")
         if self.early is None and options.get("autoguidance", 1) != 1:
             raise UserError("This model kept no early network to be guided by: leave autoguidance out, or train with "
                             "condition=none and model.early above 0")
         guidance = {"guidance": h.guidance, "guidance_interval": h.guidance_interval,
                     "autoguidance": h.autoguidance, "autoguidance_interval": h.autoguidance_interval}
-        texts = (h.condition == "text" and h.text_sampling) or {}
+        texts = (self.condition == "text" and h.text_sampling) or {}
         settings = {"precision": "float32", "spacing": "own", **guidance, **recipe, **texts, **options}
         if (precision := settings["precision"]) not in PRECISIONS:
             raise UserError(f"There is no sampling precision '{precision}': {choices(precision, PRECISIONS)}")
@@ -289,7 +331,7 @@ class Diffusion(Family):
         sampler = sampler_named(settings["sampler"])
         seeds = self.seeds_or_fresh(n, seeds)
         labels = condition_for(
-            condition, kind=h.condition, classes=h.classes, seeds=seeds, encoder=self.network.encoder
+            condition, kind=self.condition, classes=h.classes, seeds=seeds, encoder=self.network.encoder
         )
         labels = None if labels is None else labels.to(self.device).clone()
         noise = SeededNoise(seeds, self.device)
@@ -300,7 +342,8 @@ class Diffusion(Family):
         with torch.autocast(self.device.type, dtype=reduced if reduced != torch.float32 else torch.bfloat16,
                             enabled=reduced != torch.float32):
             x = sampler(denoise, points[0, 1] * noise(*self.shape), points, **special)
-        return x.float().clamp(-1, 1)
+        images = x.float() if self.first_stage is None else self.first_stage.decode(x.float())
+        return images.clamp(-1, 1)
 
     def guided(self, labels: Tensor | None, settings: dict[str, Any], *, noise: Noise) -> Denoise:
         """The denoiser under the model's own guides and those that `settings` name."""

@@ -44,6 +44,8 @@ class Family(L.LightningModule):
     accepts: ClassVar[tuple[str, ...]] = ("images",)       # kinds of batches it can learn from
     conditions: ClassVar[tuple[str, ...]] = ("none", "label")  # what its images can be conditioned on
     find_unused_parameters: ClassVar[bool] = False         # DDP: a step leaves parameters out (adversarial families)
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {}       # options that are trained runs (models/parts.py), each with
+                                                           # the options that count only where there is one
     sharded: ClassVar[tuple[str, ...]] = ()                # networks that trainer=fsdp may shard (training/sharded.py)
     least_batch: int = 1                                   # smallest batch per device
     hparams: Any                                           # Lightning's, readable as attributes
@@ -165,6 +167,14 @@ class Family(L.LightningModule):
         return [average.network for average, _ in self.averages()[:1]]
 
     # ---- checkpoints ----
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """SHA-256 of the weights of each trained run inside, by its option; None: an option that does not count."""
+        found: dict[str, str | None] = {}
+        for name, further in self.parts.items():
+            part = getattr(self, name)
+            found |= dict.fromkeys((name, *further)) if part is None else {name: part.fingerprint}
+        return found
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a reader without the config needs: the family, the names of its classes and its progress."""

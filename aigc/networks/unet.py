@@ -42,7 +42,7 @@ def silence(layer: nn.Module) -> None:
 
 
 class Block(nn.Module):
-    """Residual block of two 3x3 convolutions; the vector scales and shifts between them."""
+    """Residual block of two convolutions; the vector scales and shifts between them."""
 
     def __init__(
         self,
@@ -54,14 +54,15 @@ class Block(nn.Module):
         reads: int = 0,              # heads of cross-attention to a text's tokens, at the end; 0: none
         context: int = 0,            # width of a text's tokens
         dropout: float = 0.0,        # share of activations dropped before the second convolution
+        kernel: int = 3,             # side of the convolutions
     ):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups_for(inputs), inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv1 = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
         self.modulation = nn.Linear(vector, 2 * outputs)
         self.norm2 = nn.GroupNorm(groups_for(outputs), outputs)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, kernel, padding=kernel // 2)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.attention = Attention(outputs, heads=heads) if heads else nn.Identity()
         self.reading = CrossAttention(outputs, context, heads=reads) if reads else None
@@ -140,6 +141,7 @@ class UNet(nn.Module):
         head: int = 32,                            # channels per attention head
         vector: int = 128,                         # length of the vector for time and condition
         dropout: float = 0.0,                      # share of activations dropped in every block
+        kernel: int = 3,                           # side of the convolutions; 1 for grids of 1 x 1
     ):
         super().__init__()
         counts = [blocks] * len(multipliers) if isinstance(blocks, int) else list(blocks)
@@ -154,12 +156,12 @@ class UNet(nn.Module):
         def block(inputs: int, level: int) -> Block:
             heads = max(1, widths[level] // head)
             return Block(
-                inputs, widths[level], vector=vector, dropout=dropout, context=context,
+                inputs, widths[level], vector=vector, dropout=dropout, kernel=kernel, context=context,
                 heads=heads if level in attention else 0, reads=heads if level in cross_attention else 0,
             )
 
         self.clock = nn.Sequential(nn.Linear(vector, vector), nn.SiLU(), nn.Linear(vector, vector))
-        self.stem = nn.Conv2d(channels * patch**2, width, 3, padding=1)
+        self.stem = nn.Conv2d(channels * patch**2, width, kernel, padding=kernel // 2)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()  # layers, one list per level, finest first
         for level, count in enumerate(counts):
             first = widths[max(0, level - 1)]
@@ -171,7 +173,7 @@ class UNet(nn.Module):
             grow = [nn.Conv2d(widths[level], widths[level - 1], 1)] if level else []  # before enlarging: cheaper
             self.up.append(nn.ModuleList([*(block(inputs, level) for inputs in wide), *grow]))
         self.norm = nn.GroupNorm(groups_for(width), width)
-        self.out = nn.Conv2d(width, channels * patch**2, 3, padding=1)
+        self.out = nn.Conv2d(width, channels * patch**2, kernel, padding=kernel // 2)
         silence(self.out)
 
     def forward(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,16 @@ def capabilities_of(summary: dict[str, Any]) -> list[str]:
     return list(summary.get("capabilities", ["translate" if summary.get("translates") else "sample"]))
 
 
-def signature(config: dict[str, Any]) -> str:
-    """Identity of an experiment: a hash of its configuration without the keys that do not change its result."""
-    kept = {key: value for key, value in config.items() if key not in UNSIGNED}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def signature(config: dict[str, Any], parts: Mapping[str, str | None] | None = None) -> str:
+    """Identity of an experiment: a hash of its configuration without the keys that do not change its result.
 
+    Args:
+        config: of the run.
+        parts: options of the model that are trained runs, each with that run's fingerprint, which takes the place of
+            its path; None: an option that does not count.
+    """
+    kept = {key: value for key, value in config.items() if key not in UNSIGNED}
+    for name, fingerprint in (parts or {}).items():
+        model = {key: value for key, value in kept["model"].items() if key != name}
+        kept["model"] = model if fingerprint is None else {**model, name: fingerprint}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -19,6 +19,7 @@ from aigc.errors import RunError, UserError
 from aigc.files.turns import rank
 from aigc.models.checkpoints import read_checkpoint
 from aigc.models.family import Family
+from aigc.models.parts import parts_in
 from aigc.runs import card
 from aigc.runs.machine import environment, keep_freed_memory, peak_memory_mb
 from aigc.runs.summary import read_summary, signature, write_summary
@@ -87,7 +88,8 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
     L.seed_everything(cfg.seed, verbose=False)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes, "condition": cfg.condition,
              "vocabulary": vocabulary_of(cfg, data)}
-    model: Family = instantiate(cfg.model, "model", **facts)
+    kept = parts_in(family, checkpoint) if resumed else {}
+    model: Family = instantiate({**to_plain(cfg.model), **kept}, "model", **facts)
     model.class_names = data.class_names if cfg.condition == "label" else None
     if cfg.batch_size < model.least_batch:
         raise UserError(
@@ -193,11 +195,14 @@ def identity(
     resumes = list(before.get("resumes", []))
     if seen:
         resumes.append({"images": seen, "overrides": list(typed.overrides.task) if typed is not None else []})
+    inside = model.fingerprints()
+    used = {name: sha256 for name, sha256 in inside.items() if sha256 is not None}
     return {
         "study": cfg.study,
         "seed": cfg.seed,
-        "signature": before.get("signature") or signature(to_plain(cfg)),  # a resumed run keeps its identity
+        "signature": before.get("signature") or signature(to_plain(cfg), inside),  # a resumed run keeps its own
         "family": type(model).__name__,
+        **({"parts": used} if used else {}),
         "condition": cfg.condition,
         "prompt": next(iter(data.texts("train") or []), None) if cfg.condition == "text" else None,
         "translates": model.can("translate"),
