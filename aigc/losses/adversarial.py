@@ -75,6 +75,16 @@ def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
         return gradient.float().square().flatten(1).sum(1)
 
 
+def patch_r1(discriminator: Callable[[Tensor], Tensor], real: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    """R1 without gamma / 2 where logits are patches' `(n, 1, h, w)`: of their mean, by the transformed image.
+
+    A scalar, float32, for real images `(n, c, h, w)`.
+    """
+    with torch.autocast(real.device.type, enabled=False):
+        seen = transform(real).detach().requires_grad_()
+        return squared_gradient(discriminator(seen).mean((1, 2, 3)), seen).mean()
+
+
 def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
     """WGAN-GP's penalty, without its weight: mean of (|gradient| - 1)^2 between real and fake, a scalar.
 

@@ -10,18 +10,18 @@ Notable here:
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from aigc.errors import UserError, check_choices
-from aigc.losses.adversarial import adversarial_loss, squared_gradient
+from aigc.losses.adversarial import adversarial_loss, patch_r1
 from aigc.losses.contrastive import patch_nce
 from aigc.losses.diff_augment import DiffAugment
 from aigc.models.family import Batch, Translator
+from aigc.models.options import R1, Average, Patches, ResNet, Schedule, group, grouped
+from aigc.models.two_player import Adams, TwoPlayer
 from aigc.networks.ema import EMA
 from aigc.networks.patchgan import NORMS, PatchGAN
 from aigc.networks.resnet import UPSAMPLE, ResNetGenerator, initialize
@@ -43,7 +43,18 @@ class Heads(nn.Module):
         return [F.normalize(head(x).float(), dim=2) for head, x in zip(self.layers, found, strict=True)]
 
 
-class CUT(Translator):
+@group(prefix="nce_")
+class Contrast:
+    """Of PatchNCE."""
+
+    layers: list[int]                                      # of the encoder; 0 is the image itself
+    identity: bool                                         # PatchNCE on the target domain too: the mean of both
+    features: int                                          # length of a patch's vector
+    patches: int                                           # places sampled per layer, at most
+    temperature: float
+
+
+class CUT(TwoPlayer, Translator):
     """A translator from the first domain to the second that keeps every patch recognizable.
 
     Raises:
@@ -51,8 +62,8 @@ class CUT(Translator):
     """
 
     directions = ("a2b",)
-    find_unused_parameters = True
 
+    @grouped
     def __init__(
         self,
         channels: int,
@@ -60,88 +71,55 @@ class CUT(Translator):
         *,
         classes: int | None = None,
         condition: str = "none",
-        width: int,                                        # feature maps of the generator's first layer
-        blocks: int,                                       # residual blocks
-        halvings: int,                                     # of the generator's grid
-        kernel: int,                                       # first and last convolution
-        upsample: str,                                     # resize: no checkerboards; transposed
-        residual: bool,                                    # predict a change to the image, not a new image
-        discriminator_width: int,                          # feature maps of its first layer
-        discriminator_layers: int,                         # strided; patches of 16, 34, 70 px for 1, 2, 3
-        discriminator_norm: str,                           # instance, spectral or none
+        network: ResNet,                                   # of the generator
+        discriminator: Patches,
         init_std: float | None,                            # N(0, init_std) weights; None: torch's own
         loss: str,                                         # a name of losses.adversarial.LOSSES
         lambda_adversarial: float,                         # weight of the generator's adversarial loss
         lambda_nce: float,                                 # weight of PatchNCE
-        nce_layers: list[int],                             # of the encoder; 0 is the image itself
-        nce_identity: bool,                                # PatchNCE on the target domain too: the mean of both
-        nce_features: int,                                 # length of a patch's vector
-        nce_patches: int,                                  # places sampled per layer, at most
-        nce_temperature: float,
+        nce: Contrast,
         flip_equivariance: bool,                           # mirror half of the batches, and mirror features back
         augment: list[str],                                # DiffAugment policies for the discriminator, [] for none
-        r1: float,                                         # gamma of R1 on the mean logit of an image, 0: none
-        r1_every: int,                                     # steps between penalties, weighted up to match
-        generator_rate: float,                             # of the generator and the heads
-        discriminator_rate: float,
-        betas: list[float],                                # Adam, both optimizers
-        warmup_images: float,
-        decay_from: float,                                 # share of the budget after which the rates fall to 0
-        ema_halflife_images: float,
-        ema_ramp: float,                                   # halflife is at most this share of the images seen
+        r1: R1,
+        optimizer: Adams,                                  # generator_rate: of the generator and the heads
+        schedule: Schedule,
+        average: Average,
     ):
         super().__init__()
         self.save_hyperparameters()
         check_choices((
-            ("upsample", upsample, UPSAMPLE), ("discriminator_norm", discriminator_norm, NORMS),
+            ("upsample", network.upsample, UPSAMPLE), ("discriminator_norm", discriminator.norm, NORMS),
         ))
         if loss == "wasserstein":
             raise UserError("model.loss=wasserstein needs a penalty that CUT does not have: use least_squares")
-        self.automatic_optimization = False
         self.loss = adversarial_loss(loss)
         self.augment = DiffAugment(augment)
-        self.generator = ResNetGenerator(
-            channels, width, blocks=blocks, halvings=halvings, kernel=kernel, upsample=upsample, residual=residual,
-            init_std=init_std,
-        )
+        self.generator = ResNetGenerator(channels, **vars(network), init_std=init_std)
         steps = len(self.generator.encoder)
-        if not nce_layers or not all(0 <= layer <= steps for layer in nce_layers):
-            raise UserError(f"model.nce_layers={nce_layers} must name layers from 0 (the image) to {steps}")
+        if not nce.layers or not all(0 <= layer <= steps for layer in nce.layers):
+            raise UserError(f"model.nce_layers={nce.layers} must name layers from 0 (the image) to {steps}")
         with torch.no_grad():
             side = self.generator.smallest + -self.generator.smallest % self.generator.multiple
-            maps = self.generator.features(torch.zeros(1, channels, side, side), nce_layers)[1]
-        self.heads = Heads([x.shape[1] for x in maps], nce_features, init_std)
-        self.discriminator = PatchGAN(
-            channels, discriminator_width, layers=discriminator_layers, norm=discriminator_norm, init_std=init_std
-        )
-        self.ema = EMA(self.generator, halflife_images=ema_halflife_images, ramp=ema_ramp)
+            maps = self.generator.features(torch.zeros(1, channels, side, side), nce.layers)[1]
+        self.heads = Heads([x.shape[1] for x in maps], nce.features, init_std)
+        self.discriminator = PatchGAN(channels, **vars(discriminator), init_std=init_std)
+        self.ema = EMA(self.generator, **vars(average))
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam for generator and heads, then for the discriminator."""
-        pairs = (
-            (nn.ModuleList([self.generator, self.heads]), self.hparams.generator_rate),
-            (self.discriminator, self.hparams.discriminator_rate),
-        )
-        betas = tuple(self.hparams.betas)
-        return [torch.optim.Adam(net.parameters(), lr=rate, betas=betas, fused=True) for net, rate in pairs]
+    def players(self) -> dict[str, list[nn.Module]]:
+        """Generator and heads, then the discriminator."""
+        return {"generator": [self.generator, self.heads], "discriminator": [self.discriminator]}
 
     # ---- training ----
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Generator and heads, then the discriminator on the same translations."""
-        generator, discriminator = cast(list[LightningOptimizer], self.optimizers())
         a, b = batch["a"], batch["b"]
-        self.discriminator.requires_grad_(False)           # also keeps autocast from caching its weights,
-        loss, logs, fake = self.generator_loss(a, b)       # which change before its own step is over
-        generator.zero_grad()
-        self.manual_backward(loss)
-        generator.step()
-        self.discriminator.requires_grad_(True)
-
-        loss, more = self.discriminator_loss(b, fake)
-        discriminator.zero_grad()
-        self.manual_backward(loss)
-        discriminator.step()
+        with self.turn("generator") as backward:
+            loss, logs, fake = self.generator_loss(a, b)
+            backward(loss)
+        with self.turn("discriminator") as backward:
+            loss, more = self.discriminator_loss(b, fake)
+            backward(loss)
         return logs | more
 
     def generator_loss(self, a: Tensor, b: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -192,11 +170,9 @@ class CUT(Translator):
         on_real, on_fake = self.discriminator(torch.cat([transform(real), transform(fake)])).chunk(2)
         loss = total = self.loss.discriminator(on_real, on_fake)
         logs = {"loss/discriminator": loss, "logits/real": on_real.mean(), "logits/fake": on_fake.mean()}
-        if self.hparams.r1 and self.progress.batches % self.hparams.r1_every == 0:
-            with torch.autocast(real.device.type, enabled=False):
-                seen = transform(real).detach().requires_grad_()
-                logs["penalty/r1"] = squared_gradient(self.discriminator(seen).mean((1, 2, 3)), seen).mean()
-            total = total + self.hparams.r1_every * self.hparams.r1 / 2 * logs["penalty/r1"]
+        if self.hparams.r1 and (heavier := self.lazily(self.hparams.r1_every)):
+            logs["penalty/r1"] = patch_r1(self.discriminator, real, transform)
+            total = total + heavier * self.hparams.r1 / 2 * logs["penalty/r1"]
         return total, {name: value.detach() for name, value in logs.items()}
 
     def averages(self) -> list[tuple[EMA, nn.Module]]:

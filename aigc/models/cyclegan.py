@@ -13,29 +13,39 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from aigc.errors import UserError, check_choices
-from aigc.losses.adversarial import adversarial_loss, squared_gradient
+from aigc.losses.adversarial import adversarial_loss, patch_r1
 from aigc.losses.diff_augment import DiffAugment
 from aigc.losses.image_pool import ImagePool
 from aigc.models.family import Batch, Translator
+from aigc.models.options import R1, Average, Patches, ResNet, Schedule, group, grouped
+from aigc.models.two_player import Adams, TwoPlayer
 from aigc.networks.ema import EMA
 from aigc.networks.patchgan import NORMS, PatchGAN
 from aigc.networks.pix2pix_unet import UNetGenerator
 from aigc.networks.resnet import UPSAMPLE, ResNetGenerator
 
 
-class CycleGAN(Translator):
+@group(prefix="lambda_")
+class Weights:
+    """Of the generators' losses."""
+
+    adversarial: float
+    a: float                                               # of the cycle a -> b -> a
+    b: float                                               # of the cycle b -> a -> b
+    identity: float                                        # of the identity loss, times a or b
+
+
+class CycleGAN(TwoPlayer, Translator):
     """Two translators that invert each other, each against its own discriminator.
 
     Raises:
         UserError: an option's value is unknown, or the loss needs a penalty that is not offered.
     """
 
-    find_unused_parameters = True
-
+    @grouped
     def __init__(
         self,
         channels: int,
@@ -44,92 +54,57 @@ class CycleGAN(Translator):
         classes: int | None = None,
         condition: str = "none",
         generator: str,                                    # resnet, or unet as in pix2pix
-        width: int,                                        # feature maps of a generator's first layer
-        blocks: int,                                       # residual blocks (resnet)
-        halvings: int,                                     # of a generator's grid
-        kernel: int,                                       # first and last convolution (resnet)
-        upsample: str,                                     # resize: no checkerboards; transposed: as published
-        residual: bool,                                    # predict a change to the image, not a new image (resnet)
-        discriminator_width: int,                          # feature maps of its first layer
-        discriminator_layers: int,                         # strided; patches of 16, 34, 70 px for 1, 2, 3
-        discriminator_norm: str,                           # instance, spectral or none
+        network: ResNet,                                   # its width, halvings and upsample are also the U-Net's
+        discriminator: Patches,
         init_std: float | None,                            # N(0, init_std) weights; None: torch's own
         loss: str,                                         # a name of losses.adversarial.LOSSES
-        lambda_adversarial: float,                         # weight of the generators' adversarial loss
-        lambda_a: float,                                   # weight of the cycle a -> b -> a
-        lambda_b: float,                                   # weight of the cycle b -> a -> b
-        lambda_identity: float,                            # weight of the identity loss, times lambda_a or _b
+        weights: Weights,
         pool: int,                                         # earlier translations shown to a discriminator, 0: none
         augment: list[str],                                # DiffAugment policies for both discriminators, [] for none
-        r1: float,                                         # gamma of R1 on the mean logit of an image, 0: none
-        r1_every: int,                                     # steps between penalties, weighted up to match
-        generator_rate: float,
-        discriminator_rate: float,
-        betas: list[float],                                # Adam, both optimizers
-        warmup_images: float,
-        decay_from: float,                                 # share of the budget after which the rates fall to 0
-        ema_halflife_images: float,
-        ema_ramp: float,                                   # halflife is at most this share of the images seen
+        r1: R1,
+        optimizer: Adams,
+        schedule: Schedule,
+        average: Average,
     ):
         super().__init__()
         self.save_hyperparameters()
         check_choices((
             ("generator", generator, ("resnet", "unet")),
-            ("upsample", upsample, UPSAMPLE),
-            ("discriminator_norm", discriminator_norm, NORMS),
+            ("upsample", network.upsample, UPSAMPLE),
+            ("discriminator_norm", discriminator.norm, NORMS),
         ))
         if loss == "wasserstein":
             raise UserError("model.loss=wasserstein needs a penalty that CycleGAN does not have: use least_squares")
-        self.automatic_optimization = False
         self.loss = adversarial_loss(loss)
         self.augment = DiffAugment(augment)
-        shared: dict[str, Any] = {"halvings": halvings, "upsample": upsample, "init_std": init_std}
 
         def translator() -> nn.Module:
             if generator == "unet":
-                return UNetGenerator(channels, width, **shared)
-            return ResNetGenerator(channels, width, blocks=blocks, kernel=kernel, residual=residual, **shared)
-
-        def judge() -> PatchGAN:
-            return PatchGAN(
-                channels, discriminator_width, layers=discriminator_layers, norm=discriminator_norm, init_std=init_std
-            )
+                return UNetGenerator(
+                    channels, network.width, halvings=network.halvings, upsample=network.upsample, init_std=init_std
+                )
+            return ResNetGenerator(channels, **vars(network), init_std=init_std)
 
         self.a2b, self.b2a = translator(), translator()
-        self.judge_a, self.judge_b = judge(), judge()
-        self.ema_a2b, self.ema_b2a = (
-            EMA(network, halflife_images=ema_halflife_images, ramp=ema_ramp) for network in (self.a2b, self.b2a)
-        )
+        self.judge_a, self.judge_b = (PatchGAN(channels, **vars(discriminator), init_std=init_std) for _ in range(2))
+        self.ema_a2b, self.ema_b2a = (EMA(one, **vars(average)) for one in (self.a2b, self.b2a))
         self.pools = {"a": ImagePool(pool), "b": ImagePool(pool)}
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam for both generators, then for both discriminators."""
-        pairs = (
-            (nn.ModuleList([self.a2b, self.b2a]), self.hparams.generator_rate),
-            (nn.ModuleList([self.judge_a, self.judge_b]), self.hparams.discriminator_rate),
-        )
-        betas = tuple(self.hparams.betas)
-        return [torch.optim.Adam(nets.parameters(), lr=rate, betas=betas, fused=True) for nets, rate in pairs]
+    def players(self) -> dict[str, list[nn.Module]]:
+        """Both generators, then both discriminators."""
+        return {"generator": [self.a2b, self.b2a], "discriminator": [self.judge_a, self.judge_b]}
 
     # ---- training ----
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Both generators, then both discriminators on the generators' translations of this and earlier batches."""
-        generators, discriminators = cast(list[LightningOptimizer], self.optimizers())
         a, b = batch["a"], batch["b"]
-        self.judge_a.requires_grad_(False)                 # also keeps autocast from caching their weights,
-        self.judge_b.requires_grad_(False)                 # which change before their own step is over
-        loss, logs, fake_a, fake_b = self.generator_loss(a, b)
-        generators.zero_grad()
-        self.manual_backward(loss)
-        generators.step()
-        self.judge_a.requires_grad_(True)
-        self.judge_b.requires_grad_(True)
-
-        loss, more = self.discriminator_loss(a, b, self.earlier("a", fake_a), self.earlier("b", fake_b))
-        discriminators.zero_grad()
-        self.manual_backward(loss)
-        discriminators.step()
+        with self.turn("generator") as backward:
+            loss, logs, fake_a, fake_b = self.generator_loss(a, b)
+            backward(loss)
+        with self.turn("discriminator") as backward:
+            loss, more = self.discriminator_loss(a, b, self.earlier("a", fake_a), self.earlier("b", fake_b))
+            backward(loss)
         return logs | more
 
     def generator_loss(self, a: Tensor, b: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
@@ -172,11 +147,9 @@ class CycleGAN(Translator):
             logs |= {f"loss/discriminator_{side}": loss, f"logits/real_{side}": on_real.mean(),
                      f"logits/fake_{side}": on_fake.mean()}
             total = total + loss
-            if self.hparams.r1 and self.progress.batches % self.hparams.r1_every == 0:
-                with torch.autocast(real.device.type, enabled=False):
-                    seen = transform(real).detach().requires_grad_()
-                    logs[f"penalty/r1_{side}"] = squared_gradient(judge(seen).mean((1, 2, 3)), seen).mean()
-                total = total + self.hparams.r1_every * self.hparams.r1 / 2 * logs[f"penalty/r1_{side}"]
+            if self.hparams.r1 and (heavier := self.lazily(self.hparams.r1_every)):
+                logs[f"penalty/r1_{side}"] = patch_r1(judge, real, transform)
+                total = total + heavier * self.hparams.r1 / 2 * logs[f"penalty/r1_{side}"]
         return total, {name: value.detach() for name, value in logs.items()}
 
     def earlier(self, side: str, fake: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ Notable here:
 """
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from itertools import pairwise
 from math import ceil
 from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -24,7 +24,9 @@ from aigc.conditions import TextEncoder, as_tensor, build_encoder, condition_for
 from aigc.errors import UserError, check_choices
 from aigc.losses.adversarial import adversarial_loss, gradient_penalty, squared_gradient
 from aigc.losses.diff_augment import DiffAugment
-from aigc.models.family import Batch, Family
+from aigc.models.family import Batch
+from aigc.models.options import Average, Schedule, group, grouped, option
+from aigc.models.two_player import ClippedAdams, TwoPlayer
 from aigc.networks.batch_norm import ConditionalBatchNorm, share_statistics, standing_statistics
 from aigc.networks.ema import EMA
 from aigc.noise import SeededNoise
@@ -32,31 +34,69 @@ from aigc.noise import SeededNoise
 START = 8                                                  # a larger starting grid gets one more doubling
 
 
+@group()
+class Reading:
+    """Of conditions, and how both networks are told."""
+
+    classes: int | None = None
+    vocabulary: list[str] | None = None                    # of the training captions, for condition=text
+    condition: str = "none"                                # none, label or text
+    conditioning: str                                      # projection (and conditional batch norm), or concat
+    embedding: int                                         # length of the condition's vector
+    text: dict[str, Any] | None = None                     # arguments of `TextEncoder`
+    text_drop: float = 0.0                                 # share of training texts dropped, for empty prompts
+
+    def encoder(self) -> nn.Module | None:
+        """What turns a condition into a vector of length `embedding`."""
+        return build_encoder(
+            self.condition, classes=self.classes, width=self.embedding, vocabulary=self.vocabulary, text=self.text
+        )
+
+
+@group()
+class GeneratorShape:
+    """Of the generator."""
+
+    latent: int                                            # length of its input
+    widths: list[int] = option("generator_widths")         # feature maps from the starting grid on
+    last: str = option("generator_last")                   # to pixels: transposed (doubles) or convolution (3x3)
+
+
+@group(prefix="discriminator_")
+class DiscriminatorShape:
+    """Of the discriminator."""
+
+    widths: list[int]                                      # feature maps; convolutions stop halving at 4x4
+    norm: str                                              # spectral, batch (not after the first layer), or none
+    head: str                                              # mean: averages the grid; flatten: keeps positions
+
+
+@group()
+class Penalties:
+    """On the discriminator's gradient."""
+
+    r1: float                                              # gamma of R1 (on real images), 0: none
+    r2: float                                              # gamma of R2 (on generated images), 0: none
+    gradient_penalty: float                                # weight of WGAN-GP's penalty, 0: none
+    penalty_every: int                                     # steps between penalties, weighted up to match (lazy)
+
+
 class Generator(nn.Module):
     """Latent to image: a linear layer to the starting grid, doublings by transposed convolution, then tanh."""
 
     def __init__(
-        self,
-        channels: int,
-        size: tuple[int, int],
-        *,
-        latent: int,                                       # length of the latent vector
-        widths: Sequence[int],                             # feature maps, from the starting grid on
-        last: str,                                         # to pixels by "transposed" (doubles) or "convolution" (3x3)
-        condition: dict[str, Any],                         # arguments of `build_encoder`
-        conditioning: str,                                 # projection: modulates batch norm; concat: joins z
-        embedding: int,                                    # length of the condition's vector
-        init_std: float | None,
+        self, channels: int, size: tuple[int, int], shape: GeneratorShape, reading: Reading, init_std: float | None
     ):
         super().__init__()
+        latent, widths, last = astuple(shape)
         doublings = len(widths) - (last == "convolution")
         while ceil(max(size) / 2**doublings) > START:
             doublings, widths = doublings + 1, [widths[0], *widths]
         self.size, self.latent = tuple(size), latent
         self.grid = tuple(ceil(side / 2**doublings) for side in size)
-        self.encoder = build_encoder(width=embedding, **condition)
-        vector = embedding if self.encoder is not None else 0
-        self.concat = conditioning == "concat"
+        self.encoder = reading.encoder()
+        vector = reading.embedding if self.encoder is not None else 0
+        self.concat = reading.conditioning == "concat"
         joined, modulating = (vector, 0) if self.concat else (0, vector)
         self.start = nn.Linear(latent + joined, widths[0] * self.grid[0] * self.grid[1], bias=False)
         self.doublings = nn.ModuleList(
@@ -83,27 +123,18 @@ class Discriminator(nn.Module):
     """Image to logit: strided convolutions with LeakyReLU down to a grid of about 4x4, then a linear head."""
 
     def __init__(
-        self,
-        channels: int,
-        size: tuple[int, int],
-        *,
-        widths: Sequence[int],                             # feature maps; convolutions stop halving at 4x4
-        norm: str,                                         # spectral, batch (not after the first layer), or none
-        head: str,                                         # mean: averages the grid; flatten: keeps positions
-        condition: dict[str, Any],
-        conditioning: str,                                 # projection (Miyato and Koyama 2018) or concat
-        embedding: int,
-        init_std: float | None,
+        self, channels: int, size: tuple[int, int], shape: DiscriminatorShape, reading: Reading, init_std: float | None
     ):
         super().__init__()
-        self.mean, self.concat = head == "mean", conditioning == "concat"
+        widths, norm, head = astuple(shape)
+        self.mean, self.concat = head == "mean", reading.conditioning == "concat"
         self.batch_norm = norm == "batch"                  # real and generated images then need separate batches
-        self.encoder = build_encoder(width=embedding, **condition)
+        self.encoder = reading.encoder()
         joined = self.encoder is not None and self.concat  # the label's map is one more channel
         if joined:
-            self.map = nn.Linear(embedding, size[0] * size[1])
+            self.map = nn.Linear(reading.embedding, size[0] * size[1])
         layers: list[nn.Module] = []
-        grid, width, widths = (size[0], size[1]), channels + joined, list(widths)
+        grid, width = (size[0], size[1]), channels + joined
         while widths or max(grid) > 4:
             out = widths.pop(0) if widths else width
             stride = (1 + (grid[0] > 4), 1 + (grid[1] > 4))
@@ -115,7 +146,7 @@ class Discriminator(nn.Module):
         features = width if self.mean else width * grid[0] * grid[1]
         self.head = nn.Linear(features, 1)
         if self.encoder is not None and not self.concat:
-            self.project = nn.Linear(embedding, features, bias=False)
+            self.project = nn.Linear(reading.embedding, features, bias=False)
         initialize(self, init_std)
         if norm == "spectral":                             # every layer between image and logit
             between = [self.layers, self.head, *([self.project] if hasattr(self, "project") else [])]
@@ -136,7 +167,7 @@ class Discriminator(nn.Module):
         return logits
 
 
-class GAN(Family):
+class GAN(TwoPlayer):
     """A generator against a discriminator, one step of each per batch, with manual optimization.
 
     Raises:
@@ -144,111 +175,69 @@ class GAN(Family):
     """
 
     conditions: ClassVar[tuple[str, ...]] = ("none", "label", "text")
-    find_unused_parameters = True                          # each backward reaches only one of the two networks
 
+    @grouped
     def __init__(
         self,
         channels: int,
         size: tuple[int, int],
         *,
-        classes: int | None = None,
-        vocabulary: list[str] | None = None,               # of the training captions, for condition=text
-        condition: str = "none",                           # none, label or text
-        latent: int,                                       # length of the generator's input
-        generator_widths: list[int],                       # feature maps from the starting grid on
-        generator_last: str,                               # transposed: doubles into pixels; convolution: 3x3
-        discriminator_widths: list[int],                   # feature maps of the strided convolutions
-        discriminator_norm: str,                           # spectral, batch or none
-        discriminator_head: str,                           # mean of the grid, or flatten
-        conditioning: str,                                 # projection (and conditional batch norm), or concat
-        embedding: int,                                    # length of the condition's vector
+        reading: Reading,
+        generator: GeneratorShape,
+        discriminator: DiscriminatorShape,
         init_std: float | None,                            # N(0, init_std) weights; None: torch's own
         loss: str,                                         # a name of losses.adversarial.LOSSES
-        r1: float,                                         # gamma of R1 (on real images), 0: none
-        r2: float,                                         # gamma of R2 (on generated images), 0: none
-        gradient_penalty: float,                           # weight of WGAN-GP's penalty, 0: none
-        penalty_every: int,                                # steps between penalties, weighted up to match (lazy)
+        penalties: Penalties,
         generator_every: int,                              # discriminator steps per generator step
         augment: list[str],                                # DiffAugment policies, [] for none
-        generator_rate: float,
-        discriminator_rate: float,
-        betas: list[float],                                # Adam, both optimizers
-        clip: float,                                       # largest gradient norm of each network, 0: no limit
-        warmup_images: float,
-        decay_from: float,                                 # share of the budget after which the rates fall to 0
-        ema_halflife_images: float,
-        ema_ramp: float,                                   # halflife is at most this share of the images seen
-        text: dict[str, Any] | None = None,                # arguments of `TextEncoder`
-        text_drop: float = 0.0,                            # share of training texts dropped, for empty prompts
+        optimizer: ClippedAdams,
+        schedule: Schedule,
+        average: Average,
     ):
         super().__init__()
         self.save_hyperparameters()
         check_choices((
-            ("conditioning", conditioning, ("projection", "concat")),
-            ("generator_last", generator_last, ("transposed", "convolution")),
-            ("discriminator_norm", discriminator_norm, ("spectral", "batch", "none")),
-            ("discriminator_head", discriminator_head, ("mean", "flatten")),
+            ("conditioning", reading.conditioning, ("projection", "concat")),
+            ("generator_last", generator.last, ("transposed", "convolution")),
+            ("discriminator_norm", discriminator.norm, ("spectral", "batch", "none")),
+            ("discriminator_head", discriminator.head, ("mean", "flatten")),
         ))
-        if discriminator_norm == "batch" and (r1 or r2 or gradient_penalty):
+        penalised = penalties.r1 or penalties.r2 or penalties.gradient_penalty
+        if discriminator.norm == "batch" and penalised:
             raise UserError(
                 "penalties need one gradient per image, which batch norm mixes: set model.discriminator_norm to none "
                 "or spectral, or model.r1, model.r2 and model.gradient_penalty to 0"
             )
-        if loss == "wasserstein" and not gradient_penalty:
+        if loss == "wasserstein" and not penalties.gradient_penalty:
             raise UserError("model.loss=wasserstein needs its gradient penalty: set model.gradient_penalty=10")
-        self.automatic_optimization = False
         self.loss = adversarial_loss(loss)
         self.augment = DiffAugment(augment)
-        facts = {"condition": condition, "classes": classes, "vocabulary": vocabulary, "text": text}
-        shared: dict[str, Any] = {
-            "condition": facts, "conditioning": conditioning, "embedding": embedding, "init_std": init_std
-        }
-        self.generator = Generator(
-            channels, size, latent=latent, widths=generator_widths, last=generator_last, **shared
-        )
-        self.discriminator = Discriminator(
-            channels, size, widths=discriminator_widths, norm=discriminator_norm, head=discriminator_head, **shared
-        )
+        self.generator = Generator(channels, size, generator, reading, init_std)
+        self.discriminator = Discriminator(channels, size, discriminator, reading, init_std)
         self.least_batch = 2 if self.generator.grid == (1, 1) else 1  # a batch norm of one value has no variance
-        self.ema = EMA(self.generator, halflife_images=ema_halflife_images, ramp=ema_ramp)
+        self.ema = EMA(self.generator, **vars(average))
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam for the discriminator, then for the generator; fused, except where fp16 gradients must be clipped."""
-        networks = ((self.discriminator, "discriminator_rate"), (self.generator, "generator_rate"))
-        betas, clip = tuple(self.hparams.betas), bool(self.hparams.clip)
-        return [
-            torch.optim.Adam(net.parameters(), lr=self.hparams[rate], betas=betas, fused=not clip, foreach=clip)
-            for net, rate in networks
-        ]
+    def players(self) -> dict[str, list[nn.Module]]:
+        """The discriminator, then the generator."""
+        return {"discriminator": [self.discriminator], "generator": [self.generator]}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Discriminator, then generator, on the same generated images.
-
-        The discriminator's gradients are off during the generator's step. That also keeps autocast from reusing the
-        low-precision copies of the discriminator's weights from before their update: it only caches leaves that need
-        gradients.
-        """
-        discriminator_optimizer, generator_optimizer = cast(list[LightningOptimizer], self.optimizers())
+        """Discriminator, then generator, on the same generated images."""
         real, labels = batch["image"], as_tensor(self.condition_of(batch), self.generator.encoder)
         if labels is not None and self.hparams.condition == "text":
             labels = torch.where(torch.rand(len(real), 1, device=self.device) < self.hparams.text_drop, -1, labels)
-        step = self.progress.batches
-        turn = step % self.hparams.generator_every == 0    # whether the generator steps too
+        turn = self.progress.batches % self.hparams.generator_every == 0    # whether the generator steps too
         with torch.set_grad_enabled(turn):
             fake = self.generator(torch.randn(len(real), self.hparams.latent, device=self.device), labels)
 
-        loss, logs = self.discriminator_loss(real, fake.detach(), labels, step % self.hparams.penalty_every == 0)
-        discriminator_optimizer.zero_grad()
-        self.manual_backward(loss)
-        discriminator_optimizer.step()
-
+        with self.turn("discriminator") as backward:
+            penalise = bool(self.lazily(self.hparams.penalty_every))
+            loss, logs = self.discriminator_loss(real, fake.detach(), labels, penalise)
+            backward(loss)
         if turn:
-            self.discriminator.requires_grad_(False)
-            loss, more = self.generator_loss(real, fake, labels)
-            generator_optimizer.zero_grad()
-            self.manual_backward(loss)
-            generator_optimizer.step()
-            self.discriminator.requires_grad_(True)
+            with self.turn("generator") as backward:
+                loss, more = self.generator_loss(real, fake, labels)
+                backward(loss)
             logs |= more
         share_statistics(self.generator, self.discriminator)
         return logs
@@ -301,12 +290,6 @@ class GAN(Family):
             return self.discriminator(real, labels), self.discriminator(fake, labels)
         twice = None if labels is None else torch.cat([labels, labels])
         return self.discriminator(torch.cat([real, fake]), twice).chunk(2)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clips the gradient norm; here rather than in the step, because fp16 gradients are unscaled here."""
-        if self.hparams.clip:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self.hparams.clip)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The mean logit on held-out images: far below `logits/real`, the discriminator has memorised its images."""

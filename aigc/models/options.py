@@ -123,6 +123,35 @@ class Schedule:
 
 
 @group()
+class ResNet:
+    """Of a `networks.resnet.ResNetGenerator`."""
+
+    width: int                                             # feature maps of the first layer
+    blocks: int                                            # residual blocks
+    halvings: int                                          # of its grid
+    kernel: int                                            # first and last convolution
+    upsample: str                                          # resize: no checkerboards; transposed: as published
+    residual: bool                                         # predict a change to the image, not a new image
+
+
+@group(prefix="discriminator_")
+class Patches:
+    """Of a discriminator of patches (`networks.patchgan.PatchGAN`)."""
+
+    width: int                                             # feature maps of its first layer
+    layers: int                                            # strided; patches of 16, 34, 70 px for 1, 2, 3
+    norm: str                                              # instance, spectral or none
+
+
+@group()
+class R1:
+    """Of R1 on real images (`losses.adversarial.patch_r1`)."""
+
+    gamma: float = option("r1")                            # on the mean logit of an image, 0: none
+    every: int = option("r1_every")                        # steps between penalties, weighted up to match
+
+
+@group()
 class Adam:
     """Of a family with one optimizer."""
 

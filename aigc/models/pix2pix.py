@@ -7,24 +7,39 @@ Notable here:
   dropout, so a translation is always the same
 """
 
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from aigc.errors import UserError, check_choices
 from aigc.losses.adversarial import adversarial_loss
 from aigc.losses.diff_augment import DiffAugment
 from aigc.models.family import Batch, Translator
+from aigc.models.options import Average, Patches, Schedule, group, grouped, option
+from aigc.models.two_player import Adams, TwoPlayer
 from aigc.networks.ema import EMA
 from aigc.networks.patchgan import NORMS, PatchGAN
 from aigc.networks.pix2pix_unet import UNetGenerator
 from aigc.networks.resnet import UPSAMPLE, ResNetGenerator
 
 
-class Pix2Pix(Translator):
+@group()
+class Network:
+    """Of the generator."""
+
+    kind: str = option("generator")                        # unet, or resnet as in CycleGAN
+    width: int                                             # feature maps of its first layer
+    halvings: int                                          # of its grid; a U-Net halves down to about a pixel
+    dropout: float                                         # share of features dropped in coarse doublings (unet)
+    dropout_layers: int                                    # how many of them (unet)
+    blocks: int                                            # residual blocks (resnet)
+    kernel: int                                            # first and last convolution (resnet)
+    upsample: str                                          # resize: no checkerboards; transposed: as published
+
+
+class Pix2Pix(TwoPlayer, Translator):
     """A generator that sees the source, and a discriminator that sees source and image.
 
     Raises:
@@ -33,8 +48,8 @@ class Pix2Pix(Translator):
 
     accepts: ClassVar[tuple[str, ...]] = ("paired",)
     directions: ClassVar[tuple[str, ...]] = ("a2b",)
-    find_unused_parameters = True
 
+    @grouped
     def __init__(
         self,
         channels: int,
@@ -42,79 +57,57 @@ class Pix2Pix(Translator):
         *,
         classes: int | None = None,
         condition: str = "none",
-        generator: str,                                    # unet, or resnet as in CycleGAN
-        width: int,                                        # feature maps of its first layer
-        halvings: int,                                     # of its grid; a U-Net halves down to about a pixel
-        dropout: float,                                    # share of features dropped in coarse doublings (unet)
-        dropout_layers: int,                               # how many of them (unet)
-        blocks: int,                                       # residual blocks (resnet)
-        kernel: int,                                       # first and last convolution (resnet)
-        upsample: str,                                     # resize: no checkerboards; transposed: as published
-        discriminator_width: int,                          # feature maps of its first layer
-        discriminator_layers: int,                         # strided; patches of 16, 34, 70 px for 1, 2, 3
-        discriminator_norm: str,                           # instance, spectral or none
+        network: Network,
+        discriminator: Patches,                            # of source and image together
         init_std: float | None,                            # N(0, init_std) weights; None: torch's own
         loss: str,                                         # a name of losses.adversarial.LOSSES
         lambda_adversarial: float,                         # weight of the generator's adversarial loss
         lambda_l1: float,                                  # weight of L1 to the target
         augment: list[str],                                # DiffAugment policies for the discriminator, [] for none
-        generator_rate: float,
-        discriminator_rate: float,
-        betas: list[float],                                # Adam, both optimizers
-        warmup_images: float,
-        decay_from: float,                                 # share of the budget after which the rates fall to 0
-        ema_halflife_images: float,
-        ema_ramp: float,                                   # halflife is at most this share of the images seen
+        optimizer: Adams,
+        schedule: Schedule,
+        average: Average,
     ):
         super().__init__()
         self.save_hyperparameters()
         check_choices((
-            ("generator", generator, ("unet", "resnet")),
-            ("upsample", upsample, UPSAMPLE),
-            ("discriminator_norm", discriminator_norm, NORMS),
+            ("generator", network.kind, ("unet", "resnet")),
+            ("upsample", network.upsample, UPSAMPLE),
+            ("discriminator_norm", discriminator.norm, NORMS),
         ))
         if loss == "wasserstein":
             raise UserError("model.loss=wasserstein needs a penalty that pix2pix does not have: use nonsaturating")
-        self.automatic_optimization = False
         self.loss = adversarial_loss(loss)
         self.augment = DiffAugment(augment)
-        shared: dict[str, Any] = {"halvings": halvings, "upsample": upsample, "init_std": init_std}
+        shared: dict[str, Any] = {
+            "halvings": network.halvings, "upsample": network.upsample, "init_std": init_std
+        }
         self.generator: nn.Module = (
-            UNetGenerator(channels, width, dropout=dropout, dropout_layers=dropout_layers, **shared)
-            if generator == "unet"
-            else ResNetGenerator(channels, width, blocks=blocks, kernel=kernel, **shared)
+            UNetGenerator(
+                channels, network.width, dropout=network.dropout, dropout_layers=network.dropout_layers, **shared
+            )
+            if network.kind == "unet"
+            else ResNetGenerator(channels, network.width, blocks=network.blocks, kernel=network.kernel, **shared)
         )
-        self.discriminator = PatchGAN(
-            2 * channels, discriminator_width, layers=discriminator_layers, norm=discriminator_norm, init_std=init_std
-        )
-        self.ema = EMA(self.generator, halflife_images=ema_halflife_images, ramp=ema_ramp)
+        self.discriminator = PatchGAN(2 * channels, **vars(discriminator), init_std=init_std)
+        self.ema = EMA(self.generator, **vars(average))
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam for the discriminator, then for the generator."""
-        pairs = (
-            (self.discriminator, self.hparams.discriminator_rate), (self.generator, self.hparams.generator_rate),
-        )
-        betas = tuple(self.hparams.betas)
-        return [torch.optim.Adam(net.parameters(), lr=rate, betas=betas, fused=True) for net, rate in pairs]
+    def players(self) -> dict[str, list[nn.Module]]:
+        """The discriminator, then the generator."""
+        return {"discriminator": [self.discriminator], "generator": [self.generator]}
 
     # ---- training ----
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Discriminator, then generator, on the same translations."""
-        discriminator, generator = cast(list[LightningOptimizer], self.optimizers())
         source, target = batch["source"], batch["target"]
         fake = self.generator(source)
-        loss, logs = self.discriminator_loss(source, target, fake.detach())
-        discriminator.zero_grad()
-        self.manual_backward(loss)
-        discriminator.step()
-
-        self.discriminator.requires_grad_(False)           # also keeps autocast from using its old weights
-        loss, more = self.generator_loss(source, target, fake)
-        generator.zero_grad()
-        self.manual_backward(loss)
-        generator.step()
-        self.discriminator.requires_grad_(True)
+        with self.turn("discriminator") as backward:
+            loss, logs = self.discriminator_loss(source, target, fake.detach())
+            backward(loss)
+        with self.turn("generator") as backward:
+            loss, more = self.generator_loss(source, target, fake)
+            backward(loss)
         return logs | more
 
     def discriminator_loss(
