@@ -42,8 +42,8 @@ def closing(folder: Path, summary: dict[str, Any]) -> list[str]:
     able = capabilities_of(summary)
     if "translate" in able:
         return [*lines, f"next      python -m aigc.edit task=translate {run} images=<file, folder or glob>"]
-    if "sample" not in able:
-        return [*lines, f"next      python -m aigc.evaluate {run}"]
+    if "sample" not in able:                               # no images: there is nothing to look at or to measure
+        return lines
     prompt = shlex.quote(f"text={summary['prompt']}") + " " if summary.get("prompt") else ""
     lines.append(f"next      python -m aigc.generate {run} {prompt}n=8")
     return [*lines, f"          python -m aigc.evaluate {run}"]
