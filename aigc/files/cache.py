@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aigc.errors import UserError
+from aigc.files import atomic
 
 
 def cache_folder() -> Path:
@@ -69,17 +69,9 @@ def keep_file(name: str, write: Callable[[IO[bytes]], object]) -> Path:
         UserError: the disk is full or the folder is not writable.
     """
     folder = cache_folder()
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            write(file)
-        os.replace(temporary, folder / name)
+        return atomic.write(folder / name, write, shared=True)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         where = f"cannot write to the cache folder {folder} ({reason})"
         raise UserError(f"{where}: make room, or set AIGC_CACHE to another") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-    return folder / name

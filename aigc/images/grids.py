@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aigc.files import atomic
 from aigc.files.written import DRAWN, KEY
 
 GAP, TONE = 2, 96        # pixels between images, and their grey level
@@ -105,13 +105,7 @@ def save_grid(images: Tensor, path: str | Path, **options: Any) -> Path:
     """Writes `grid_png(images, **options)`, under a temporary name first; creates the folder. Returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(grid_png(images, **options))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return atomic.write(path, grid_png(images, **options))
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from aigc import __version__
 from aigc.errors import RunError, UserError
+from aigc.files import atomic
 from aigc.files.written import RECORD, Written, parse_record
 from aigc.wording import counted
 
@@ -86,20 +87,16 @@ class Output:
     def _placing(self, name: str) -> Iterator[Path]:
         """A temporary name, replaced by the file's own once all is written."""
         path = self.folder / name
-        temporary = path.with_name(f".{path.name}.tmp")
         try:
             self._start()
             path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            os.replace(temporary, path)
+            with atomic.replacing(path) as temporary:
+                yield temporary
             self._files += 1
         except OSError as error:
             done = counted(self._files, "file", "was", "were") if self._files else "nothing was"
             raise RunError(f"'{path}' could not be written ({error.strerror or error}), {done} written: make room, "
                            "or choose another out=") from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def _start(self) -> None:
         if self.started:

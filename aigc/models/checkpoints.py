@@ -1,7 +1,6 @@
 """Checkpoints: written atomically, found in a run folder, and loaded as a family."""
 
 import logging
-import os
 import pickle
 from pathlib import Path
 from textwrap import shorten
@@ -12,6 +11,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from aigc.config.targets import locate
 from aigc.errors import RunError, UserError, choices
+from aigc.files import atomic
 from aigc.models.family import Family
 
 log = logging.getLogger(__name__)
@@ -23,20 +23,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Saves, or raises a RunError and keeps the earlier file."""
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            atomic.write(path, lambda file: torch.save(checkpoint, file), sync=True)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             kept = f"the previous {path.name} is intact" if path.exists() else "no earlier checkpoint exists"
             sentence = f"the checkpoint {path} could not be written ({error}); {kept}: make room and resume"
             raise RunError(sentence) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 KINDS = ("best", "last")

@@ -8,7 +8,6 @@ time, over all starts), score and monitor (its name). A search adds `search`: it
 
 import contextlib
 import json
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from aigc.config.words import override
 from aigc.errors import RunError, UserError
+from aigc.files import atomic
 from aigc.runs.claim import Claim, claim_new, make, names, remove_made
 from aigc.runs.lock import FolderLock, turn
 from aigc.wording import counted
@@ -58,9 +58,7 @@ class Ledger:
         with FileLock(self.folder / ".jobs.lock"):
             content = self.read()
             yield content
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
-            os.replace(temporary, self.path)
+            atomic.write(self.path, json.dumps(content, indent=1) + "\n")
 
     def note(self, number: int, **entries: Any) -> dict[str, Any]:
         """Merges `entries` into job `number` and returns the whole of it."""

@@ -1,11 +1,9 @@
 """The comparison as one HTML page that needs no network: template, libraries, data and pictures in a single file."""
 
 import base64
-import contextlib
 import html
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Set
@@ -16,6 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from aigc.errors import UserError
+from aigc.files import atomic
 from aigc.report.comparison import Column, Comparison, common, facts, flat, known, remarks, told_point
 from aigc.report.curves import LEAST, minutes_at, packed
 from aigc.report.thumbnails import spread, thumbnails
@@ -82,16 +81,11 @@ def write(comparison: Comparison, path: Path, **options: Any) -> Path:
     """
     check_place(path)
     whole = page(content(comparison, **options))
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(whole, encoding="utf-8")
-        os.replace(temporary, path)
+        return atomic.write(path, whole)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"'{path}' could not be written ({error.strerror}): choose another out=") from error
-    return path
 
 
 def page(data: dict[str, Any]) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from aigc.config.words import shown
+from aigc.files import atomic
 from aigc.runs.entry import Run
-from aigc.runs.markdown import commands, number, table, write_text
+from aigc.runs.markdown import commands, number, table
 from aigc.runs.protocol import Score, by_reason, describe, measured, missing_of, notes_of, scores_of
 from aigc.runs.reading import read_run
 from aigc.runs.summary import capabilities_of
@@ -39,7 +40,7 @@ def write(folder: str | Path) -> Path:
     before = path.read_text(encoding="utf-8") if path.is_file() else MARK + "\n"
     _, mark, own = before.partition(MARK)
     if mark and (path.parent / "summary.json").is_file():
-        write_text(path, f"{card(read_run(folder))}\n{MARK}{own}")
+        atomic.write(path, f"{card(read_run(folder))}\n{MARK}{own}")
     return path
 
 

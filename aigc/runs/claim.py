@@ -15,7 +15,7 @@ RUN = ("summary.json", "checkpoints", "metrics.jsonl")      # what identifies a 
 LOGS = (".log", ".out", ".err")                             # files to which a shell or a scheduler redirects output
 MADE = {  # created by a start before its first step, with their files; None: any files (W&B's)
     ".hydra": ("config.yaml", "hydra.yaml", "overrides.yaml"), "samples": ("*.png",), "wandb": None,
-    "summary.json": (), "summary.tmp": (),
+    "summary.json": (),
 }
 
 

@@ -1,10 +1,10 @@
 """Generated Markdown: tables, blocks of commands, and the part of a README that is made from runs."""
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from aigc.errors import UserError
+from aigc.files import atomic
 
 START, END = "<!-- table: written by study.py -->", "<!-- end of table -->"
 
@@ -26,16 +26,6 @@ def commands(lines: Iterable[str]) -> str:
     return "\n".join(["```sh", *lines, "```"])
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file completely or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def fill(path: Path, text: str) -> None:
     """Replaces the text between the two marks of a README by `text`; the rest stays as it is.
 
@@ -46,4 +36,4 @@ def fill(path: Path, text: str) -> None:
     _, end, after = rest.partition(END)
     if not (start and end):
         raise UserError(f"{path} has no lines '{START}' and '{END}': put them where the table should go")
-    write_text(path, f"{before}{START}\n{text.strip()}\n{END}{after}")
+    atomic.write(path, f"{before}{START}\n{text.strip()}\n{END}{after}")

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from aigc.errors import RunError, UserError
+from aigc.files import atomic
 
 UNSIGNED = ("study", "resume", "logger", "callbacks", "log_every", "budget")  # not part of an experiment's identity
 
@@ -21,11 +21,9 @@ def write_summary(folder: Path, **entries: Any) -> dict[str, Any]:
     """
     path = folder / "summary.json"
     summary = {**read_summary(folder), **entries, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
-    temporary = path.with_suffix(".tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
-        os.replace(temporary, path)
+        atomic.write(path, json.dumps(summary, indent=2) + "\n")
     except OSError as error:
         sentence = f"{path} could not be written ({error.strerror}): make room, or choose another hydra.run.dir"
         raise RunError(sentence) from error

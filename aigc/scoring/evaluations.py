@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from aigc.errors import RunError, UserError
+from aigc.files import atomic
 from aigc.files.written import is_drawing, is_evaluation
 from aigc.scoring.bootstrap import Estimate
 
@@ -99,12 +99,9 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-        os.replace(temporary, path)
+        atomic.write(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(f"the record could not be written to '{path}' ({error.strerror}): the scores are above; make "
                        "room, or choose another out=") from error
 

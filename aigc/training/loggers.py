@@ -1,6 +1,5 @@
 """Loggers: metrics.jsonl, always, and Weights & Biases, offline unless logged in. Both log images seen and time."""
 
-import contextlib
 import json
 import netrc
 import os
@@ -13,6 +12,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from aigc.errors import RunError, UserError, choices
+from aigc.files import atomic
 from aigc.runs.progress import Progress
 from aigc.runs.protocol import measured
 
@@ -69,14 +69,10 @@ class JsonLines(Logger):
         images, self.rewind_to = self.rewind_to, None
         if images is None or not self.path.exists():
             return
-        temporary = self.path.with_suffix(".tmp")
         try:
             kept = [line for line in self.path.read_text().splitlines() if _images(line) <= images]
-            temporary.write_text("".join(line + "\n" for line in kept))
-            os.replace(temporary, self.path)
+            atomic.write(self.path, "".join(line + "\n" for line in kept))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise RunError(f"{self.path} could not be cut back to the {images:,} images that the run resumes from "
                            f"({error.strerror}), and is as it was: make room and resume the run") from error
 

@@ -41,7 +41,7 @@ def test_a_full_disk_that_takes_no_shorter_curve_is_named_and_keeps_the_old_one(
     logger.progress, logger.rewind_to = Progress(images=96), 64
     logger.path.write_text('{"images": 64}\n{"images": 128}\n')
 
-    def full(self, text):
+    def full(self, text, **options):
         with open(self, "w") as file:
             file.write(text[:3])
         raise OSError(28, "No space left on device")

@@ -1,7 +1,6 @@
 """The best trial of a search as an experiment that can be run: `--config-dir <search> experiment=best`."""
 
 import hashlib
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
 from aigc.errors import RunError
+from aigc.files import atomic
 
 PACKAGE = "# @package _global_\n"
 MARK = "# Written by a search, which replaces this file as long as the lines below are unchanged: "
@@ -67,12 +67,9 @@ def save_experiment(
     path.parent.mkdir(exist_ok=True)
     said = (f"# {comment}\n# {command}\n" + OmegaConf.to_yaml({"defaults": [*defaults, "_self_"]})
             + OmegaConf.to_yaml(values))
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(f"{PACKAGE}{MARK}{digest(said)}\n{said}")
-        os.replace(temporary, path)
+        atomic.write(path, f"{PACKAGE}{MARK}{digest(said)}\n{said}")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(f"'{path}' could not be written ({error.strerror}): make room, and start the search again"
                        ) from error
     return command

@@ -1,6 +1,5 @@
 """Writes `checkpoints/last.ckpt` often and `checkpoints/best.ckpt` at the best score."""
 
-import contextlib
 import os
 import shutil
 import time
@@ -11,6 +10,7 @@ import lightning as L
 import torch
 
 from aigc.errors import RunError
+from aigc.files import atomic
 from aigc.training.callbacks.record import Record
 from aigc.training.callbacks.scoring import Scoring
 from aigc.training.sharded import local
@@ -89,17 +89,14 @@ def copy(source: Path, target: Path) -> None:
     Raises:
         RunError: the folder does not take it; what had the name is as it was.
     """
-    temporary = target.with_name(f".{target.name}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
+        with atomic.replacing(target) as temporary:
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(source, temporary)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(source, temporary)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise RunError(
             f"the checkpoint {target} could not be copied from {source.name} ({error.strerror}), the previous "
             f"{target.name} is intact: make room and resume the run"
