@@ -23,6 +23,7 @@ PATHS = (  # options whose value is a file, folder, URL or hub name; tests/test_
     "hydra.run.dir", "hydra.sweep.dir",
 )
 TEXTS = ("text", "title", "label", "study", "data.text", "data.licence")  # free text; columns in braces
+OPEN = ("options",)                    # whose names only the run knows: `options.eta=1` needs no `++`
 LISTS = ("runs", "text", "label")      # options whose value in brackets is a list
 QUOTED = re.compile(r"""(['"])(.*)\1""", re.DOTALL)
 PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_][\w./-]*", re.IGNORECASE | re.ASCII)   # needs no quotes
@@ -94,6 +95,8 @@ def quoted(word: str, *, multirun: bool = False) -> str:
     """
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
+    if equals and key.split(".")[0] in OPEN:
+        word, key = f"++{word}", f"++{key}"
     if not equals or word.startswith(("-", "~")) or PLAIN.fullmatch(value):
         return word
     if is_path(name):

@@ -74,6 +74,13 @@ def test_what_stays_what_it_means(tmp_path, monkeypatch):
             words.quoted(f"{option}=")
 
 
+def test_options_that_only_a_run_knows_need_no_sign():
+    for word in ("options.eta=0.5", "options={guide: mine.f, strength: 2}", "options.guide=[a.b,c.d]"):
+        assert words.quoted(word) == f"++{word}"
+        assert words.quoted(f"++{word}") == f"++{word}"
+    assert words.quoted("optionset=1") == "optionset=1"
+
+
 def test_commas_separate_the_jobs_of_a_multirun_unless_the_whole_exists(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
