@@ -101,7 +101,7 @@ def test_what_composes_works_to_the_end(chosen, tmp_path: Path, model: str, data
     out = tmp_path / "out"
     if translates:
         photos = write(tmp_path / "photos", {"1.png": picture(ending="PNG")})
-        edit(asked("edit", task="translate", run=run, images=photos, out=out, device="cpu"))
+        edit(asked("edit", run=run, images=photos, out=out, device="cpu"))
         assert (out / "1.png").is_file()
     else:
         prompt = {"text": "a picture"} if condition == "text" else {}

@@ -224,7 +224,7 @@ class GAN(TwoPlayer):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Discriminator, then generator, on the same generated images."""
         real, labels = batch["image"], as_tensor(self.condition_of(batch), self.generator.encoder)
-        if labels is not None and self.hparams.condition == "text":
+        if labels is not None and self.condition == "text":
             labels = torch.where(torch.rand(len(real), 1, device=self.device) < self.hparams.text_drop, -1, labels)
         turn = self.progress.batches % self.hparams.generator_every == 0    # whether the generator steps too
         with torch.set_grad_enabled(turn):
@@ -329,7 +329,7 @@ class GAN(TwoPlayer):
     def conditions_of(self, condition: Any, seeds: Sequence[int]) -> Tensor | None:
         """The requested conditions, checked, on this device."""
         labels = condition_for(
-            condition, kind=self.hparams.condition, classes=self.hparams.classes, seeds=seeds,
+            condition, kind=self.condition, classes=self.hparams.classes, seeds=seeds,
             encoder=self.generator.encoder,
         )
         return None if labels is None else labels.to(self.device)
@@ -340,7 +340,7 @@ class GAN(TwoPlayer):
         Raises:
             UserError: the model was trained on texts and keeps none to measure with.
         """
-        if self.hparams.condition == "text":
+        if self.condition == "text":
             raise UserError("standing_statistics needs texts, which the model does not hold: leave it out")
 
         def inputs(seeds: range) -> tuple[Tensor, Tensor | None]:

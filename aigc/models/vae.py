@@ -358,7 +358,7 @@ class VAE(Family):
         if prior not in ("normal", "mixture"):
             raise UserError(f"prior={prior} is unknown: {choices(prior, ('normal', 'mixture'))}")
         seeds = self.seeds_or_fresh(n, seeds)
-        labels = labels_for(condition, kind=self.hparams.condition, classes=self.hparams.classes, seeds=seeds)
+        labels = labels_for(condition, kind=self.condition, classes=self.hparams.classes, seeds=seeds)
         normals = SeededNoise(seeds)(1 + self.hparams.latent)
         z = temperature * normals[:, 1:]
         if prior == "mixture":
@@ -373,7 +373,7 @@ class VAE(Family):
         seen = int(self.latents_seen)
         if self._mixtures[0] != seen:
             known, labels = self.latents[:seen], self.latent_labels[:seen]
-            groups = self.hparams.classes if self.hparams.condition == "label" else 1
+            groups = self.hparams.classes if self.condition == "label" else 1
             components = max(1, self.hparams.mixture_components // groups)
             chosen = [known[labels == label] if groups > 1 else known for label in range(groups)]
             self._mixtures = (
@@ -385,5 +385,5 @@ class VAE(Family):
         """Checked labels on this device, or None: a conditional model also learns to sample without a label."""
         if condition is None:
             return None
-        labels = labels_for(condition, kind=self.hparams.condition, classes=self.hparams.classes, seeds=range(n))
+        labels = labels_for(condition, kind=self.condition, classes=self.hparams.classes, seeds=range(n))
         return None if labels is None else labels.to(self.device)
