@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from aigc.diffusion.process import Parametrisation, Process
+from aigc.diffusion.parametrisations import Parametrisation
+from aigc.diffusion.schedules import Process
 
 Predict = Callable[[Sequence[str], Tensor, Tensor], Sequence[Tensor]]
 

@@ -1,8 +1,8 @@
 """Diffusion: DDPM, EDM and flow matching as three settings of one model over one U-Net.
 
 Notable:
-- What noise does and what the network predicts live in `aigc/diffusion/process.py`; the samplers beside
-  it. Any process, any parametrisation, any weighting and any sampler go together; recipes are
+- What noise does, what the network predicts, samplers and guides live in `aigc/diffusion/`, a file each.
+  Any process, any parametrisation, any weighting, any sampler and any guide go together; recipes are
   `conf/model/diffusion.yaml` (flow matching), `ddpm.yaml` and `edm.yaml`.
 - Training times are stratified over the batch (Kingma et al. 2021, appendix I.1), which quiets the loss.
 - Inputs are scaled to unit variance with the data's own standard deviation, measured on the first images seen.
@@ -26,8 +26,9 @@ from aigc.conditions import TextEncoder, as_tensor, build_encoder, condition_for
 from aigc.config.functions import check_known, chosen, options_of
 from aigc.diffusion.denoiser import Denoiser
 from aigc.diffusion.guides import GIVEN, Guide, acts, autoguidance, classifier_free, guided, guides_named
-from aigc.diffusion.process import WEIGHTINGS, Parametrisation, build_process, loss_factor, path
+from aigc.diffusion.parametrisations import WEIGHTINGS, Parametrisation, loss_factor
 from aigc.diffusion.samplers import Denoise, Noise, sampler_named
+from aigc.diffusion.schedules import build_process, path
 from aigc.errors import UserError, choices
 from aigc.models.family import Batch, Family
 from aigc.models.options import Average, Schedule, group, grouped
@@ -67,7 +68,7 @@ class ConditionalUNet(nn.Module):
 
 @group()
 class Objective:
-    """What noise does, what the network says, and what an error weighs: `aigc/diffusion/process.py`."""
+    """What noise does (diffusion/schedules.py), what the network says and errors weigh (parametrisations.py)."""
 
     process: str                            # flow | ddpm | edm
     processes: dict[str, dict[str, float]]  # options of each process, by its name

@@ -10,8 +10,9 @@ import torch
 
 from aigc.diffusion.denoiser import Denoiser
 from aigc.diffusion.guides import GUIDES, gradients, guided, guides_named
-from aigc.diffusion.process import Cosine, Flow, Karras, Parametrisation, path
+from aigc.diffusion.parametrisations import Parametrisation
 from aigc.diffusion.samplers import SAMPLERS
+from aigc.diffusion.schedules import Cosine, Flow, Karras, path
 from aigc.errors import UserError
 from tests.models.test_diffusion import tiny
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from aigc.diffusion.process import Cosine, Flow, Karras, path
 from aigc.diffusion.samplers import SAMPLERS, ancestral, ddim, dpmpp_2m, euler, heun
+from aigc.diffusion.schedules import Cosine, Flow, Karras, path
 from aigc.noise import SeededNoise
 
 MEAN = torch.tensor([0.7, -0.4, 0.1], dtype=torch.float64).view(3, 1, 1)

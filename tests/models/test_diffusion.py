@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from aigc.diffusion.process import Parametrisation
+from aigc.diffusion.parametrisations import Parametrisation
 from aigc.diffusion.samplers import SAMPLERS
 from aigc.errors import UserError
 from aigc.models.diffusion import Diffusion

@@ -5,18 +5,8 @@ import math
 import pytest
 import torch
 
-from aigc.diffusion.process import (
-    PARAMETRISATIONS,
-    Cosine,
-    Flow,
-    Karras,
-    Parametrisation,
-    build_process,
-    karras_noises,
-    loss_factor,
-    normal_quantile,
-    path,
-)
+from aigc.diffusion.parametrisations import PARAMETRISATIONS, Parametrisation, loss_factor
+from aigc.diffusion.schedules import Cosine, Flow, Karras, build_process, karras_noises, normal_quantile, path
 from aigc.errors import UserError
 
 PROCESSES = [Cosine(), Cosine(terminal_alpha=0.01), Karras(), Flow()]
