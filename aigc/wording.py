@@ -1,8 +1,10 @@
 """How messages show names and numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from io import StringIO
 
 SHOWN = 3                                           # names in a sentence; the rest are counted
+WIDE = 100_000                                      # columns of a table that is printed whole
 
 
 def shown(name: str) -> str:
@@ -36,3 +38,18 @@ def counted(n: int, thing: str, one: str = "", many: str = "") -> str:
 def told(left_out: dict[str, list[str]]) -> list[str]:
     """What was left out, by reason: "hidden files: 3 (._a.png, ._b.png, ._c.png)"."""
     return [f"{reason}: {len(names):,} ({listed(sorted(names))})" for reason, names in left_out.items() if names]
+
+
+def aligned(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[int] = ()) -> str:
+    """Aligned columns, a line a row below the head's; those of the numbers in `right` are aligned at their ends."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+    for k, name in enumerate(head):
+        table.add_column(name, justify="right" if k in right else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    out = StringIO()
+    Console(file=out, width=WIDE, color_system=None, markup=False, emoji=False, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

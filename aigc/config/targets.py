@@ -12,7 +12,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -289,20 +289,7 @@ def _construct(factory: type, where: str, options: dict[str, Any], given: Mappin
     parameters = inspect.signature(factory).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     given = {name: value for name, value in given.items() if open_ended or name in parameters}
-    for name in options:
-        if name not in parameters and not open_ended:
-            known = [p for p in parameters if p != "self" and p not in given]
-            advice = choices(name, known) if known else f"{factory.__name__} takes none"
-            raise UserError(f"'{where}' has no option '{name}': {advice}")
-    missing = [
-        name
-        for name, p in parameters.items()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        and name not in options and name not in given
-    ]
-    if missing:
-        raise UserError(f"'{where}' needs the option '{missing[0]}': add {where}.{missing[0]}=<value>")
-    arguments = {**_typed(factory, where, options), **{k: v for k, v in given.items() if k not in options}}
+    arguments = {**given, **_checked(factory, where, options, [name for name in given if name not in options])}
     if within(factory.__module__, own_packages()):      # its author needs the traceback
         return factory(**arguments)
     try:
@@ -314,24 +301,56 @@ def _construct(factory: type, where: str, options: dict[str, Any], given: Mappin
         raise UserError(f"'{where}' cannot be built with these options ({reason[:300]}): change them") from error
 
 
-def _typed(factory: Any, where: str, options: dict[str, Any]) -> dict[str, Any]:
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+def _checked(factory: Any, where: str, options: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """The options of a configuration as the annotations of a constructor want them, checked by pydantic.
+
+    Args:
+        factory: the class.
+        where: its config key.
+        options: as configured.
+        given: arguments that the program adds, unchecked.
+
+    Raises:
+        UserError: an option does not exist, is missing, or does not fit its annotation.
+    """
+    from pydantic import ValidationError
 
     hints = _hints(factory)
-    result = {}
-    for name, value in options.items():
-        result[name] = value
-        hint = hints.get(name)
-        if hint is None or hint is Any:
-            continue
-        try:
-            adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-        except Exception:  # a hint without a pydantic schema, or with its own config
-            continue
-        try:
-            result[name] = adapter.validate_python(value)
-        except ValidationError as error:
-            shown = str(hint) if not inspect.isclass(hint) else hint.__name__
-            reason = error.errors()[0]["msg"].lower()
-            raise UserError(f"'{where}.{name}' is {value!r}, which does not fit {shown}: {reason}") from error
-    return result
+    parameters = {
+        name: p.replace(kind=p.kind if p.kind is p.VAR_KEYWORD else p.KEYWORD_ONLY, annotation=hints.get(name, Any))
+        for name, p in inspect.signature(factory).parameters.items()
+        if name not in given and p.kind is not p.VAR_POSITIONAL
+    }
+    try:
+        taken = _accepting(parameters)(**options)
+        return {name: taken[name] for name in options}  # without the defaults
+    except ValidationError as error:
+        wrong = {problem["type"]: problem for problem in reversed(error.errors())}
+        problem = next((wrong[kind] for kind in ("unexpected_keyword_argument", "missing_keyword_only_argument")
+                        if kind in wrong), error.errors()[0])
+        name = str(problem["loc"][0])
+        if problem["type"] == "unexpected_keyword_argument":
+            known = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+            advice = choices(name, known) if known else f"{factory.__name__} takes none"
+            raise UserError(f"'{where}' has no option '{name}': {advice}") from error
+        if problem["type"] == "missing_keyword_only_argument":
+            raise UserError(f"'{where}' needs the option '{name}': add {where}.{name}=<value>") from error
+        hint = hints[name]
+        shown = str(hint) if not inspect.isclass(hint) else hint.__name__
+        raise UserError(f"'{where}.{name}' is {options[name]!r}, which does not fit {shown}: "
+                        f"{problem['msg'].lower()}") from error
+
+
+def _accepting(parameters: Mapping[str, inspect.Parameter]) -> Callable[..., dict[str, Any]]:
+    """A function with these parameters that returns its arguments, as pydantic converts them."""
+    from pydantic import ConfigDict, validate_call
+
+    def accept(**arguments: Any) -> dict[str, Any]:
+        return arguments
+
+    accept.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    accept.__annotations__ = {name: p.annotation for name, p in parameters.items()}
+    try:
+        return validate_call(config=ConfigDict(arbitrary_types_allowed=True))(accept)
+    except Exception:                   # an annotation that pydantic has no schema for
+        return _accepting({name: p.replace(annotation=Any) for name, p in parameters.items()})

@@ -21,9 +21,12 @@ def in_turn(folder: Path) -> Iterator[None]:
     if rank() is None or not ("TORCHELASTIC_RUN_ID" in os.environ or "LOCAL_RANK" not in os.environ):
         yield
         return
-    import fcntl
+    from filelock import FileLock
 
-    with open(folder / ".turn", "w") as file:
-        with contextlib.suppress(OSError):                 # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = FileLock(folder / ".turn")
+    with contextlib.suppress(OSError, NotImplementedError):    # a file system without locks
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

@@ -23,7 +23,7 @@ from aigc.errors import RunError, UserError
 from aigc.files import atomic
 from aigc.runs.claim import Claim, claim_new, make, names, remove_made
 from aigc.runs.lock import FolderLock, turn
-from aigc.wording import counted
+from aigc.wording import aligned, counted
 
 NAME = "jobs.json"
 
@@ -276,7 +276,8 @@ def told(job: dict[str, Any]) -> str:
 def table(jobs: list[dict[str, Any]]) -> str:
     """A line a job: its folder, what tells it from the others, how it ended, minutes and score."""
     monitor = {job["monitor"] for job in jobs if job.get("monitor")}
-    rows = [("job", "options", "status", "minutes", monitor.pop() if len(monitor) == 1 else "score")]
+    head = ("job", "options", "status", "minutes", monitor.pop() if len(monitor) == 1 else "score")
+    rows = []
     for job in jobs:
         status = f"{job['status']}: {job['reason']}" if job.get("reason") else job["status"]
         seconds, score = job.get("seconds"), job.get("score")
@@ -284,12 +285,7 @@ def table(jobs: list[dict[str, Any]]) -> str:
             job["folder"], rounded(job["shown"]), shortened(status),
             "" if seconds is None else f"{seconds / 60:.1f}", "" if score is None else f"{score:.4g}",
         ))
-    widths = [max(len(row[k]) for row in rows) for k in range(5)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if k < 3 else cell.rjust(width) for k, (cell, width) in
-                  enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    )
+    return aligned(head, rows, right=(3, 4))
 
 
 def rounded(text: str) -> str:

@@ -13,6 +13,7 @@ from aigc.errors import RunError, UserError
 from aigc.files import atomic
 from aigc.files.written import is_drawing, is_evaluation
 from aigc.scoring.bootstrap import Estimate
+from aigc.wording import aligned
 
 HEAD = ("score", "value", "95% interval", "floor")
 
@@ -113,10 +114,8 @@ def now() -> str:
 
 def table(scores: Mapping[str, Estimate]) -> str:
     """Scores as lines of text: value, interval and floor, in aligned columns."""
-    rows = [HEAD]
+    rows = []
     for name, score in scores.items():
         between = "" if score.low is None or score.high is None else f"{score.low:.4g} to {score.high:.4g}"
         rows.append((name, f"{score.value:.4g}", between, "" if score.floor is None else f"{score.floor:.4g}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-                     for row in rows)
+    return aligned(HEAD, rows)
