@@ -6,12 +6,18 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from aigc.config import words
 from aigc.config.schema import CONFIG_DIR, SCHEMAS, check_closed, register_schemas
@@ -20,9 +26,11 @@ from aigc.errors import RunError, UserError, choices
 from aigc.runs import verdict
 
 Task = Callable[[Any], Any]
+Error = TypeVar("Error", bound=BaseException)
 
 EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # launchers from other packages
 
+UNRESOLVED = r"interpolation '\$\{(\w+)\}_\$\{size\}'|Interpolation key '([\w.]+)' not found"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR,
         errno.ENAMETOOLONG, errno.EIO)  # errors of a disk that refuses, wherever they occur
 
@@ -112,18 +120,17 @@ def explain(error: Exception, argv: list[str], config_name: str) -> str:
     chain: list[BaseException] = [error]
     while len(chain) < 5 and (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-    text = "\n".join(str(link) for link in chain)
-    if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text) or re.search(r"load '([\w/]+)/([^'/]+)'", text):
-        group, name = found.groups()
+    if (absent := _first(chain, MissingConfigException)) and absent.missing_cfg_file:
+        group, _, name = absent.missing_cfg_file.rpartition("/")
         if name in EXTRAS:
             return f"'{group}={name}' needs an extra package: pip install 'aigc[{EXTRAS[name]}]'"
-        return f"'{group}={name}' does not exist: {choices(name, _options(group, text))}"
-    if found := re.search(r"Could not override '([^']*)'|Could not delete from config. '([^']+)'", text) or re.search(
-        r"Key '([^']+)' (?:is )?not in", text
-    ):
-        key = next(group for group in found.groups() if group is not None)
-        if full := re.search(r"full_key: (\S+)", text):
-            key = full.group(1)
+        return f"'{group}={name}' does not exist: {choices(name, absent.options or _files(group))}"
+    if unread := _first(chain, OverrideParseException):
+        if "missing EQUAL" in unread.message:
+            return f"'{unread.override}' sets nothing: give <option>=<value>"
+        return (f"'{unread.override}' cannot be read as <option>=<value>: check the option's name, and put the value "
+                "in quotes")
+    if (key := _unknown(chain)) is not None:
         typed = [a.lstrip("+~").split("=")[0] for a in argv if not a.startswith("-")]
         if not key:
             return "there is no option before the '=': give <option>=<value>"
@@ -131,27 +138,34 @@ def explain(error: Exception, argv: list[str], config_name: str) -> str:
         if key in (known := known_keys(argv, config_name)):
             return f"'{key}' is required and cannot be removed: drop the '~'"
         return f"there is no option '{key}': {choices(key, _beside(key, known))}"
-    if found := re.search(r"Error parsing override '([^']*)'\s+missing EQUAL", text):
-        return f"'{found[1]}' sets nothing: give <option>=<value>"
-    if "LexerNoViableAlt" in text or "override_grammar" in text:
-        word = next((a for a in argv if not a.startswith("-") and not words.readable(a)), argv[-1] if argv else "")
-        return f"'{word}' cannot be read as <option>=<value>: check the option's name, and put the value in quotes"
-    if found := re.search(r"interpolation '\$\{(\w+)\}_\$\{size\}'|Interpolation key '([\w.]+)' not found", text):
-        key = found[1] or found[2]
-        return f"'{key}' is needed by other options but is missing: drop the '~', or check its name"
-    if "MissingMandatoryValue" in text or "Missing mandatory value" in text:
-        key = re.search(r"(?:value: |full_key: )(\S+)", text)
-        return f"the option '{key.group(1) if key else '?'}' is needed: give it as <option>=<value>"
-    if (found := re.search(r"Error merging override (\S.*)", text)) and not re.search(r"Value '.*", text):
-        reason = re.search(r"(?:Incompatible value|field|Cannot|Object of|Invalid)[^\n]*", text[found.end():])
-        shown = f" ({reason[0].rstrip('. ')})" if reason else ""
-        return f"'{found[1]}' does not fit{shown}: give another value"
-    first = str(error).strip().split("\n")
-    place = re.search(r"full_key: (\S+)", text)
-    problem = re.search(r"Value '.*", text)
-    sentence = problem.group(0) if problem else " ".join(line.strip() for line in first[:2])
-    sentence = re.sub(r" full_key: \S+", "", sentence)
-    return f"{place.group(1)}: {sentence}" if place and place.group(1) not in sentence else sentence
+    if found := re.search(UNRESOLVED, _text(chain)):       # these name it in words alone
+        return f"'{found[1] or found[2]}' is needed by other options but is missing: drop the '~', or check its name"
+    if missing := _first(chain, MissingMandatoryValue):
+        return f"the option '{missing.full_key or '?'}' is needed: give it as <option>=<value>"
+    if wrong := _first(chain, ValidationError):
+        reason = str(wrong.msg or wrong).split("\n")[0]
+        if reason.startswith("Value "):
+            return f"{wrong.full_key}: {reason}"
+        word = next((a for a in argv if a.lstrip("+").split("=")[0] == wrong.full_key), str(wrong.full_key))
+        return f"'{word}' does not fit ({reason.split('. value: ')[0].rstrip('. ')}): give another value"
+    return " ".join(line.strip() for line in str(error).strip().split("\n")[:2])
+
+
+def _first(chain: Sequence[BaseException], kind: type[Error]) -> Error | None:
+    return next((link for link in chain if isinstance(link, kind)), None)
+
+
+def _text(chain: Sequence[BaseException]) -> str:
+    return "\n".join(map(str, chain))
+
+
+def _unknown(chain: Sequence[BaseException]) -> str | None:
+    """The option that does not exist, as far as an error says; Hydra names some in words alone."""
+    for link in chain:
+        if isinstance(link, ConfigKeyError | ConfigAttributeError) and link.full_key:
+            return link.full_key
+    found = re.search(r"Could not override '([^']*)'|Could not delete from config. '([^']+)'", _text(chain))
+    return next((name for name in found.groups() if name is not None), None) if found else None
 
 
 def _beside(key: str, known: Sequence[str]) -> list[str]:
@@ -165,12 +179,7 @@ def _beside(key: str, known: Sequence[str]) -> list[str]:
     return inside or [one for one in known if "." not in one]
 
 
-def _options(group: str, text: str) -> list[str]:
-    listed = text.split("Available options", 1)
-    if len(listed) == 2:
-        names = [name for name in re.findall(r"^\t([^\s:]+)$", listed[1], flags=re.MULTILINE)]
-        if names:
-            return names
+def _files(group: str) -> list[str]:
     return [path.stem for path in (CONFIG_DIR / group).glob("*.yaml")]
 
 
