@@ -107,6 +107,22 @@ def refuse_flags(typed: Sequence[str]) -> None:
             raise UserError("--shell-completion needs one of install=<shell>, uninstall=<shell>, query=<shell>")
 
 
+def download_bar() -> Callable[[int, int, str], None]:
+    """A function that draws a bar for each download that it is told of: bytes done, of how many, and its name."""
+    from tqdm import tqdm
+
+    bars: dict[str, Any] = {}
+
+    def progress(done: int, total: int, name: str) -> None:
+        if name not in bars:
+            bars[name] = tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=None)
+        bars[name].update(done - bars[name].n)
+        if done >= total:
+            bars.pop(name).close()
+
+    return progress
+
+
 def say(error: UserError) -> int:
     """Prints the message, unless another rank does; returns the exit code."""
     code, aloud = verdict.give(1 if isinstance(error, RunError) else 2)

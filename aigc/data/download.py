@@ -1,9 +1,11 @@
 """Archives from the network: fetched by one process, resumed after an interruption, verified, unpacked as a whole."""
 
 import errno
+import gzip
 import hashlib
 import http.client
 import logging
+import lzma
 import shutil
 import ssl
 import tarfile
@@ -13,7 +15,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -27,6 +29,10 @@ TIMEOUT = 60.0       # seconds without data
 CHUNK = 2**18        # bytes read at a time
 BROKEN_OFF = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError,
+           NotImplementedError)
+Progress = Callable[[int, int, str], object]     # told done, total, name
+
 log = logging.getLogger(__name__)
 
 
@@ -39,11 +45,11 @@ class Archive:
     sha256: str | None = None       # of the original, in hexadecimal
 
 
-def fetch(archive: Archive, root: Path) -> None:
+def fetch(archive: Archive, root: Path, progress: Progress = lambda done, total, name: None) -> None:
     """Makes the folder `root` from an archive, unless it exists: downloads, verifies and unpacks it.
 
     A single top folder of the archive becomes `root` itself. Several processes may call this at once: one
-    works while the others wait.
+    works while the others wait. `progress` is told how many bytes of how many are there, and the archive's name.
 
     Raises:
         UserError: no network, a wrong length or checksum, a damaged archive, a full disk.
@@ -58,7 +64,7 @@ def fetch(archive: Archive, root: Path) -> None:
             packed = root.parent / f"{root.name}.{_ending(archive.url)}"
             part = packed.with_name(f"{packed.name}.part")
             if not packed.exists():
-                _download(archive, part)
+                _download(archive, part, progress)
                 _check(archive, part)
                 part.replace(packed)
             _unpack(packed, root, archive.url)
@@ -84,14 +90,14 @@ def _ending(url: str) -> str:
 # ---- over the network ----
 
 
-def _download(archive: Archive, part: Path) -> None:
+def _download(archive: Archive, part: Path, progress: Progress) -> None:
     """Completes the partial file `part`."""
     log.info("downloading %s", archive.url)
     tries = 0
     while True:
         have = part.stat().st_size if part.exists() else 0
         try:
-            total = _connect(archive, part, have)
+            total = _connect(archive, part, have, progress)
             reason = "the connection was closed"
         except urllib.error.HTTPError as error:
             _refuse(archive, part, f"the server answered {error.code} {error.reason}", error)
@@ -106,10 +112,8 @@ def _download(archive: Archive, part: Path) -> None:
         time.sleep(PAUSE)
 
 
-def _connect(archive: Archive, part: Path, have: int) -> int:
+def _connect(archive: Archive, part: Path, have: int, progress: Progress) -> int:
     """One connection: appends what the server sends to the first `have` bytes; returns the archive's length."""
-    from tqdm import tqdm
-
     headers = {"User-Agent": "aigc"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         answer = urllib.request.urlopen(urllib.request.Request(archive.url, headers=headers), timeout=TIMEOUT)
@@ -121,7 +125,7 @@ def _connect(archive: Archive, part: Path, have: int) -> int:
         if total == have:
             return have
         part.unlink()                                  # longer than the archive: part of another file
-        return _connect(archive, part, 0)
+        return _connect(archive, part, 0, progress)
     with answer:
         resumed = answer.status == 206
         length = _number(answer.headers.get("Content-Length"))
@@ -134,12 +138,12 @@ def _connect(archive: Archive, part: Path, have: int) -> int:
         free = shutil.disk_usage(part.parent).free
         if left > free:
             raise OSError(errno.ENOSPC, f"{left:,} bytes remain, {free:,} are free")
-        bar = tqdm(total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc=part.stem,
-                   disable=None)
-        with bar, open(part, "ab" if resumed else "wb") as file:
+        done = have if resumed else 0
+        with open(part, "ab" if resumed else "wb") as file:
             while block := answer.read(CHUNK):
                 file.write(block)
-                bar.update(len(block))
+                done += len(block)
+                progress(done, total, part.stem)
     return total
 
 
@@ -183,7 +187,7 @@ def _unpack(packed: Path, root: Path, url: str) -> None:
         inside = [path for path in temporary.iterdir() if path.name != "__MACOSX"]
         whole = inside[0] if len(inside) == 1 and inside[0].is_dir() else temporary
         whole.replace(root)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
+    except DAMAGED as error:
         packed.unlink()
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":. ")
         raise UserError(f"the download from {url} is not a complete archive ({reason}): it was deleted; run the "
@@ -211,6 +215,8 @@ def _untar(packed: Path, folder: Path) -> None:
             except tarfile.FilterError as error:
                 raise UserError(f"{packed} holds '{member.name}', which is not a plain file inside it: do not use "
                                 "this archive") from error
+        while archive.fileobj is not None and archive.fileobj.read(CHUNK):
+            pass                                       # its checksum is behind the last file
 
 
 def _refuse_escape(name: str, packed: Path) -> None:

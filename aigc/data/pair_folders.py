@@ -128,7 +128,7 @@ class UnpairedFolder(PairData):
             if not self.download:
                 raise UserError(f"{self.root} does not exist and data.download=false: name another data.root, or "
                                 "allow the download with data.download=true")
-            fetch(self.archive, self.root)
+            fetch(self.archive, self.root, self.progress)
         self.setup()
 
     def load(self) -> dict[str, Split]:

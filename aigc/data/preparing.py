@@ -6,24 +6,29 @@ from omegaconf import DictConfig
 
 from aigc.config.targets import instantiate
 from aigc.data.datamodule import ImageData
+from aigc.data.download import Progress
 from aigc.data.pairs import PairData
 from aigc.errors import UserError
 from aigc.files.cache import cache_folder
 from aigc.files.turns import in_turn
 
 
-def prepare_data(cfg: DictConfig, accepts: Collection[str] | None) -> ImageData:
+def prepare_data(
+    cfg: DictConfig, accepts: Collection[str] | None, *, progress: Progress = lambda done, total, name: None
+) -> ImageData:
     """The data module, downloaded, checked and set up.
 
     Args:
         cfg: the configuration.
         accepts: the kinds of batches of the family that learns from the data or is measured on them; one that learns
             without pairs gets the two sides of paired data in independent orders. None: of no family.
+        progress: told how many bytes of how many of a download are there, and its name.
 
     Raises:
         UserError: data are missing, broken, or have no labels for `condition=label`, no captions for text.
     """
     data = instantiate(cfg.data, "data")
+    data.progress = progress
     if accepts is not None and isinstance(data, PairData) and "paired" not in accepts:
         data.unpair()
     with in_turn(cache_folder()):

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from aigc.config.schema import to_plain
 from aigc.config.targets import instantiate
 from aigc.data.datamodule import ImageData
+from aigc.data.download import Progress
 from aigc.data.preparing import prepare_data
 from aigc.errors import RunError, UserError
 from aigc.files.turns import rank
@@ -60,13 +61,16 @@ def vocabulary_of(cfg: DictConfig, data: ImageData) -> list[str] | None:
     return build_vocabulary(data.texts("train") or [], kind=text.words, size=text.size)
 
 
-def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, Any]:
+def fit(
+    cfg: DictConfig, folder: Path, *, resumed: bool = False, progress: Progress = lambda done, total, name: None
+) -> dict[str, Any]:
     """Trains until the budget is spent or a signal arrives; returns the run's summary.
 
     Args:
         cfg: a complete training configuration.
         folder: the run folder.
         resumed: whether to continue from `checkpoints/last.ckpt` there, or start over where there is none yet.
+        progress: told how many bytes of how many of a download are there, and its name.
 
     Raises:
         UserError: a mistake in what was asked; nothing has been trained.
@@ -80,7 +84,7 @@ def fit(cfg: DictConfig, folder: Path, *, resumed: bool = False) -> dict[str, An
     again = resumed or launch.requeued()
     before = read_summary(folder) if again else {}
     resumed &= checkpoint.is_file()  # a run that had not saved anything yet starts over
-    data = prepare_data(cfg, family.accepts)
+    data = prepare_data(cfg, family.accepts, progress=progress)
     if rank() in (None, 0):
         for line in data.found():
             log.info("%s", line)

@@ -227,6 +227,15 @@ def test_what_the_server_does_not_give_is_one_sentence(server: Server, tmp_path:
         fetch(server.archive(), tmp_path / "set")
 
 
+def test_progress_is_told_from_the_first_byte_to_the_last_also_over_a_cut(server: Server, tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    server.content, server.cuts = zipped(images()), [3000]
+    fetch(server.archive(), tmp_path / "set", lambda *one: told.append(one))
+    done = [one[0] for one in told]
+    assert done == sorted(done) and done[0] == 3000 and done[-1] == len(server.content)
+    assert {one[1:] for one in told} == {(len(server.content), "set.zip")}
+
+
 def test_no_network_is_one_sentence(server: Server, tmp_path: Path) -> None:
     nobody = Archive("http://127.0.0.1:9/set.zip")
     with pytest.raises(UserError, match=r"cannot be downloaded \(.*refused\): check the network, or unpack") as caught:
