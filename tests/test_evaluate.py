@@ -21,12 +21,12 @@ from aigc.images.grids import save_grid
 from aigc.models.gan import GAN
 from aigc.runs.protocol import differences, facts
 from aigc.scoring.evaluations import reserve
-from aigc.scoring.images import Found
 from aigc.scoring.job import _translations
 from aigc.scoring.networks import efficientnet
 from aigc.scoring.networks.classifier import classifier_of
 from aigc.scoring.networks.features import real_key
 from aigc.scoring.panel import How, Panel
+from aigc.scoring.samples import Found
 from aigc.scoring.sources import DataSource, FolderSource
 from aigc.scoring.target import Target
 from aigc.scoring.translation import score_translations
@@ -397,7 +397,7 @@ def test_real_images_are_looked_at_once_and_again_when_anything_changes(monkeypa
         first.learn(DataSource(data, "train"))
         first.measure_floor(DataSource(data, "test"), 50)
         again = Panel(network, HOW)
-        monkeypatch.setattr(Panel, "_see", None)                 # must not be called
+        monkeypatch.setattr(Panel, "see", None)                 # must not be called
         again.learn(DataSource(data, "train"))
         again.measure_floor(DataSource(data, "test"), 50)
     assert again.floors == first.floors and torch.equal(again.real, first.real)

@@ -111,6 +111,7 @@ class EvaluateConfig:
     clip: str | None = None
     lpips: str | None = "auto"
     lpips_weights: str | None = None
+    extra: list[str] = field(default_factory=list)
     guidance: float | None = None
     truncation: float | None = None
     options: dict[str, Any] = field(default_factory=dict)

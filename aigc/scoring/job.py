@@ -19,7 +19,9 @@ from aigc.runs.protocol import by_reason
 from aigc.scoring import bootstrap
 from aigc.scoring.enough import no_floor, no_label_accuracy
 from aigc.scoring.evaluations import now, write_record
-from aigc.scoring.images import (
+from aigc.scoring.networks.registry import FOREIGN
+from aigc.scoring.panel import How, Panel
+from aigc.scoring.samples import (
     Found,
     Samples,
     Sampling,
@@ -29,9 +31,8 @@ from aigc.scoring.images import (
     score_images,
     show_neighbours,
 )
-from aigc.scoring.networks.registry import FOREIGN
-from aigc.scoring.panel import How, Panel
 from aigc.scoring.scores.clip_score import CLIPScore
+from aigc.scoring.scores.registry import load
 from aigc.scoring.scores.similarity import check_lpips, lpips_at_hand, no_ssim
 from aigc.scoring.sources import DataSource, FolderSource, share_ranges
 from aigc.scoring.target import Target, open_data, open_networks, open_reference, open_second
@@ -73,12 +74,14 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
     how = How(
         kd_subsets=cfg.kd_subsets, kd_subset_size=cfg.kd_subset_size, neighbours=cfg.neighbours,
         memorisation=cfg.memorisation and not translates, resamples=cfg.resamples, num_reals=cfg.num_reals,
-        batch_size=batch_size, seed=cfg.seed,
+        batch_size=batch_size, seed=cfg.seed, extra=load(cfg.extra, "extra"),
     )
     panels = [Panel(network, how) for network in networks]
     found = Found()
     if second is not None:
-        panels.append(Panel(second, replace(how, memorisation=False, most=None if translates else most)))
+        how = replace(how, memorisation=False)
+        panels.append(Panel(second, how if translates else replace(how, most=most, num_reals=min(most, how.num_reals or
+                                                                                                 most))))
     if unavailable is not None:
         found.ruled_out[f"fd_{FOREIGN}"] = unavailable
 

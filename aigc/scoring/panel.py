@@ -1,12 +1,15 @@
-"""One feature network's scores of a stream of images, with intervals, and of the floors.
+"""One feature network's scores of a stream of images against one reference, with intervals and floors.
 
-Features are computed once for all scores. Memory does not grow with the length of a stream: only sums and the first
-`KEPT` features and logits are kept. The real side is processed once and cached (aigc/files/cache.py).
+Training and evaluation score by it alike; they differ in `How`. Features are computed once for all scores. On one
+device memory does not grow with the length of a stream: only sums and the first `KEPT` features and logits are kept.
+Several devices look at shares of the images, and `together` they bring what they saw into the order of one. The real
+side is processed once and cached (aigc/files/cache.py).
 """
 
 import logging
 import math
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +21,10 @@ from aigc.errors import UserError
 from aigc.files.cache import keep_cached, load_cached
 from aigc.scoring import bootstrap
 from aigc.scoring.bootstrap import Estimate
-from aigc.scoring.enough import no_inception_score, no_memorised, no_neighbours, smaller_subsets, too_few
+from aigc.scoring.devices import ALONE, Devices
+from aigc.scoring.enough import ROUNDING, smaller_subsets, too_few
 from aigc.scoring.networks.features import FeatureNetwork, real_key
-from aigc.scoring.scores.manifold import NAMES, Manifold
-from aigc.scoring.scores.memorisation import LEAST, NEAREST, SHARE, copies, nearest, threshold
+from aigc.scoring.scores.memorisation import LEAST, NEAREST, SHARE, copies, nearest, no_memorised, threshold
 from aigc.scoring.sources import Source
 from aigc.scoring.suite import KEPT, Suite
 
@@ -35,26 +38,41 @@ log = logging.getLogger(__name__)
 class How:
     """How images are scored, the same for every network."""
 
-    kd_subsets: int             # see scoring/suite.py
+    kd_subsets: int                 # see scoring/suite.py
     kd_subset_size: int
-    neighbours: int             # k of precision, recall, density and coverage; 0: none of them
-    memorisation: bool          # whether to search for nearest neighbours
-    resamples: int              # of the bootstrap; 0: no intervals
-    num_reals: int | None       # most images of the reference; None: all
-    batch_size: int             # images at a time
-    seed: int                   # of subsets, splits and resamples
-    most: int | None = None     # images that are looked at on either side, at most; None: all
+    batch_size: int                 # images at a time
+    seed: int                       # of subsets, splits and resamples
+    neighbours: int = 0             # k of precision, recall, density and coverage; 0: none of them
+    memorisation: bool = False      # whether to search for nearest neighbours
+    resamples: int = 0              # of the bootstrap; 0: no intervals
+    num_reals: int | None = None    # most images of the reference; None: all
+    most: int | None = None         # images of a stream that are looked at, the first ones; None: all
+    extra: tuple[str, ...] = ()     # modules of scores besides this package's
+    together: bool = False          # adds what was seen of a stream at once, as several devices must
+    logits: bool = True             # whether scores read them; training's of translations do not
+    flags: torch.dtype = torch.float64      # in which shares of images are averaged; training's are float32
 
 
 class Panel:
-    """Scores one stream of images after another (`begin`, `look`, `scores`) against one reference."""
+    """Scores one stream of images after another (`begin`, `look`, `gather`, `scores`) against one reference.
 
-    def __init__(self, network: FeatureNetwork, how: How):
-        self.network, self.how = network, how
+    Attributes:
+        real: features of the reference that are kept, `(m, d)`.
+        num_reals, size: how many of its images were looked at, and how many there are.
+        floors: scores of as many real images outside the reference, by name.
+        distances: Fréchet distance of so many of them, where that alone is known.
+        near: result of `nearest` at the last scoring.
+    """
+
+    def __init__(self, network: FeatureNetwork, how: How, devices: Devices = ALONE):
+        self.network, self.how, self.devices = network, how, devices
+        self.suite = self._suite()
         self.neighbours: Tensor | None = None       # features (n, d) of real images in half precision
+        self.paired = False                         # images have true counterparts in the reference
         self.limit: float | None = None             # distance below which an image counts as memorised
         self.floors: dict[str, float] = {}
-        self.near: tuple[Tensor, Tensor] | None = None      # result of `nearest` at the last scoring
+        self.distances: dict[int, float] = {}
+        self.near: tuple[Tensor, Tensor] | None = None
 
     def bounded(self, n: int) -> int:
         """How many of n images are looked at."""
@@ -62,38 +80,51 @@ class Panel:
 
     # ---- the real side ----
 
+    def _suite(self) -> Suite:
+        h = self.how
+        return Suite(self.network, kd_subsets=h.kd_subsets, kd_subset_size=h.kd_subset_size, neighbours=h.neighbours,
+                     seed=h.seed, extra=h.extra)
+
     def learn(self, source: Source) -> None:
-        """Processes the reference, or loads the results from the cache.
+        """Processes the reference, or loads the results from the cache; on the first device.
 
         Raises:
             UserError: it has fewer than two images.
         """
-        h, n = self.how, self.bounded(min(self.how.num_reals or source.count, source.count))
-        self.source = source
-        self.suite = Suite(self.network, kd_subsets=h.kd_subsets, kd_subset_size=h.kd_subset_size, seed=h.seed)
-        self._manifold: Manifold | None = None
+        h, n, first = self.how, min(self.how.num_reals or source.count, source.count), self.devices.first
+        self.source, self.suite, self.num_reals, self.size = source, self._suite(), n, source.count
         keys = [real_key(self.network, source.sequence, source.split, kind, n) for kind in ("reals", "neighbours")]
-        state, wide = load_cached(keys[0]), load_cached(keys[1]) if h.memorisation else None
-        if state is None or (h.memorisation and wide is None):
+        state: Any = load_cached(keys[0]) if first else None
+        wide = load_cached(keys[1]) if first and h.memorisation else None
+        if not self.devices.broadcast(state is not None and (wide is not None or not h.memorisation)):
             started = time.perf_counter()
             parts: list[Tensor] = []
-            for batch in source.batches(n, h.batch_size):
-                features = self._see(batch["image"])[0]
-                self.suite.add_real(features)
+            for seen in self._seen(source, n):
+                if not first:
+                    continue
+                self.suite.add_real(seen["features"])
                 if h.memorisation and sum(len(part) for part in parts) < SEARCHED:
-                    parts.append(features.half())
-            if int(self.suite.frechet.real_features_num_samples) < 2:
-                raise UserError(f"fewer than two images of {source.name} could be read: distances need at least two")
-            state, wide = self.suite.real_state(), torch.cat(parts)[:SEARCHED] if parts else None
-            if not source.failures:     # a broken file may be repaired under the same name
-                keep_cached(keys[0], state)
-                if wide is not None:
-                    keep_cached(keys[1], wide)
-            log.info("%s looked at %s images of %s (%.0f s)", self.network.name, f"{n:,}", source.name,
-                     time.perf_counter() - started)
-        self.suite.load_real(state)
-        self.real, self.neighbours = self.suite.kept(real=True), wide
-        self.num_reals = int(self.suite.frechet.real_features_num_samples)
+                    parts.append(seen["features"].half())
+            if first:
+                if int(self.suite.frechet.real_features_num_samples) < 2:
+                    raise UserError(f"fewer than two images of {source.name} could be read: distances need at least "
+                                    "two")
+                state, wide = self.suite.real_state(), torch.cat(parts)[:SEARCHED] if parts else None
+                if not source.failures:     # a broken file may be repaired under the same name
+                    keep_cached(keys[0], state)
+                    if wide is not None:
+                        keep_cached(keys[1], wide)
+                log.info("%s looked at %s images of %s (%.0f s)", self.network.name, f"{n:,}", source.name,
+                         time.perf_counter() - started)
+        if first:
+            self.suite.load_real(state)
+            self.real, self.neighbours = self.suite.kept(real=True), wide
+            self.num_reals = int(self.suite.frechet.real_features_num_samples)
+
+    def know(self, features: Tensor) -> None:
+        """Takes the features `(n, d)` of all images of the reference, which are known."""
+        self.suite, self.real, self.num_reals, self.size = self._suite(), features, len(features), len(features)
+        self.suite.add_real(features)
 
     def measure_floor(self, source: Source | None, n: int) -> None:
         """Scores n real images that the reference does not contain; without that many there is no floor.
@@ -105,7 +136,7 @@ class Panel:
         self.floors, self.limit = {}, None
         options = (VERSION, h.kd_subsets, h.kd_subset_size, h.neighbours, h.memorisation, h.seed, self.num_reals)
         other = (source.sequence, source.split) if source is not None else None
-        key = real_key(self.network, self.source.sequence, self.source.split, "panel", other, m, *options)
+        key = real_key(self.network, self.source.sequence, self.source.split, "panel", other, m, *options, *h.extra)
         kept = load_cached(key)
         if kept is None:
             scores: dict[str, float] = {}
@@ -128,30 +159,35 @@ class Panel:
         if self.floors and self.limit is not None:
             self.floors[self.called("memorised")] = SHARE
 
-    def notes(self, n: int) -> list[str]:
-        """What there are too few images for where n are scored."""
+    def measure_distance(self, source: Source, n: int) -> None:
+        """Only the Fréchet distance of n real images that the reference does not contain; on the first device."""
+        key = real_key(self.network, self.source.sequence, self.source.split, "floor", self.num_reals, n)
+        distance = load_cached(key) if self.devices.first else None
+        if not self.devices.broadcast(distance is not None):
+            features = torch.cat([seen["features"] for seen in self._seen(source, n)])
+            if self.devices.first:
+                distance = self.suite.distance_to_real(features)
+                keep_cached(key, distance)
+        if distance is not None:
+            self.distances[n] = distance
+
+    def notes(self, n: int, what: str = "images") -> list[str]:
+        """What there are too few images for where n, called `what`, are scored."""
         n = self.bounded(n)
-        counts = {"images": n, "reference images": self.num_reals}
+        counts = {what: n, "reference images": self.num_reals}
         found = (too_few(counts, self.network.num_features),
-                 smaller_subsets(self.how.kd_subset_size, self.suite.subset_size(n)))
+                 smaller_subsets(self.how.kd_subset_size, min(self.how.kd_subset_size, n, self.num_reals, KEPT)))
         return [note for note in found if note]
 
     def missing(self, n: int) -> dict[str, str]:
         """Why n images have no score over this network, by its name."""
-        n = self.bounded(n)
-        around = no_neighbours(self.how.neighbours, n=min(n, KEPT), reals=len(self.real))
-        reasons = {self.suite.names["is"]: no_inception_score(n, classifies=self.network.classifies),
-                   **dict.fromkeys(map(self.called, NAMES), around),
+        reasons = {**self.suite.missing(self.bounded(n), len(self.real)),
                    self.called("memorised"): no_memorised(self.limit)}
         return {name: reason for name, reason in reasons.items() if reason and name not in self.ruled_out()}
 
     def ruled_out(self) -> dict[str, str]:
         """The scores that were not wanted, or that this network cannot give, with the reason."""
-        found = {}
-        if not self.network.classifies:
-            found[self.suite.names["is"]] = "the network names no classes"
-        if not self.how.neighbours:
-            found |= dict.fromkeys(map(self.called, NAMES), "neighbours=0 leaves it out")
+        found = self.suite.ruled_out()
         if not self.how.memorisation:
             found[self.called("memorised")] = "memorisation=false leaves it out" if self.how.most is None else \
                 f"it needs the whole reference, and this network sees {self.how.most:,} images at most"
@@ -159,43 +195,95 @@ class Panel:
 
     # ---- a stream ----
 
-    def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def see(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """What the network sees in uint8 images `(m, c, h, w)`: `features` `(m, d)` and `logits` `(m, k)`.
+
+        Where the images have labels `(m,)`, and the network knows the data's classes, also which are `right` `(m,)`.
+        """
         device = next(self.network.parameters()).device
         features, logits = self.network(images.to(device))
-        return features.cpu(), logits.cpu()
+        seen = {"features": features.cpu()}
+        if self.how.logits:
+            seen["logits"] = logits.cpu()
+        if labels is not None and self.network.classes is not None:
+            seen["right"] = logits.argmax(1).cpu() == labels.cpu()
+        return seen
+
+    def _seen(self, source: Source, n: int) -> Iterator[dict[str, Tensor]]:
+        """What it sees in the first n images of a source: batch by batch, or all together, on all devices."""
+        if not self.how.together:
+            yield from (self.see(batch["image"]) for batch in source.batches(n, self.how.batch_size))
+            return
+        numbers: list[int] = []
+        parts = []
+        for batch in source.batches(n, self.how.batch_size):
+            parts.append({"features": self.see(batch["image"])["features"]})
+            numbers += batch["numbers"]
+        yield self.devices.collect(numbers, parts, n)
 
     def begin(self, n: int) -> None:
         """Starts a new stream of n images, of which the first `how.most` count."""
-        self.room = self.bounded(n)
-        self.suite.begin(self.room)
-        self.logits: list[Tensor] = []
+        self.count = 0
+        self.waiting: list[dict[str, Tensor]] = []
+        self.numbers: list[int] = []
         self.labels: list[Tensor] = []
         self.values: dict[str, list[Tensor]] = {}
+        if not self.how.together:
+            self.suite.begin(self.bounded(n))
 
-    def look(self, images: Tensor, labels: Tensor | None = None, *, pairs: Tensor | None = None) -> None:
+    def look(
+        self, images: Tensor, labels: Tensor | None = None, *, numbers: Sequence[int] | None = None, **known: Tensor
+    ) -> None:
         """Processes uint8 images `(m, c, h, w)`.
 
         Args:
             images: the next ones of the stream.
             labels: what they should show, `(m,)`; counted if the network knows the data's classes.
-            pairs: position of each image's true counterpart in the reference, `(m,)`.
+            numbers: their places in the stream; None: those that follow.
+            **known: what else is known of each image, `(m, ...)`, as for `add`: its `features` are not computed then.
         """
-        if not self.room:
+        places = list(numbers) if numbers is not None else [*range(self.count, self.count + len(images))]
+        self.count += len(images)
+        rows = [k for k, place in enumerate(places) if self.how.most is None or place < self.how.most]
+        if not rows:
             return
-        images, labels = images[: self.room], labels[: self.room] if labels is not None else None
-        pairs = pairs[: self.room] if pairs is not None else None
-        self.room -= len(images)
-        features, logits = self._see(images)
-        self.suite.add(features, logits)
-        if sum(len(part) for part in self.logits) < KEPT:
-            self.logits.append(logits)
+        if len(rows) < len(images):
+            images, labels = images[rows], labels[rows] if labels is not None else None
+            known = {name: value[rows] for name, value in known.items()}
+        seen = {**(self.see(images, labels) if "features" not in known else {}), **known}
         if labels is not None:
-            self.labels.append(labels.cpu())
-        if labels is not None and self.network.classes is not None:
-            self.values.setdefault("label_accuracy", []).append((logits.argmax(1) == labels.cpu()).double())
-        if pairs is not None:
-            alike = F.cosine_similarity(features, self.real[pairs])
+            seen["labels"] = labels.cpu()
+        if self.how.together:
+            self.waiting.append(seen)
+            self.numbers += [places[k] for k in rows]
+        else:
+            self.add(seen)
+
+    def gather(self, n: int) -> dict[str, Tensor]:
+        """What all devices saw of a stream of n places, on all of them, in its order."""
+        return self.devices.collect(self.numbers, self.waiting, n)
+
+    def add(self, seen: Mapping[str, Tensor]) -> None:
+        """Adds what was seen in the next images: their features, logits, labels, and what is right.
+
+        `pairs` `(m,)` are the places of their true counterparts in the reference.
+        """
+        self.suite.add(seen["features"], seen.get("logits"))
+        if "labels" in seen:
+            self.labels.append(seen["labels"])
+        if "right" in seen:
+            self.values.setdefault("label_accuracy", []).append(seen["right"].to(self.how.flags))
+        if "pairs" in seen:
+            alike = F.cosine_similarity(seen["features"], self.real[seen["pairs"]])
             self.values.setdefault(self.called("similarity"), []).append(alike.double())
+
+    def scores_of(self, seen: Mapping[str, Tensor], n: int | None = None) -> dict[str, float]:
+        """The values of all scores of what was gathered, of the first n images; as often as wanted."""
+        n = len(seen["features"]) if n is None else n
+        self.suite.begin(n)
+        self.labels, self.values = [], {}
+        self.add({name: value[:n] for name, value in seen.items()})
+        return {name: score.value for name, score in self.scores(errors=False).items()}
 
     def nearest(self, features: Tensor | None = None, k: int = NEAREST) -> tuple[Tensor, Tensor]:
         """Distances and indices `(m, k)` of the reference's features nearest to `features`, or to the stream's."""
@@ -207,7 +295,7 @@ class Panel:
     @property
     def knows_all(self) -> bool:
         """Whether the features of all images of the reference are kept."""
-        return len(self.real) == self.source.count
+        return len(self.real) == self.size
 
     def called(self, name: str) -> str:
         """A score's name with this network."""
@@ -215,51 +303,31 @@ class Panel:
 
     def scores(self, *, errors: bool = True) -> dict[str, Estimate]:
         """Every score of the images since `begin`, with intervals if `errors`."""
-        values = self.suite.scores()
-        n = self.suite.generated
-        found: dict[str, Estimate] = {}
-        fakes = self.suite.kept(real=False)
-        m = len(fakes)
-        resampled: dict[str, tuple[Tensor, int]] = {}
+        n, m = self.suite.generated, len(self.suite.kept(real=False))
         drawn, strata = None, torch.cat(self.labels)[:m] if self.labels else None
         if errors and self.how.resamples:
             drawn = bootstrap.draws(m, self.how.resamples, self.how.seed, strata)
-            resampled[self.suite.names["fd"]] = self.suite.frechet_resamples(drawn), m
-            resampled[self.suite.names["kd"]] = bootstrap.kernel_resamples(
-                fakes, self.real, self.how.resamples, self.how.seed, strata
-            )
-            if self.suite.names["is"] in values:
-                logits = torch.cat(self.logits)[:m]
-                resampled[self.suite.names["is"]] = bootstrap.inception_resamples(logits, drawn), m
-        if self.how.neighbours and m > self.how.neighbours < len(self.real):
-            spread, redrawn = self._around(m).compare(fakes, drawn)
-            values |= {self.called(name): value.item() for name, value in spread.items()}
-            if drawn is not None:
-                resampled |= {self.called(name): (value, m) for name, value in redrawn.items()}
-        for name, value in values.items():
-            error = bootstrap.standard_error(resampled[name][0], kept=resampled[name][1], n=n) if resampled else None
-            found[name] = self._score(name, value, error)
+        found: dict[str, Estimate] = {}
+        for name, one in self.suite.measure(drawn, strata).items():
+            error = bootstrap.standard_error(one.again, kept=one.kept, n=n) if one.again is not None else None
+            found[name] = self._score(name, one.value, error)
+        distance = self.suite.names["fd"]
+        if (floor := self.distances.get(n, 0.0)) > ROUNDING:
+            found[f"{distance}_over_floor"] = Estimate(found[distance].value / floor)
         for name, parts in self.values.items():
             found[name] = self.mean(name, torch.cat(parts), errors=drawn is not None)
         if self.limit is not None:
-            name = self.called("memorised")
+            name, fakes = self.called("memorised"), self.suite.kept(real=False)
             self.near = self.nearest()
             apart = self.near[0][:, 0]
             again = (apart < self.limit) | copies(apart, fakes)
             found[name] = self.mean(name, again.double(), errors=drawn is not None)
         return found
 
-    def _around(self, m: int) -> Manifold:
-        """The manifold of as many real images as were generated."""
-        real = self.real[:m]
-        if self._manifold is None or len(self._manifold.real) != len(real):
-            self._manifold = Manifold(real, k=self.how.neighbours)
-        return self._manifold
-
     def mean(self, name: str, values: Tensor, *, errors: bool = True) -> Estimate:
         """The mean of a value per image, with the interval that the bootstrap converges to."""
         error = values.std().item() / math.sqrt(len(values)) if errors and len(values) > 1 else None
-        return self._score(name, values.double().mean().item(), error)
+        return self._score(name, values.mean().item(), error)
 
     def _score(self, name: str, value: float, error: float | None) -> Estimate:
         low, high = bootstrap.bounded(name, value, error)

@@ -16,8 +16,11 @@ from aigc.data.listing import list_images
 from aigc.data.pairs import PairData
 from aigc.data.values import BYTES, Extremes, Ranges, common, ranges_for
 from aigc.errors import UserError
+from aigc.images.grids import to_uint8
 from aigc.images.pictures import ahead, without_drawings
 from aigc.images.streams import items
+from aigc.models.family import Family
+from aigc.scoring.devices import Devices
 
 Batch = dict[str, Any]
 TOGETHER = 1000             # pictures of a folder sorted by size at a time, so that batches hold one size
@@ -59,6 +62,20 @@ class DataSource:
         batches = self.data.eval_dataloader(self.split).dataset
         assert isinstance(batches, EvalBatches)
         return list(batches.split.batch(batches.order[rows])["image"])
+
+
+class FamilySource(DataSource):
+    """A split as a family's `reals`: what its samples should look like. Several devices see a share each."""
+
+    def __init__(self, data: ImageData, split: str, family: Family, devices: Devices):
+        super().__init__(data, split)
+        self.family, self.devices = family, devices
+
+    def batches(self, n: int, batch_size: int) -> Iterator[Batch]:
+        """This device's share of the first n items, with their `numbers`."""
+        for numbers, batch in items(self.data, self.split, n, batch_size=batch_size, **self.devices.share):
+            real = self.family.reals(self.data.prepare(batch, self.family.device))
+            yield {"numbers": numbers, "image": to_uint8(real)}
 
 
 class SideSource:

@@ -1,22 +1,21 @@
-"""All scores on one feature network: Fréchet distance, kernel distance and inception score, by torchmetrics.
+"""All scores on one feature network: those that are registered (aigc/scoring/scores/registry.py).
 
 Features are computed once and shared: the metrics get a network that passes them through. They receive features in the
 order of their items, so several devices give exactly the numbers of one. Memory does not grow with the length of a
 stream of features: only sums and the first `KEPT` features are kept.
 """
 
-import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aigc.scoring.bootstrap import frechet_resamples
 from aigc.scoring.networks.features import FeatureNetwork
 from aigc.scoring.scores.frechet import FrechetDistance, frechet_distance
-from aigc.scoring.scores.inception_score import LEAST, SPLITS, InceptionScore
 from aigc.scoring.scores.kernel import KernelDistance
+from aigc.scoring.scores.registry import FeatureScore, Measured, chosen
 
 KEPT = 10_000         # most features kept per side, for the kernel distance's subsets
 
@@ -45,13 +44,16 @@ class Suite:
         *,
         kd_subsets: int = 100,          # random subsets that the kernel distance is averaged over
         kd_subset_size: int = 1000,     # images in each; fewer if there are fewer
+        neighbours: int = 0,            # k of precision, recall, density and coverage; 0: none of them
         seed: int = 0,                  # of the subsets and of the inception score's splits
+        extra: Sequence[str] = (),      # modules of scores besides this package's
     ):
+        self.network = network
         self.num_features = network.num_features
         self.names = network.score_names()
-        self.classifies = network.classifies
         self.kd_subsets = kd_subsets
         self.kd_subset_size = kd_subset_size
+        self.neighbours = neighbours
         self.seed = seed
         hand_through = HandThrough(network.num_features)
         self.frechet = FrechetDistance(hand_through)
@@ -61,7 +63,8 @@ class Suite:
                 hand_through, subsets=kd_subsets, reset_real_features=False, sync_on_compute=False
             )
         self.kernel.seed = seed
-        self.inception: InceptionScore | None = None
+        self.logits: list[Tensor] = []
+        self.measures: list[FeatureScore] = [one(self) for one in chosen(extra)]
 
     def add_real(self, features: Tensor) -> None:
         """Adds features `(n, d)` of real images, in random order."""
@@ -107,29 +110,36 @@ class Suite:
         """Starts again with n new generated images."""
         self.frechet.reset()
         self.kernel.reset()
-        enough = self.classifies and n >= SPLITS * LEAST
-        self.inception = InceptionScore(n, seed=self.seed) if enough else None
+        self.logits = []
+        for one in self.measures:
+            one.begin(n)
 
     def add(self, features: Tensor, logits: Tensor | None = None) -> None:
         """Adds the features `(m, d)` and logits `(m, k)` of the next generated images."""
         self.frechet.update(features, real=False)
         self._keep(features, real=False)
-        if self.inception is not None and logits is not None:
-            self.inception.update(logits)
+        if logits is not None and sum(len(part) for part in self.logits) < KEPT:
+            self.logits.append(logits)
+        for one in self.measures:
+            one.add(features, logits)
 
     def scores(self) -> dict[str, float]:
-        """Scores of the images added since `begin`.
+        """Scores of the images added since `begin`, by name; those with too few images for them are left out."""
+        return {name: measured.value for name, measured in self.measure().items()}
 
-        The kernel distance's subsets are no larger than either side. The inception score is left out if there are no
-        logits, if they are not classes, or if a split would hold fewer than `LEAST` images.
-        """
-        scores = {self.names["fd"]: self.frechet.compute().item()}
-        self.kernel.subset_size = self.subset_size(self.generated)
-        scores[self.names["kd"]] = self.kernel.compute()[0].item()
-        if self.inception is not None and self.inception.seen >= SPLITS * LEAST:
-            scores[self.names["is"]] = self.inception.compute()
-        assert all(math.isfinite(value) for value in scores.values()), scores
-        return scores
+    def measure(self, drawn: Tensor | None = None, strata: Tensor | None = None) -> dict[str, Measured]:
+        """The same with their values on resamples of the kept images, drawn `(b, m)` times within their strata."""
+        return {one.called(name): measured for one in self.measures
+                for name, measured in one.measure(drawn, strata).items()}
+
+    def missing(self, n: int, reals: int) -> dict[str, str]:
+        """Why n images have no score against so many kept real ones, by its name."""
+        return {one.called(name): reason for one in self.measures
+                if (reason := one.missing(min(n, KEPT), reals)) for name in one.names}
+
+    def ruled_out(self) -> dict[str, str]:
+        """The scores that the network or the options leave out, with the reason."""
+        return {one.called(name): reason for one in self.measures if (reason := one.ruled_out()) for name in one.names}
 
     @property
     def generated(self) -> int:
@@ -140,9 +150,10 @@ class Suite:
         """At most the first `KEPT` features `(m, d)` of a side, float32."""
         return torch.cat(list(self.kernel.real_features if real else self.kernel.fake_features)).float()
 
-    def frechet_resamples(self, drawn: Tensor) -> Tensor:
-        """Fréchet distances `(b,)` of resamples of the kept generated features (scoring/bootstrap.py)."""
-        return frechet_resamples(self.kept(real=False), drawn, *self.frechet.real_moments())
+    def kept_logits(self) -> Tensor:
+        """The logits `(m, k)` of the kept generated images; `(m, 0)` where none were added."""
+        m = sum(len(part) for part in self.kernel.fake_features)
+        return torch.cat(self.logits)[:m] if self.logits else torch.zeros(m, 0)
 
     def subset_size(self, n: int) -> int:
         """Images per subset of the kernel distance for n generated ones."""
@@ -150,10 +161,4 @@ class Suite:
 
     def protocol(self, n: int) -> dict[str, Any]:
         """How n images are scored."""
-        return {
-            "fd_covariance": "over n - 1, float64, symmetric root",
-            "kd_kernel": "(x.y / d + 1)^3, unbiased",
-            "kd_subsets": self.kd_subsets,
-            "kd_subset_size": self.subset_size(n),
-            "is_splits": SPLITS,
-        }
+        return {name: fact for one in self.measures for name, fact in one.protocol(n).items()}

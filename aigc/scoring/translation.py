@@ -1,22 +1,30 @@
 """Scores translations of held-out images against the other side and true pairs, beside the untranslated images."""
 
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from aigc.data.pairs import PairData
 from aigc.errors import UserError
+from aigc.files.cache import keep_cached, load_cached
 from aigc.images.grids import to_uint8
+from aigc.images.streams import items
 from aigc.models.family import Translator
-from aigc.scoring.bootstrap import Estimate
+from aigc.scoring.devices import ALONE, Devices
 from aigc.scoring.enough import no_floor
-from aigc.scoring.images import Found
+from aigc.scoring.networks.features import FeatureNetwork, real_key
 from aigc.scoring.panel import Panel
+from aigc.scoring.samples import Found
 from aigc.scoring.scores.similarity import LPIPS, likeness
 from aigc.scoring.sources import SideSource
 from aigc.scoring.translations import translations
+
+Translations = Iterator[tuple[list[int], Tensor, Tensor, Tensor, dict[str, Tensor]]]
+
+log = logging.getLogger(__name__)
 
 
 def score_translations(
@@ -51,6 +59,7 @@ def score_translations(
         for panel in panels:
             held = SideSource(data, "train", direction, mixed=True)
             panel.learn(reference)
+            panel.paired = pairs
             panel.measure_floor(held, n)
             for note in panel.notes(n):
                 found.note(note)
@@ -61,36 +70,82 @@ def score_translations(
             found.missing |= {f"{direction}/{name}": reason for name, reason in reasons.items() if reason}
             found.ruled_out |= {f"{direction}/{name}": reason for name, reason in panel.ruled_out().items()}
         for prefix, identity in ((f"{direction}/", False), (f"{direction}/identity/", True)):
-            scores, measured = _scores(
-                translations(family, data, split, direction, rows, batch_size=batch_size, seed=seed,
-                             identity=identity),
-                panels, n, lpips=lpips, pairs=pairs, what=prefix.rstrip("/"),
-            )
-            for own, panel in zip(scores, panels, strict=True):
+            stream = translations(family, data, split, direction, rows, batch_size=batch_size, seed=seed,
+                                  identity=identity)
+            measured = show(stream, panels, n, rows, lpips=lpips, pairs=pairs, what=prefix.rstrip("/"))
+            for panel in panels:
+                own = panel.scores()
                 found.add({prefix + name: score for name, score in own.items()}, panel.protocol())
-            for name, score in measured.items():
+            errors = bool(panels[0].how.resamples)
+            for name, values in measured.items():
                 seen = {"lpips": lpips.net, "lpips_sha256": lpips.sha256} if lpips and name == "lpips" else {}
+                score = panels[0].mean(name, values, errors=errors)
                 found.add({prefix + name: score}, {**panels[0].compared(), **seen})
 
 
-def _scores(
-    stream: Iterator[tuple[list[int], Tensor, Tensor, Tensor, dict[str, Tensor]]], panels: list[Panel], n: int, *,
-    lpips: LPIPS | None, pairs: bool, what: str,
-) -> tuple[list[dict[str, Estimate]], dict[str, Estimate]]:
-    """Every panel's scores of a stream of translations, and the values measured without a network."""
-    values: dict[str, list[Tensor]] = {}
+def show(
+    stream: Translations, panels: Sequence[Panel], n: int, rows: int, *, lpips: LPIPS | None, pairs: bool,
+    devices: Devices = ALONE, features: Sequence[Tensor] | None = None, what: str | None = None,
+) -> dict[str, Tensor]:
+    """Shows this device's share of translations to every panel; training and evaluation share it.
+
+    Args:
+        stream: as from `translations`.
+        panels: with the target side as their reference.
+        n: number of images.
+        rows: number of rows that hold them, among repeats of the shorter side.
+        lpips: if its weights are available.
+        pairs: whether the images are compared with true ones.
+        devices: that have the other shares.
+        features: of all images of the source side by each panel's network, where the images are those; None: the
+            networks look.
+        what: is shown, for the bar; None: no bar.
+
+    Returns:
+        What is measured of each image without a feature network `(m,)` float64, by name, on all devices.
+    """
+    numbers: list[int] = []
+    parts = []
     for panel in panels:
         panel.begin(n)
-    with tqdm(total=n, desc=what, unit=" images", disable=None) as bar:
-        for _, index, made, targets, measured in stream:
+    with tqdm(total=n, desc=what, unit=" images", disable=None if what else True) as bar:
+        for mine, index, made, targets, measured in stream:
             images = to_uint8(made)
             if pairs:
                 measured |= likeness(images, to_uint8(targets), lpips)
-            for panel in panels:
-                panel.look(images, pairs=index if pairs and panel.knows_all else None)
-            for name, part in measured.items():
-                values.setdefault(name, []).append(part.double().cpu())
+            for k, panel in enumerate(panels):
+                known = {"features": features[k][index]} if features is not None else {}
+                known |= {"pairs": index} if panel.paired and panel.knows_all else {}
+                panel.look(images, numbers=mine, **known)
+            parts.append({name: value.double() for name, value in measured.items()})
+            numbers += mine
             bar.update(len(images))
-    errors = bool(panels[0].how.resamples)
-    means = {name: panels[0].mean(name, torch.cat(parts), errors=errors) for name, parts in values.items()}
-    return [panel.scores() for panel in panels], means
+    return devices.collect(numbers, parts, rows)
+
+
+def side_features(
+    family: Translator, data: PairData, split: str, network: FeatureNetwork, devices: Devices, *, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Features `(n, d)` of all images of either side, in their own order: from the cache, or computed now."""
+    counts = data.counts(split)
+    key = real_key(network, data.fingerprint, split, "sides", *counts)
+    kept = devices.broadcast(load_cached(key) if devices.first else None)
+    if kept is not None:
+        return kept["a"], kept["b"]
+    started = time.perf_counter()
+    sides = []
+    for side in (0, 1):
+        parts = []
+        numbers: list[int] = []
+        for _, batch in items(data, split, data.count(split), batch_size=batch_size, **devices.share):
+            fresh = batch["index"] < counts[side]
+            if fresh.any():
+                images = family.sides(batch)[side][fresh].to(family.device)
+                parts.append({"features": network(images)[0].cpu()})
+                numbers += batch["index"][fresh].tolist()
+        sides.append(devices.collect(numbers, parts, counts[side])["features"])
+    if devices.first:
+        keep_cached(key, {"a": sides[0], "b": sides[1]})
+        log.info("%s looked at %s real images of %s (%.0f s)", network.name, f"{sum(counts):,}", split,
+                 time.perf_counter() - started)
+    return sides[0], sides[1]

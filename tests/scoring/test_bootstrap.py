@@ -5,7 +5,9 @@ import torch
 
 from aigc.scoring import bootstrap
 from aigc.scoring.bootstrap import bounded
-from aigc.scoring.scores.inception_score import InceptionScore
+from aigc.scoring.scores.frechet import frechet_resamples
+from aigc.scoring.scores.inception_score import InceptionScore, inception_resamples
+from aigc.scoring.scores.kernel import kernel_resamples
 from aigc.scoring.suite import Suite
 from tests.scoring.test_suite import D, Network
 
@@ -24,6 +26,10 @@ def suite():
     return made
 
 
+def resampled(suite, drawn):
+    return frechet_resamples(suite.kept(real=False), drawn, *suite.frechet.real_moments())
+
+
 @pytest.fixture(scope="module")
 def moved(suite):
     """Over fresh sets of samples: how far each score really moves, and the mean of the errors that are stated."""
@@ -32,12 +38,12 @@ def moved(suite):
     for fake in clouds(N):
         logits = 2 * fake
         scores = suite.compute(fake, logits)
-        kernel, kept = bootstrap.kernel_resamples(fake, suite.kept(real=True), 80, seed=1)
+        kernel, kept = kernel_resamples(fake, suite.kept(real=True), 80, seed=1)
         values.append(scores)
         errors.append({
-            "fd_tiny": bootstrap.standard_error(suite.frechet_resamples(drawn), kept=N, n=N),
+            "fd_tiny": bootstrap.standard_error(resampled(suite, drawn), kept=N, n=N),
             "kd_tiny": bootstrap.standard_error(kernel, kept=kept, n=N),
-            "is_tiny": bootstrap.standard_error(bootstrap.inception_resamples(logits, drawn), kept=N, n=N),
+            "is_tiny": bootstrap.standard_error(inception_resamples(logits, drawn), kept=N, n=N),
         })
     names = values[0]
     true = {name: torch.tensor([one[name] for one in values]).std().item() for name in names}
@@ -56,7 +62,7 @@ def test_resampled_distances_are_those_of_the_rows(suite):
     suite.compute(fake)
     drawn = bootstrap.draws(50, 3, seed=4)
     rows = torch.arange(50).repeat_interleave(drawn[1].long())
-    assert suite.frechet_resamples(drawn)[1].item() == pytest.approx(suite.distance_to_real(fake[rows]), rel=1e-6)
+    assert resampled(suite, drawn)[1].item() == pytest.approx(suite.distance_to_real(fake[rows]), rel=1e-6)
 
 
 def test_draws_keep_their_number_and_their_strata():
@@ -78,7 +84,7 @@ def test_inception_resamples_of_small_and_uneven_splits_are_numbers():
     logits = 3 * torch.randn(101, 7, generator=torch.Generator().manual_seed(0))
     drawn = bootstrap.draws(101, 200, seed=0)
     drawn[0, :11] = 0                                          # a split without any image
-    values = bootstrap.inception_resamples(logits, drawn)
+    values = inception_resamples(logits, drawn)
     assert values.isfinite().all() and values.std() > 0.01
     assert bounded("is_tiny", 2.0, float("nan")) == (None, None)
 

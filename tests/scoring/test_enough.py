@@ -1,6 +1,7 @@
 """What is said where there are too few images for a score."""
 
-from aigc.scoring.enough import no_floor, no_inception_score, smaller_subsets, too_few
+from aigc.scoring.enough import no_floor, smaller_subsets, too_few
+from aigc.scoring.scores.inception_score import no_inception_score
 
 
 def test_as_many_images_as_features_leave_the_covariance_singular() -> None:

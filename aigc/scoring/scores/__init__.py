@@ -1,1 +1,1 @@
-"""The scores, one file each."""
+"""The scores, one file each; those over features register themselves where they are imported."""

@@ -1,12 +1,13 @@
 """Whether images show what their captions describe: attributes read back from samples (condition=text)."""
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from aigc.data.shapes import named
 from aigc.images.streams import samples
+from aigc.scoring.devices import ALONE, Devices
 from aigc.scoring.networks.oracle import agreement, clear, oracle_of, read_back
 
 if TYPE_CHECKING:
@@ -27,33 +28,41 @@ def shows_shapes(data: Any, family: "Family") -> bool:
     return single and family.hparams.get("condition", "none") == "none"
 
 
-def found_clear(
-    family: "Family", data: Any, n: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1,
+def tables(
+    family: "Family", data: Any, n: int, *, batch_size: int, seed: int, devices: Devices = ALONE,
     options: dict[str, Any] | None = None,
-) -> tuple[list[int], list[Tensor]]:
-    """This rank's share of n samples: their numbers, and rows `(m, 1)`, 1 where they show one clear known shape."""
-    rows, numbers = [], []
-    for part, _, made in samples(family, data, "test", n, batch_size=batch_size, seed=seed, rank=rank, world=world,
-                                 options=options):
-        rows.append(clear(oracle_of(data).to(made.device), made).cpu().float()[:, None])
-        numbers += part
-    return numbers, rows
+) -> Iterator[tuple[str, str, dict[str, Tensor]]]:
+    """What is read from n samples, on all devices: the score's prefix, the split that gave the captions, and a table.
 
-
-def found_and_asked(
-    family: "Family", data: Any, split: str, n: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1,
-    options: dict[str, Any] | None = None,
-) -> tuple[list[int], list[Tensor]]:
-    """This rank's share of samples of the first n captions: their numbers, and rows `(m, 2 k)`.
-
-    A row holds the k attributes read from the sample, then the k named in the caption, -1 where it names none.
+    With condition=text, for the captions of seen and of held-out combinations: the attributes `found` in the sample
+    and those `asked` for by the caption, -1 where it names none, `(m, k)` int64. Without a condition, for data of
+    single objects: whether a sample is `clear`, `(m,)`.
     """
-    every, rows, numbers = named(data.attributes(split), background=data.caption_background), [], []
-    for part, batch, made in samples(family, data, split, n, batch_size=batch_size, seed=seed, rank=rank, world=world,
-                                     options=options):
-        rows.append(torch.cat([read_back(data, made).cpu(), every[batch["index"]]], 1).float())
-        numbers += part
-    return numbers, rows
+    reads = reads_back(data, family)
+    if not reads and not shows_shapes(data, family):
+        return
+    devices.in_turn(lambda: oracle_of(data).to(family.device))
+    for name, split in SPLITS.items() if reads else (("clear", "test"),):
+        if split not in data.splits:
+            continue
+        numbers: list[int] = []
+        parts = []
+        every = named(data.attributes(split), background=data.caption_background) if reads else None
+        for part, batch, made in samples(family, data, split, n, batch_size=batch_size, seed=seed, options=options,
+                                         rank=devices.rank, world=devices.world):
+            if every is not None:
+                parts.append({"found": read_back(data, made).cpu(), "asked": every[batch["index"]]})
+            else:
+                parts.append({"clear": clear(oracle_of(data).to(made.device), made).cpu()})
+            numbers += part
+        yield f"attributes/{name}/" if reads else "attributes/", split, devices.collect(numbers, parts, n)
+
+
+def shares_of(table: Mapping[str, Tensor]) -> dict[str, float]:
+    """The scores of a table by the end of their names."""
+    if "clear" in table:
+        return {"clear": table["clear"].float().mean().item()}
+    return shares(table["found"], table["asked"])
 
 
 def shares(found: Tensor, asked: Tensor) -> dict[str, float]:

@@ -1,8 +1,12 @@
 """Fréchet distance between Gaussians, with the matrix square root in symmetric form."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
+
+from aigc.scoring.scores.registry import FeatureScore, Measured, feature_score
 
 
 def matrix_root(covariance: Tensor) -> Tensor:
@@ -65,3 +69,36 @@ class FrechetDistance(FrechetInceptionDistance):
         if self._root is None or self._root[0] != n:
             self._root = (n, matrix_root(cov))
         return mean, cov, self._root[1]
+
+
+def frechet_resamples(features: Tensor, drawn: Tensor, mean: Tensor, cov: Tensor, root: Tensor) -> Tensor:
+    """Fréchet distances `(b,)` of resamples of features `(m, d)` to a reference given by mean, covariance, root."""
+    x = features.double() - mean
+    turned = x @ root                                             # S1^(1/2) S2 S1^(1/2) is its covariance
+    m, found = len(x), []
+    for weights in drawn.double():
+        centre = weights @ x / m
+        spread = (weights @ x.square()).sum() - m * centre.square().sum()
+        middle = turned.T @ (weights[:, None] * turned) - m * torch.outer(centre @ root, centre @ root)
+        shared = torch.linalg.eigvalsh(middle / (m - 1)).clamp_min(0).sqrt().sum()
+        found.append(centre.square().sum() + spread / (m - 1) + cov.trace() - 2 * shared)
+    return torch.stack(found)
+
+
+@feature_score
+class Frechet(FeatureScore):
+    """The Fréchet distance of the suite's sums of features."""
+
+    names = ("fd_*",)
+
+    def measure(self, drawn: Tensor | None = None, strata: Tensor | None = None) -> dict[str, Measured]:
+        """Of all images; resamples of the kept ones."""
+        metric, value = self.sides.frechet, self.sides.frechet.compute().item()
+        if drawn is None:
+            return {"fd_*": Measured(value)}
+        fakes = self.sides.kept(real=False)
+        return {"fd_*": Measured(value, frechet_resamples(fakes, drawn, *metric.real_moments()), len(fakes))}
+
+    def protocol(self, n: int) -> dict[str, Any]:
+        """How the covariance is computed."""
+        return {"fd_covariance": "over n - 1, float64, symmetric root"}

@@ -1,10 +1,14 @@
 """Inception score of a stream of images: memory does not grow with their number."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from aigc.scoring.enough import be
 from aigc.scoring.scores.kernel import FIDELITY_SEED
+from aigc.scoring.scores.registry import FeatureScore, Measured, feature_score
 
 SPLITS = 10        # Salimans et al. 2016
 LEAST = 10         # images per split: with fewer, their number dominates the score
@@ -54,3 +58,59 @@ def score(spread: Tensor, certainty: Tensor, counts: Tensor) -> Tensor:
     """The score `(...)` from sums of p `(..., k)` and of p log p `(...)` over `counts` `(...)` images."""
     mean = spread / counts[..., None]
     return (certainty / counts - torch.xlogy(mean, mean).sum(-1)).exp()
+
+
+def inception_resamples(logits: Tensor, drawn: Tensor) -> Tensor:
+    """Inception scores `(b,)` of resamples of logits `(m, k)`; splits are consecutive images, without empty ones."""
+    p, certainty = certainties(logits)
+    parts = zip(p.tensor_split(SPLITS), certainty.tensor_split(SPLITS), drawn.double().tensor_split(SPLITS, dim=1),
+                strict=True)
+    return torch.stack([score(w @ own, w @ sure, w.sum(1)) for own, sure, w in parts]).nanmean(0)
+
+
+def no_inception_score(n: int, *, classifies: bool) -> str | None:
+    """Why n images have no inception score; None: they have one."""
+    if not classifies:
+        return "the network names no classes"
+    if n < SPLITS * LEAST:
+        return f"it needs {SPLITS * LEAST:,} images, and there {be(n)}"
+    return None
+
+
+@feature_score
+class Inception(FeatureScore):
+    """The inception score; left out if the logits are not classes, or if a split would hold too few images."""
+
+    names = ("is_*",)
+    state: InceptionScore | None = None
+
+    def begin(self, n: int) -> None:
+        """Assigns the n images to splits, if there are enough."""
+        enough = self.sides.network.classifies and n >= SPLITS * LEAST
+        self.state = InceptionScore(n, seed=self.sides.seed) if enough else None
+
+    def add(self, features: Tensor, logits: Tensor | None) -> None:
+        """Adds their probabilities."""
+        if self.state is not None and logits is not None:
+            self.state.update(logits)
+
+    def measure(self, drawn: Tensor | None = None, strata: Tensor | None = None) -> dict[str, Measured]:
+        """Of all images; resamples of the kept ones."""
+        if self.state is None or self.state.seen < SPLITS * LEAST:
+            return {}
+        value = self.state.compute()
+        if drawn is None:
+            return {"is_*": Measured(value)}
+        return {"is_*": Measured(value, inception_resamples(self.sides.kept_logits(), drawn), drawn.shape[1])}
+
+    def protocol(self, n: int) -> dict[str, Any]:
+        """The number of splits."""
+        return {"is_splits": SPLITS}
+
+    def missing(self, n: int, reals: int) -> str | None:
+        """Too few images."""
+        return no_inception_score(n, classifies=self.sides.network.classifies)
+
+    def ruled_out(self) -> str | None:
+        """The network has no classes."""
+        return None if self.sides.network.classifies else "the network names no classes"

@@ -1,12 +1,18 @@
 """Kernel distance (Binkowski et al. 2018): unbiased squared MMD with kernel (x.y / d + 1)^3, averaged over subsets."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from aigc.scoring.bootstrap import draws
+from aigc.scoring.scores.registry import FeatureScore, Measured, feature_score
+
 ROWS = 1000            # of a kernel matrix at a time: bounds the memory
 EXACT = 3000           # images per side up to which kernel matrices are float64
+KERNEL_ROWS = 2000     # most features per side used for the distance's error
 FIDELITY_SEED = 2020   # of torch-fidelity's subsets and splits
 
 
@@ -64,3 +70,41 @@ def _sums(one: Tensor, other: Tensor, rows: Tensor, columns: Tensor, constant: f
         if mirrored:
             total += found[:, ROWS:].sum(1)
     return total
+
+
+def kernel_resamples(
+    features: Tensor, real: Tensor, resamples: int, seed: int, strata: Tensor | None = None
+) -> tuple[Tensor, int]:
+    """Squared kernel distances `(b,)` of resamples to the real features, without pairs of an image and itself.
+
+    They use at most the first `KERNEL_ROWS` features; the number used is returned too. Terms that do not depend on the
+    generated images are left out.
+    """
+    x, y = features[:KERNEL_ROWS].double(), real[:KERNEL_ROWS].double()
+    m, d = x.shape
+    within, across = (x @ x.T / d + 1) ** 3, ((x @ y.T / d + 1) ** 3).mean(1)
+    within.fill_diagonal_(0)
+    drawn = draws(m, resamples, seed, None if strata is None else strata[:m]).double()
+    return ((drawn @ within) * drawn).sum(1) / (m * (m - 1)) - 2 * drawn @ across / m, m
+
+
+@feature_score
+class Kernel(FeatureScore):
+    """The kernel distance of the features that the suite keeps, over subsets no larger than either side."""
+
+    names = ("kd_*",)
+
+    def measure(self, drawn: Tensor | None = None, strata: Tensor | None = None) -> dict[str, Measured]:
+        """Of the kept images; the resamples are its own, of fewer."""
+        metric = self.sides.kernel
+        metric.subset_size = self.sides.subset_size(self.sides.generated)
+        value = metric.compute()[0].item()
+        if drawn is None:
+            return {"kd_*": Measured(value)}
+        fakes, real = self.sides.kept(real=False), self.sides.kept(real=True)
+        return {"kd_*": Measured(value, *kernel_resamples(fakes, real, len(drawn), self.sides.seed, strata))}
+
+    def protocol(self, n: int) -> dict[str, Any]:
+        """The kernel, and the subsets of n images."""
+        return {"kd_kernel": "(x.y / d + 1)^3, unbiased", "kd_subsets": self.sides.kd_subsets,
+                "kd_subset_size": self.sides.subset_size(n)}

@@ -9,6 +9,9 @@ k-th nearest other feature as its radius.
 import torch
 from torch import Tensor
 
+from aigc.scoring.enough import be
+from aigc.scoring.scores.registry import FeatureScore, Measured, feature_score
+
 NAMES = ("precision", "recall", "density", "coverage")
 ROWS = 1000            # real features compared at a time: bounds the memory
 
@@ -56,3 +59,37 @@ class Manifold:
             "density": share @ counts / self.k, "coverage": covered / len(self.real),
         }
         return {name: values[0] for name, values in found.items()}, {name: v[1:] for name, v in found.items()}
+
+
+def no_neighbours(k: int, *, n: int, reals: int) -> str | None:
+    """Why n images have no precision, recall, density and coverage by k neighbours; None: they have them."""
+    least = min(n, reals)
+    return f"it needs more than {k:,} images on either side, and there {be(least)}" if least <= k else None
+
+
+@feature_score
+class Around(FeatureScore):
+    """The four scores of the features that the suite keeps, among as many real images as were generated."""
+
+    names = tuple(f"{name}_*" for name in NAMES)
+    real: Manifold | None = None
+
+    def measure(self, drawn: Tensor | None = None, strata: Tensor | None = None) -> dict[str, Measured]:
+        """Of the kept images, if more than k are kept of either side."""
+        k, fakes, real = self.sides.neighbours, self.sides.kept(real=False), self.sides.kept(real=True)
+        m = len(fakes)
+        if not k or not m > k < len(real):
+            return {}
+        if self.real is None or len(self.real.real) != len(real[:m]):
+            self.real = Manifold(real[:m], k=k)
+        spread, redrawn = self.real.compare(fakes, drawn)
+        return {f"{name}_*": Measured(value.item(), redrawn[name] if drawn is not None else None, m)
+                for name, value in spread.items()}
+
+    def missing(self, n: int, reals: int) -> str | None:
+        """Too few images."""
+        return no_neighbours(self.sides.neighbours, n=n, reals=reals)
+
+    def ruled_out(self) -> str | None:
+        """None are wanted."""
+        return None if self.sides.neighbours else "neighbours=0 leaves it out"

@@ -66,3 +66,8 @@ def save_neighbours(samples: Tensor, neighbours: Tensor, found: Tensor, limit: f
     captions = [f"at {value / limit:.2f} of the limit" for value in found.tolist()]
     titles = ["sample", "nearest", *(f"{place}." for place in range(2, k + 1))]
     save_grid(cells, path, columns=k + 1, captions=captions, titles=titles)
+
+
+def no_memorised(limit: float | None) -> str | None:
+    """Why it is not known which images are memorised, where that has this limit; None: it is known."""
+    return f"its limit needs {LEAST} real images that are no copies, and there are fewer" if limit is None else None

@@ -1,4 +1,6 @@
-"""What all scores of a training family share: when they are taken, what is kept, and how ranks divide the work.
+"""What all scores of a training family share: when they are taken, what is kept, and which is best.
+
+What is measured, and how devices share it, is aigc/scoring's: evaluation measures by the same panels.
 
 A subclass says how to get ready (`prepare`) and what to measure (`measure`).
 """
@@ -6,21 +8,22 @@ A subclass says how to get ready (`prepare`) and what to measure (`measure`).
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from aigc.errors import UserError, check_count, choices
 from aigc.models.family import Family
 from aigc.noise import mix
 from aigc.runs.catalogue import described, higher_is_better
 from aigc.runs.summary import read_summary, write_summary
+from aigc.scoring.devices import Devices
 from aigc.scoring.networks.features import FeatureNetwork
 from aigc.scoring.networks.registry import FOREIGN, build_network, check_network, second_network
+from aigc.scoring.scores.registry import load
 from aigc.training.callbacks.evaluating import evaluating
 from aigc.wording import counted
 
@@ -55,6 +58,7 @@ class Scoring(L.Callback):
         kd_subsets: int,            # see scoring/suite.py
         kd_subset_size: int,
         seed: int,                  # of the samples
+        extra: Sequence[str],       # modules of scores besides this package's
     ):
         check_network(network, weights=weights, preprocessing=preprocessing)
         second_network(second, network)
@@ -78,6 +82,7 @@ class Scoring(L.Callback):
         self.kd_subsets = kd_subsets
         self.kd_subset_size = kd_subset_size
         self.seed = seed
+        self.extra = load(extra, "metrics.extra")
         self.network: FeatureNetwork | None = None
         self.second: FeatureNetwork | None = None
         self.protocol: dict[str, Any] = {}
@@ -232,15 +237,15 @@ class Scoring(L.Callback):
         """Means of what `validation_step` returns, over images; every batch has its own random numbers."""
         if not self.validation_images:
             return {}
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data, devices = trainer.datamodule, devices_of(trainer, pl_module)  # type: ignore[attr-defined]
         loader = data.eval_dataloader("validation", limit=self.validation_images, batch_size=self.batch_size)
         mine: list[tuple[int, int, dict[str, float]]] = []
         for k, batch in enumerate(loader):
-            if k % trainer.world_size == trainer.global_rank:
+            if k % devices.world == devices.rank:
                 torch.manual_seed(mix(self.seed, k))
                 losses: Any = pl_module.validation_step(data.prepare(batch, pl_module.device), k) or {}
                 mine.append((k, len(batch["index"]), {name: float(value) for name, value in losses.items()}))
-        batches = sorted((part for rank in gather(trainer, mine) for part in rank), key=lambda part: part[0])
+        batches = sorted((part for rank in devices.gather(mine) for part in rank), key=lambda part: part[0])
         total = sum(n for _, n, _ in batches)
         names = batches[0][2] if batches else {}
         return {f"val/{name}": sum(n * losses[name] for _, n, losses in batches) / total for name in names}
@@ -271,43 +276,11 @@ class Scoring(L.Callback):
 
     def _built(self, trainer: L.Trainer, pl_module: Family, name: str, **options: str | None) -> FeatureNetwork:
         """A network on every rank; rank 0 trains or downloads it, the others find it in the cache."""
-        network = None
-        for turn in (True, False):
-            if trainer.is_global_zero == turn:
-                data = trainer.datamodule  # type: ignore[attr-defined]
-                network = build_network(name, data, pl_module.device, **options)
-            trainer.strategy.barrier()
-        assert network is not None
-        return network
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return devices_of(trainer, pl_module).in_turn(
+            lambda: build_network(name, data, pl_module.device, **options))
 
 
-def place(trainer: L.Trainer) -> dict[str, Any]:
-    """This rank's share of the items."""
-    return {"rank": trainer.global_rank, "world": trainer.world_size}
-
-
-def gather(trainer: L.Trainer, value: Any) -> list[Any]:
-    """Every rank's `value`, by rank."""
-    if trainer.world_size == 1:
-        return [value]
-    values: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(values, value)
-    return values
-
-
-def collect(
-    trainer: L.Trainer, device: torch.device, numbers: Sequence[int], rows: Iterable[Tensor], n: int
-) -> Tensor:
-    """The table `(n, d)` that all ranks hold shares of, on every rank; `rows` belong at `numbers`, others are 0."""
-    width = torch.tensor(0)
-    mine = torch.cat(list(rows)) if numbers else None
-    if mine is not None:
-        width = torch.tensor(mine.shape[1])
-    if trainer.world_size > 1:
-        width = trainer.strategy.reduce(width.to(device), reduce_op="max").cpu()
-    table = torch.zeros(n, int(width))
-    if mine is not None:
-        table[numbers] = mine
-    if trainer.world_size > 1:
-        table = trainer.strategy.reduce(table.to(device), reduce_op="sum").cpu()
-    return table
+def devices_of(trainer: L.Trainer, pl_module: Family) -> Devices:
+    """The devices that train, which share every scoring."""
+    return Devices(trainer.global_rank, trainer.world_size, pl_module.device, trainer.strategy)

@@ -4,30 +4,23 @@ Everything is also measured for the untranslated images: a translation that is n
 `identity` has achieved nothing. Several devices share the work and give the numbers of one.
 """
 
-import logging
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import lightning as L
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from aigc.data.pairs import PairData
 from aigc.errors import UserError, check_count
-from aigc.files.cache import keep_cached, load_cached
-from aigc.images.grids import to_uint8
-from aigc.images.streams import items
 from aigc.models.family import Family, Translator
 from aigc.scoring.enough import smaller_subsets, too_few
-from aigc.scoring.networks.features import FeatureNetwork, real_key
-from aigc.scoring.scores.similarity import LPIPS, SSIM_WINDOW, check_lpips, likeness, lpips_at_hand, no_ssim
-from aigc.scoring.suite import Suite
+from aigc.scoring.networks.features import FeatureNetwork
+from aigc.scoring.panel import How, Panel
+from aigc.scoring.scores.similarity import LPIPS, SSIM_WINDOW, check_lpips, lpips_at_hand, no_ssim
+from aigc.scoring.translation import show, side_features
 from aigc.scoring.translations import translations
 from aigc.training.callbacks.evaluating import evaluating
-from aigc.training.callbacks.scoring import Scoring, collect, gather, place
-
-log = logging.getLogger(__name__)
+from aigc.training.callbacks.scoring import Scoring, devices_of
 
 
 @dataclass
@@ -38,7 +31,7 @@ class Real:
     counts: tuple[int, int]                  # images of either side
     pairs: bool                              # images k of both sides show the same thing
     features: tuple[Tensor, Tensor]          # of all images of either side `(n, d)`, in their own order
-    suites: dict[str, Suite]                 # by direction: its target side is the reference
+    panels: dict[str, Panel]                 # by direction: its target side is the reference
     identity: dict[str, float]               # scores of the untranslated images, by name; known to rank 0
 
 
@@ -77,11 +70,12 @@ class TranslationScores(Scoring):
         kd_subsets: int = 20,                   # see scoring/suite.py
         kd_subset_size: int = 100,
         seed: int = 0,                          # of what is random in a translation
+        extra: Sequence[str] = (),              # modules of scores of your own (scoring/scores/registry.py)
     ):
         super().__init__(
             network=network, second=second, weights=weights, preprocessing=preprocessing, every_images=every_images,
             batch_size=batch_size, validation_images=validation_images, monitor=monitor, mode=mode,
-            kd_subsets=kd_subsets, kd_subset_size=kd_subset_size, seed=seed,
+            kd_subsets=kd_subsets, kd_subset_size=kd_subset_size, seed=seed, extra=extra,
         )
         check_count("metrics.num_images", num_images, least=2, optional=True)
         check_lpips(lpips)
@@ -119,7 +113,7 @@ class TranslationScores(Scoring):
             self.reals = {split: self._look(trainer, pl_module, split, network) for split in ("validation", "test")}
         if self.monitor is None:
             self.monitor = f"{pl_module.directions[0]}/{network.score_names()['fd']}"
-        suite = self.reals["validation"].suites[pl_module.directions[0]]
+        suite = self.reals["validation"].panels[pl_module.directions[0]].suite
         self.protocol = {
             "metric": self.monitor,
             **network.facts(),
@@ -140,8 +134,7 @@ class TranslationScores(Scoring):
             "lpips": self.lpips.net if self.lpips is not None else None,
             "lpips_sha256": self.lpips.sha256 if self.lpips is not None else None,
             "similarity": _similarity(network),
-            **{name: value for name, value in suite.protocol(2).items() if name.startswith(("fd_", "kd_kernel"))},
-            "kd_subsets": self.kd_subsets,
+            **{name: fact for name, fact in suite.protocol(2).items() if name not in ("kd_subset_size", "is_splits")},
         }
         self._say(data)
 
@@ -178,46 +171,20 @@ class TranslationScores(Scoring):
         counts, pairs = data.counts(split), data.has_pairs(split)
         if min(counts) < 2:
             raise UserError(f"{data.name} has one image in {split} on a side: distances need at least two")
-        features = self._features(trainer, pl_module, split, network, counts)
-        suites = {}
+        devices = devices_of(trainer, pl_module)
+        features = side_features(pl_module, data, split, network, devices, batch_size=self.batch_size)
+        panels = {}
         for direction in pl_module.directions:
-            suite = Suite(network, kd_subsets=self.kd_subsets, kd_subset_size=self.kd_subset_size, seed=self.seed)
-            suite.add_real(features[1 if direction == "a2b" else 0])
-            suites[direction] = suite
-        real = Real(network, counts, pairs, features, suites, {})
+            how = How(kd_subsets=self.kd_subsets, kd_subset_size=self.kd_subset_size, batch_size=self.batch_size,
+                      seed=self.seed, extra=self.extra, together=True, logits=False)
+            panels[direction] = Panel(network, how, devices)
+            panels[direction].know(features[1 if direction == "a2b" else 0])
+            panels[direction].paired = pairs
+        real = Real(network, counts, pairs, features, panels, {})
         for direction in pl_module.directions:
-            table, seen = self._table(trainer, pl_module, split, [real], direction, identity=True)
-            if trainer.is_global_zero:
-                scores = self._judge(real, direction, table, seen[0])
-                real.identity |= {f"{direction}/identity/{name}": value for name, value in scores.items()}
+            (scores,) = self._measured(trainer, pl_module, split, [real], direction, identity=True)
+            real.identity |= {f"{direction}/identity/{name}": value for name, value in scores.items()}
         return real
-
-    def _features(
-        self, trainer: L.Trainer, pl_module: Translator, split: str, network: FeatureNetwork, counts: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """Features of all images of either side, in their own order: from the cache, or computed now."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        key = real_key(network, data.fingerprint, split, "sides", *counts)
-        kept = trainer.strategy.broadcast(load_cached(key) if trainer.is_global_zero else None, src=0)
-        if kept is not None:
-            return kept["a"], kept["b"]
-        started = time.perf_counter()
-        sides = []
-        for side in (0, 1):
-            rows: list[Tensor] = []
-            numbers: list[int] = []
-            for _, batch in items(data, split, data.count(split), batch_size=self.batch_size, **place(trainer)):
-                fresh = batch["index"] < counts[side]
-                if fresh.any():
-                    images = pl_module.sides(batch)[side][fresh].to(pl_module.device)
-                    rows.append(network(images)[0].cpu())
-                    numbers += batch["index"][fresh].tolist()
-            sides.append(collect(trainer, pl_module.device, numbers, rows, counts[side]))
-        if trainer.is_global_zero:
-            keep_cached(key, {"a": sides[0], "b": sides[1]})
-            log.info("%s looked at %s real images of %s (%.0f s)", network.name, f"{sum(counts):,}", split,
-                     time.perf_counter() - started)
-        return sides[0], sides[1]
 
     # ---- scores ----
 
@@ -231,11 +198,8 @@ class TranslationScores(Scoring):
                 reals.append(self._look(trainer, pl_module, split, self.second))
             found: dict[str, float] = {}
             for direction in pl_module.directions:
-                table, seen = self._table(trainer, pl_module, split, reals, direction)
-                for real, features in zip(reals, seen, strict=True):
-                    if trainer.is_global_zero:
-                        own = self._judge(real, direction, table, features)
-                        found |= {f"{direction}/{name}": value for name, value in own.items()}
+                for scores_of_one in self._measured(trainer, pl_module, split, reals, direction):
+                    found |= {f"{direction}/{name}": value for name, value in scores_of_one.items()}
             for real in reals:
                 found |= real.identity
             scores |= {prefix + name: value for name, value in found.items()}
@@ -246,60 +210,38 @@ class TranslationScores(Scoring):
     def _state_second(self, real: Real) -> None:
         """Adds to the protocol how the second network measured."""
         names = real.network.score_names()
-        direction = next(iter(real.suites))
+        direction = next(iter(real.panels))
         self.protocol["second"] = {
             "scores": [names["fd"], names["kd"], f"similarity_{real.network.name}"],
             "metric": f"test/{direction}/{names['fd']}", **real.network.facts(),
             "similarity": _similarity(real.network),
         }
 
-    def _table(
+    def _measured(
         self, trainer: L.Trainer, pl_module: Translator, split: str, reals: list[Real], direction: str, *,
         identity: bool = False,
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """What is measured of the images of a side, translated or as they are, each once; the same on all ranks.
+    ) -> list[dict[str, float]]:
+        """Scores of the images of a side, translated or as they are, each once, by each of `reals`; known to rank 0.
 
-        Returns:
-            `index` `(n,)` int64, an image's place on its side, and the others `(n,)`; features `(n, d)` of each of
-            `reals`. Pairs are compared beside the first network's features only.
+        Pairs are compared beside the first network's features only.
         """
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data, devices = trainer.datamodule, devices_of(trainer, pl_module)  # type: ignore[attr-defined]
         side, n = int(direction == "b2a"), self._rows(data, split)
-        rows: list[Tensor] = []
-        numbers: list[int] = []
-        names: list[str] = []
-        for mine, index, made, targets, found in translations(
-            pl_module, data, split, direction, n, batch_size=self.batch_size, seed=self.seed, identity=identity,
-            **place(trainer),
-        ):
-            seen = [real.features[side][index] if identity else real.network(to_uint8(made))[0].cpu()
-                    for real in reals]
-            if reals[0].pairs and reals[0].network is self.network:
-                found |= likeness(to_uint8(made), to_uint8(targets), self.lpips)
-            names = list(found)
-            columns = [index.float() + 1, *(value.float().cpu() for value in found.values())]
-            rows.append(torch.cat([torch.stack(columns, dim=1), *seen], dim=1))
-            numbers += mine
-        names = next(filter(None, gather(trainer, names)), [])   # a rank may have had no images
-        table = collect(trainer, pl_module.device, numbers, rows, n)
-        table = table[table[:, 0] > 0]                           # rows of repeats are empty
-        if len(table) < 2:
+        stream = translations(pl_module, data, split, direction, n, batch_size=self.batch_size, seed=self.seed,
+                              identity=identity, **devices.share)
+        panels = [real.panels[direction] for real in reals]
+        first = reals[0].network is self.network
+        measured = show(stream, panels, n, n, lpips=self.lpips, pairs=reals[0].pairs and first, devices=devices,
+                        features=[real.features[side] for real in reals] if identity else None)
+        seen = [panel.gather(n) for panel in panels]
+        if any(len(one.get("features", ())) < 2 for one in seen):
             raise UserError(f"metrics.num_images={self.num_images} leaves fewer than two images of {split} on a side: "
                             "distances need at least two")
-        measured = {name: table[:, 1 + k] for k, name in enumerate(names)}
-        widths = [real.network.num_features for real in reals]
-        return {"index": table[:, 0].long() - 1, **measured}, list(table[:, 1 + len(names) :].split(widths, dim=1))
-
-    @staticmethod
-    def _judge(real: Real, direction: str, table: dict[str, Tensor], features: Tensor) -> dict[str, float]:
-        """Scores of a direction from the table of its images and their features `(n, d)` by the network of `real`."""
-        scores = real.suites[direction].compute(features)
-        scores |= {name: values.double().mean().item() for name, values in table.items() if name != "index"}
-        if real.pairs:
-            wanted = real.features[int(direction == "a2b")][table["index"]]
-            alike = F.cosine_similarity(features, wanted).double().mean().item()
-            scores[f"similarity_{real.network.name}"] = alike
-        return scores
+        if not devices.first:
+            return [{} for _ in reals]
+        scores = [panel.scores_of(one) for panel, one in zip(panels, seen, strict=True)]
+        means = {name: values.mean().item() for name, values in measured.items()}
+        return [{**own, **means} for own in scores]
 
 
 def _similarity(network: FeatureNetwork) -> str:

@@ -13,8 +13,8 @@ from aigc.errors import RunError, UserError
 from aigc.files.cache import cache_folder
 from aigc.images.streams import items
 from aigc.noise import SeededNoise
-from aigc.scoring.images import Found, Sampling, score_attributes
 from aigc.scoring.networks.oracle import oracle_of
+from aigc.scoring.samples import Found, Sampling, score_attributes
 from aigc.scoring.scores import attributes
 from aigc.training.callbacks.record import Record
 from aigc.training.callbacks.scores import Scores
@@ -248,8 +248,9 @@ def test_real_side_is_looked_at_once(trainer, tmp_path, monkeypatch):
     assert kinds == ["floor", "reals"]                  # the classifier of digits is in the package
     assert fresh.protocol["network_weights"] == "canonical digits"
     again = Scores(**options)
-    monkeypatch.setattr(again, "_real_features", None)  # must not be asked for
-    assert again.score(trainer, Copies()) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr("aigc.scoring.sources.FamilySource.batches", None)    # must not be asked for
+        assert again.score(trainer, Copies()) == expected
     other = Scores(**{**options, "num_reals": 200})
     other.prepare(trainer, Copies())
     assert len(list((tmp_path / "cache").glob("reals-*"))) == 2

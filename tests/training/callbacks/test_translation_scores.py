@@ -122,7 +122,7 @@ def test_fewer_images_against_the_whole_reference(paired, tmp_path):
 def test_the_real_side_is_looked_at_once(paired, tmp_path, monkeypatch):
     scored(paired, tmp_path, Inverted())
     scores = TranslationScores(**FEW)
-    monkeypatch.setattr("aigc.training.callbacks.translation_scores.keep_cached", None)   # must not be called
+    monkeypatch.setattr("aigc.scoring.translation.keep_cached", None)   # must not be called
     scores.prepare(alone(paired, tmp_path), Inverted())
     assert set(scores.reals) == {"validation", "test"}
 

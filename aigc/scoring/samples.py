@@ -1,8 +1,12 @@
-"""Scores samples of a family, or the pictures in a folder, against real images: all networks in one pass."""
+"""Scores samples of a family, or the pictures in a folder, against real images: all networks in one pass.
+
+`show` is what training and evaluation share; the rest adds what only an evaluation has: protocols for each score,
+captions by CLIP, and pictures of nearest neighbours.
+"""
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,17 +22,18 @@ from aigc.files.cache import keep_cached, load_cached
 from aigc.images.streams import counting, samples
 from aigc.models.family import Family
 from aigc.scoring.bootstrap import Estimate, bounded, draws, standard_error
+from aigc.scoring.devices import ALONE, Devices
 from aigc.scoring.networks.features import real_key
 from aigc.scoring.networks.oracle import oracle_of
 from aigc.scoring.panel import Panel
-from aigc.scoring.scores.attributes import SPLITS, found_and_asked, found_clear, reads_back, shares, shows_shapes
+from aigc.scoring.scores.attributes import shares_of, tables
 from aigc.scoring.scores.clip_score import CLIPScore
 from aigc.scoring.scores.memorisation import SHOWN, save_neighbours
 from aigc.scoring.sources import DataSource, Source
 
 PICTURED = 64 * 2**20      # bytes of images kept, to be shown beside their neighbours
 
-Stream = Iterator[tuple[Tensor, Tensor | None, list[str] | None]]      # images uint8, labels, captions
+Stream = Iterator[tuple[list[int], Tensor, Tensor | None, list[str] | None]]    # numbers, images, labels, captions
 
 
 @dataclass
@@ -70,15 +75,15 @@ class Sampling:
 class Samples:
     """The stream of a family's samples; measures their cost."""
 
-    def __init__(self, family: Family, data: ImageData, how: Sampling):
-        self.family, self.data, self.how = family, data, how
+    def __init__(self, family: Family, data: ImageData, how: Sampling, devices: Devices = ALONE):
+        self.family, self.data, self.how, self.devices = family, data, how, devices
         self.made, self.rows, self.seconds = 0, 0, 0.0
 
     def __iter__(self) -> Stream:
         h = self.how
         asked = self.family.hparams.get("condition", "none")
         making = samples(self.family, self.data, h.split, h.n, batch_size=h.batch_size, seed=h.seed,
-                         balanced=h.balanced, options=h.options)
+                         balanced=h.balanced, options=h.options, **self.devices.share)
         with counting(self.family, self):
             while True:
                 started = time.perf_counter()
@@ -86,9 +91,10 @@ class Samples:
                 if found is None:
                     return
                 self.seconds += time.perf_counter() - started
-                _, batch, images = found
+                numbers, batch, images = found
                 self.made += len(images)
-                yield images, batch["label"] if asked == "label" else None, batch["text"] if asked == "text" else None
+                yield numbers, images, batch["label"] if asked == "label" else None, \
+                    batch["text"] if asked == "text" else None
 
     def cost(self) -> dict[str, Any]:
         """Network evaluations and seconds per image."""
@@ -103,7 +109,20 @@ class Samples:
 
 def pictures_of(source: Source, n: int, batch_size: int) -> Stream:
     """The stream of the pictures in a folder."""
-    return ((batch["image"], None, None) for batch in source.batches(n, batch_size))
+    start = 0
+    for batch in source.batches(n, batch_size):
+        yield [*range(start, start + len(batch["image"]))], batch["image"], None, None
+        start += len(batch["image"])
+
+
+def show(stream: Stream, n: int, panels: Sequence[Panel]) -> Stream:
+    """Shows this device's share of n images to every panel, and passes them on."""
+    for panel in panels:
+        panel.begin(n)
+    for numbers, images, labels, texts in stream:
+        for panel in panels:
+            panel.look(images, labels, numbers=numbers)
+        yield numbers, images, labels, texts
 
 
 def score_images(
@@ -127,12 +146,8 @@ def score_images(
     """
     shown: list[Tensor] = []
     agreement: list[Tensor] = []
-    for panel in panels:
-        panel.begin(n)
     with tqdm(total=n, unit=" images", disable=None) as bar:
-        for images, labels, texts in stream:
-            for panel in panels:
-                panel.look(images, labels)
+        for _, images, _, texts in show(stream, n, panels):
             if clip is not None and texts is not None:
                 agreement.append(clip(images, texts))
             if sum(part.nbytes for part in shown) < PICTURED:
@@ -193,27 +208,17 @@ def score_attributes(
 
     Without a condition: how often a sample shows one clear known shape.
     """
-    options: dict[str, Any] = {"batch_size": how.batch_size, "seed": how.seed, "options": how.options}
-
-    def add(table: Tensor, split: str, prefix: str, measured: Callable[[Tensor], dict[str, float]]) -> None:
-        values, again = measured(table), []
-        for drawn in draws(len(table), resamples, how.seed):
-            again.append(measured(table[torch.arange(len(table)).repeat_interleave(drawn.long())]))
+    found_tables = tables(family, data, n, batch_size=how.batch_size, seed=how.seed, options=how.options)
+    for prefix, split, table in found_tables if n else ():
+        values, again, m = shares_of(table), [], len(next(iter(table.values())))
+        for drawn in draws(m, resamples, how.seed):
+            rows = torch.arange(m).repeat_interleave(drawn.long())
+            again.append(shares_of({key: value[rows] for key, value in table.items()}))
         scores = {}
         for key, value in values.items():
             several = torch.tensor([one[key] for one in again if key in one])
             error = standard_error(several, kept=1, n=1) if len(several) > 1 else None
-            name = f"attributes/{prefix}{key}"
-            scores[name] = Estimate(value, *bounded(name, value, error))
+            scores[prefix + key] = Estimate(value, *bounded(prefix + key, value, error))
         found.add(scores, {"network": "shapes oracle", "network_sha256": oracle_of(data).sha256, "resizer": "none",
-                           "num_samples": len(table), "data": data.name, "data_fingerprint": data.fingerprint,
+                           "num_samples": m, "data": data.name, "data_fingerprint": data.fingerprint,
                            "split": split, "seed": how.seed})
-
-    if n and reads_back(data, family):
-        for name, split in SPLITS.items():
-            if split in data.splits:
-                _, rows = found_and_asked(family, data, split, n, **options)
-                add(torch.cat(rows).long(), split, f"{name}/", lambda table: shares(*table.tensor_split(2, dim=1)))
-    elif n and shows_shapes(data, family):
-        _, rows = found_clear(family, data, n, **options)
-        add(torch.cat(rows), "test", "", lambda table: {"clear": table.mean().item()})
