@@ -37,6 +37,7 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "parts" / f"{name}.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(str(tmp_path / "parts"))
     monkeypatch.setenv("AIGC_ALLOW_TARGETS", name)
+    registry.chosen(())                                                 # imports the package's own
     before, entries = list(registry.SCORES), dict(ENTRIES)
     yield name
     registry.SCORES[:] = before
