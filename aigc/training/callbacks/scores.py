@@ -93,7 +93,7 @@ class Scores(Scoring):
         for prefix, _, table in tables(
             pl_module, trainer.datamodule, self.attribute_samples,  # type: ignore[attr-defined]
             batch_size=self.batch_size, seed=self.seed, devices=devices,
-        ) if self.attribute_samples else ():
+        ) if self.attribute_samples and pl_module.makes_images() else ():
             if devices.first:
                 scores |= {prefix + name: value for name, value in shares_of(table).items()}
         return scores
@@ -143,6 +143,9 @@ class Scores(Scoring):
             UserError: weights are missing, or a split is.
         """
         if self.network_name is None or self.panel is not None:
+            return
+        if not pl_module.makes_images():
+            self.ruled_out[f"fd_{self.network_name}"] = "the family makes no images: its own losses are its scores"
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         if data.count(self.split) < 2:

@@ -428,3 +428,11 @@ def test_two_processes_log_the_mean_of_their_losses(tmp_path):
     assert first["open"] == second["open"] == {"loss": [3.0, 4.0]}                # what a checkpoint keeps
     assert first["resumed"] == second["resumed"] == {"loss": 4.0}
     assert first["broken"] == second["broken"] and "loss became nan" in first["broken"]
+
+
+def test_a_family_that_makes_no_images_is_scored_by_its_own_losses(trainer, monkeypatch):
+    monkeypatch.setattr(Copies, "makes_images", classmethod(lambda cls: False))
+    scores = Scores(**{**FEW, "validation_images": 20, "attribute_samples": 5})
+    assert set(scores.score(trainer, Copies(), final=True)) == {"val/brightness", "val/noise", "val/rows"}
+    assert scores.ruled_out == {"fd_classifier": "the family makes no images: its own losses are its scores"}
+    assert scores.best is None and not scores.missing
