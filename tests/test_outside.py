@@ -1,4 +1,4 @@
-"""A package outside this one adds a part of each kind, by one file and one YAML at most, and the verbs use them."""
+"""A package outside this one adds a part of each kind, by one file and one YAML at most, and the verbs use it."""
 
 import json
 import sys
@@ -101,6 +101,17 @@ FILES = {
         def pull(x, x0, alpha, sigma, *, level: float = 0.5, pull: float = 1.0):
             return x0 + pull * (level - x0)
     ''',
+    "outside/spread.py": '''
+        """A score over features: how far the generated ones spread, as a share of how far the real ones do."""
+
+        from aigc.runs.catalogue import Entry
+        from aigc.scoring.scores.registry import score
+
+
+        @score(Entry("spread_*", "more", bounds=(0, None), reads=("features",)))
+        def spread(features, logits, real):
+            return float(features.std(0).mean() / real.std(0).mean())
+    ''',
     "outside/fade.py": '''
         """An editing task: pictures fade into samples of the family."""
 
@@ -117,6 +128,8 @@ FILES = {
         strength: 0.5
     ''',
 }
+TRAIN = ["data=flat", "trainer=cpu", "trainer.precision=32", "logger=none", "~callbacks.samples",
+         "budget.minutes=null"]
 MEAN = 5 * 39 / 2                                          # of the 40 levels
 
 
@@ -127,21 +140,18 @@ def home() -> Path:
         for name, content in FILES.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(textwrap.dedent(content).lstrip())
-        train = ["data=flat", "trainer=cpu", "trainer.precision=32", "logger=none", "~callbacks.samples"]
-        verb(folder, "train", *train, "model=mean", "batch_size=40", "budget.images=80", "budget.minutes=null",
+        verb(folder, "train", *TRAIN, "model=mean", "batch_size=40", "budget.images=80",
              "metrics=losses", "hydra.run.dir=mean")
-        verb(folder, "train", *train, *words("diffusion"), "condition=none", "batch_size=8", "budget.images=16",
-             "budget.minutes=null", "metrics=none", "hydra.run.dir=diffusion")
+        verb(folder, "train", *TRAIN, *words("diffusion"), "condition=none", "batch_size=8", "budget.images=16",
+             "metrics=none", "hydra.run.dir=diffusion")
 
     return once("outside", make)
 
 
 def verb(folder, name, *typed, allowed="outside", code=0):
-    """What a verb prints, with the folder's package and configurations."""
-    env = environment(AIGC_ALLOW_TARGETS=allowed)
-    env["PYTHONPATH"] = f"{folder}:{env['PYTHONPATH']}"
+    """What a verb prints, called in the folder, so that its package is found, and with its configurations."""
     command = [sys.executable, "-m", f"aigc.{name}", "--config-dir", str(folder / "conf"), *typed]
-    done = forked.run(command, env=env, cwd=folder)
+    done = forked.run(command, env=environment(AIGC_ALLOW_TARGETS=allowed), cwd=folder)
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr
 
@@ -149,7 +159,7 @@ def verb(folder, name, *typed, allowed="outside", code=0):
 def test_each_part_is_one_file_and_at_most_one_yaml():
     parts = [Path(name).stem for name in FILES if name.startswith("outside/") and "__init__" not in name]
     settings = [Path(name).stem for name in FILES if name.startswith("conf/")]
-    assert sorted(parts) == ["fade", "flat", "jump", "mean", "pull"]
+    assert sorted(parts) == ["fade", "flat", "jump", "mean", "pull", "spread"]
     assert len({*settings}) == len(settings) and {*settings} <= {*parts}
 
 
@@ -204,6 +214,29 @@ def test_a_sampler_and_a_guide_go_with_a_diffusion_run(home, tmp_path):
     assert "The sampler 'outside.jump.jump' has no option 'shar': did you mean 'share'?" in wrong
 
 
-def test_compare_shows_runs_of_them(home):
-    said = verb(home, "compare", "runs=[mean,diffusion]")
-    assert "mean" in said and "flat" in said
+def test_a_score_is_measured_in_training_and_by_evaluate_and_compared(home, tmp_path):
+    few = ["num_samples=20", "kd_subset_size=10"]
+    for brighter, name in ((0, "scored"), (1, "again")):
+        verb(home, "train", *TRAIN, "model=mean", "batch_size=40", f"budget.images={40 + 40 * brighter}",
+             "metrics=classifier", "metrics.second=null", "metrics.extra=[outside.spread]",
+             "metrics.monitor=spread_classifier", *(f"metrics.{word}" for word in few),
+             f"hydra.run.dir={tmp_path / name}")
+    summary = read_summary(tmp_path / "scored")
+    assert summary["scores"]["last"]["spread_classifier"] == 0                # all samples are the mean image
+    assert summary["scores"]["monitor"] == "spread_classifier" and summary["scores"]["best"] == 0
+    said = verb(home, "evaluate", f"run={tmp_path / 'scored'}", "extra=[outside.spread]",
+                f"out={tmp_path / 'a.json'}", *few)
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["scores"]["spread_classifier"]["value"] == 0 and "spread_classifier" in said
+    said = verb(home, "compare", f"runs=[{tmp_path / 'scored'},{tmp_path / 'again'}]", "score=spread_classifier")
+    assert "spread_classifier: more is better" in said and "2 runs in " in said
+
+
+def test_a_score_of_pictures_against_themselves(home, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for k in range(20):
+        Image.new("L", (8, 8), 10 * k).save(tmp_path / "pictures" / f"{k:02}.png")
+    verb(home, "evaluate", f"run={tmp_path / 'pictures'}", f"against={tmp_path / 'pictures'}", "data=flat",
+         "metrics=classifier", "kd_subset_size=10", "extra=[outside.spread]", f"out={tmp_path / 'a.json'}")
+    score = json.loads((tmp_path / "a.json").read_text())["scores"]["spread_classifier"]
+    assert score["value"] == pytest.approx(1, abs=1e-6) and 0.5 < score["low"] < score["high"] < 1.5
