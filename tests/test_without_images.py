@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from aigc.data.digits import Digits
 from aigc.models.checkpoints import load_family
 
 from . import forked
@@ -105,28 +106,64 @@ def test_its_scores_are_its_losses_and_nothing_is_drawn(desk):
     assert not list((desk / "run").rglob("*.png"))
     card = (desk / "run" / "README.md").read_text()
     assert "it makes no images" in card and "aigc.train resume=" in card
-    assert "aigc.generate" not in card and "aigc.evaluate" not in card
+    assert "aigc.generate" not in card and "aigc.evaluate" in card
 
 
-def test_it_loads_as_any_other(desk, monkeypatch):
+@pytest.fixture
+def load_own(monkeypatch):
+    """Loads the last checkpoint of `desk` in this process."""
     monkeypatch.setenv("AIGC_ALLOW_TARGETS", "own_naming")
-    monkeypatch.syspath_prepend(str(desk))
-    family = load_family(desk / "run", "last")
+
+    def load(desk):
+        monkeypatch.syspath_prepend(str(desk))
+        return load_family(desk / "run", "last")
+
+    yield load
+    sys.modules.pop("own_naming", None)
+
+
+def test_it_loads_as_any_other(desk, load_own):
+    family = load_own(desk)
     assert family.capabilities() == [] and not family.makes_images()
     assert family.hparams.ema_halflife_images == 500 and family.progress.images == 1600
     assert torch.isfinite(family.layer.weight).all()
-    sys.modules.pop("own_naming")
 
 
 @pytest.mark.parametrize(("verb", "words", "message"), [
     ("generate", ["n=2"], "makes no images: generate needs a run of dcgan or"),
     ("edit", ["task=translate", "images=image.png"], "makes no images: task=translate needs a run of cut or"),
-    ("evaluate", [], "makes no images: its losses on held-out images are its scores, in summary.json"),
 ])
 def test_what_needs_images_says_so_in_one_sentence(desk, verb, words, message):
     done = call(desk, verb, "run=run", *words)
     assert done.returncode == 2 and "'run' holds a Namer, which " + message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_evaluation_gives_its_losses_on_all_held_out_images(desk, load_own):
+    done = call(desk, "evaluate", "run=run", "checkpoint=last", "out=losses.json", "batch_size=1000")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((desk / "losses.json").read_text())
+    assert set(record["scores"]) == {"val/loss", "val/accuracy", "test/val/loss", "test/val/accuracy"}
+    family = load_own(desk)
+    data = Digits(batch_size=16)
+    data.setup()
+    for split, prefix in (("validation", ""), ("test", "test/")):
+        batch = next(iter(data.eval_dataloader(split, batch_size=1000)))
+        wanted = family.validation_step(data.prepare(batch, family.device), 0)
+        for name, value in wanted.items():
+            assert record["scores"][f"{prefix}val/{name}"]["value"] == pytest.approx(float(value), rel=1e-5)
+            assert record["protocol"][f"{prefix}val/{name}"]["num_samples"] == data.count(split)
+    assert record["catalogue"]["val/loss"]["better"] == "less"
+
+
+def test_what_it_has_no_use_for_is_refused_before_any_work(desk):
+    done = call(desk, "evaluate", "run=run", "guidance=2", "out=no.json")
+    assert done.returncode == 2, done.stderr
+    assert "guidance: a family that makes no images is scored by its own losses" in done.stderr
+    done = call(desk, "train", "--config-dir", "conf", "model=naming", *COMMON, "condition=label", "hydra.run.dir=no",
+                "metrics=classifier")
+    assert done.returncode == 2 and "Namer makes no images" in done.stderr and "metrics=losses" in done.stderr
+    assert not (desk / "no").exists() and not (desk / "no.json").exists()
 
 
 def test_it_resumes(desk):

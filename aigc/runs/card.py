@@ -236,9 +236,7 @@ def usage(run: Run) -> str:
     budget = {name: value for name, value in (run.summary.get("budget") or {}).items() if value}
     spent = run.status == "finished"
     more = "".join(f" budget.{name}={2 * value}" for name, value in budget.items() if spent)
-    if {"translate", "sample"} & set(able):
-        lines.append('python -m aigc.evaluate run="$run"')
-    lines.append(f'python -m aigc.train resume="$run"{more}')
+    lines += ['python -m aigc.evaluate run="$run"', f'python -m aigc.train resume="$run"{more}']
     return commands(lines)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from aigc.runs.catalogue import described
 from aigc.runs.machine import environment, keep_freed_memory
 from aigc.runs.protocol import by_reason
 from aigc.scoring import bootstrap
+from aigc.scoring.bootstrap import Estimate
 from aigc.scoring.enough import no_floor, no_label_accuracy
 from aigc.scoring.evaluations import now, write_record
+from aigc.scoring.losses import held_out_losses
 from aigc.scoring.networks.registry import FOREIGN
 from aigc.scoring.panel import How, Panel
 from aigc.scoring.samples import (
@@ -62,8 +64,9 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
     started = time.perf_counter()
     keep_freed_memory()
     data = open_data(target, to_plain(cfg.data), cfg)
-    networks = open_networks(cfg, target, data, device)
-    second, most, unavailable = open_second(cfg, target, data, device, networks[0].name)
+    draws = target.family is None or target.family.makes_images()
+    networks = open_networks(cfg, target, data, device) if draws else []
+    second, most, unavailable = open_second(cfg, target, data, device, networks[0].name) if draws else (None, 0, None)
     translates = isinstance(target.family, Translator)
     against = FolderSource(Path(cfg.against).expanduser(), "against") if cfg.against is not None else None
     values = share_ranges([source for source in (target.pictures, against) if source is not None],
@@ -103,7 +106,9 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
         })
 
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        if translates:
+        if not draws:
+            notes = _losses(cfg, target, data, found, batch_size)
+        elif translates:
             notes = _translations(cfg, target, data, panels, found, batch_size, device)
         else:
             notes = _images(cfg, target, data, against, panels, found, batch_size, device, out, keep)
@@ -175,16 +180,39 @@ def open_clip(cfg: Any, target: Target, device: torch.device) -> CLIPScore | Non
     return CLIPScore(cfg.clip, device)
 
 
+def _losses(cfg: Any, target: Target, data: Any, found: Found, batch_size: int) -> list[str]:
+    """Scores a family that makes no images by its own losses on all validation and test images."""
+    assert target.family is not None
+    refuse(cfg, ("against", "clip", "guidance", "truncation", "networks"),
+           "a family that makes no images is scored by its own losses, which have no such options")
+    for split, prefix in (("validation", ""), (cfg.test, f"{cfg.test}/")):
+        losses = held_out_losses(target.family, data, split, cfg.num_samples, batch_size=batch_size, seed=cfg.seed)
+        found.add({prefix + name: Estimate(value) for name, value in losses.items()}, {
+            "data": data.name, "data_fingerprint": data.fingerprint, "split": split, "batch_size": batch_size,
+            "num_samples": min(cfg.num_samples or data.count(split), data.count(split)), "seed": cfg.seed,
+        })
+    return []
+
+
+def refuse(cfg: Any, names: Sequence[str], why: str) -> None:
+    """Refuses options that are given and have no meaning here.
+
+    Raises:
+        UserError: names them.
+    """
+    unused = [name for name in names if cfg[name] is not None]
+    unused += [f"sampler.{name}" for name, value in dict(cfg.sampler).items() if value is not None]
+    unused += [f"options.{name}" for name in cfg.options]
+    if unused:
+        raise UserError(f"{', '.join(unused)}: {why}: leave it out")
+
+
 def _translations(
     cfg: Any, target: Target, data: Any, panels: list[Panel], found: Found, batch_size: int, device: torch.device
 ) -> list[str]:
     """Scores translations of the held-out images."""
-    unused = [name for name in ("against", "clip", "guidance", "truncation") if cfg[name] is not None]
-    unused += [f"sampler.{name}" for name, value in dict(cfg.sampler).items() if value is not None]
-    unused += [f"options.{name}" for name in cfg.options]
-    if unused:
-        raise UserError(f"{', '.join(unused)}: a translator is scored on the other side of its data, and its "
-                        "translations have no such options: leave it out")
+    refuse(cfg, ("against", "clip", "guidance", "truncation"), "a translator is scored on the other side of its data, "
+           "and its translations have no such options")
     check_lpips(cfg.lpips)
     assert isinstance(target.family, Translator)
     lpips = None

@@ -53,7 +53,7 @@ def open_target(run: str, checkpoint: str, device: torch.device, **changes: Any)
     `changes` replace values of the run's configuration.
 
     Raises:
-        UserError: it is none of these, or its family makes no images.
+        UserError: it is none of these.
     """
     path = Path(run).expanduser()
     is_run = path.is_dir() and ((path / "checkpoints").is_dir() or (path / ".hydra").is_dir())
@@ -69,9 +69,6 @@ def open_target(run: str, checkpoint: str, device: torch.device, **changes: Any)
     saved = folder / ".hydra" / "config.yaml"
     config = settled(read_config(saved), saved, **changes) if saved.is_file() else None
     family = load_family(found, device=device)
-    if not family.makes_images():
-        raise UserError(f"'{run}' holds a {type(family).__name__}, which {family.does()}: its losses on held-out "
-                        "images are its scores, in summary.json")
     return Target(found, folder, family=family, config=config)
 
 

@@ -41,6 +41,11 @@ def check_compatible(cfg: DictConfig) -> type[Family]:
         raise UserError(
             f"{family.__name__} has no condition '{cfg.condition}': {choices(cfg.condition, family.conditions)}"
         )
+    if (cfg.callbacks.get("scores") or {}).get("network") is not None and not family.makes_images():
+        raise UserError(
+            f"{family.__name__} makes no images for the feature network of "
+            f"metrics={cfg.callbacks.scores.network} to look at: choose metrics=losses, its own on held-out images"
+        )
     return family
 
 

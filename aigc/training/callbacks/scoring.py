@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
 from aigc.errors import UserError, check_count, choices
 from aigc.models.family import Family
-from aigc.noise import mix
 from aigc.runs.catalogue import described, higher_is_better
 from aigc.runs.summary import read_summary, write_summary
 from aigc.scoring.devices import Devices
+from aigc.scoring.losses import held_out_losses
 from aigc.scoring.networks.features import FeatureNetwork
 from aigc.scoring.networks.registry import FOREIGN, build_network, check_network, second_network
 from aigc.scoring.scores.registry import load
@@ -234,21 +233,13 @@ class Scoring(L.Callback):
             self.best = value
 
     def held_out(self, trainer: L.Trainer, pl_module: Family) -> dict[str, float]:
-        """Means of what `validation_step` returns, over images; every batch has its own random numbers."""
+        """The family's own losses on validation images."""
         if not self.validation_images:
             return {}
-        data, devices = trainer.datamodule, devices_of(trainer, pl_module)  # type: ignore[attr-defined]
-        loader = data.eval_dataloader("validation", limit=self.validation_images, batch_size=self.batch_size)
-        mine: list[tuple[int, int, dict[str, float]]] = []
-        for k, batch in enumerate(loader):
-            if k % devices.world == devices.rank:
-                torch.manual_seed(mix(self.seed, k))
-                losses: Any = pl_module.validation_step(data.prepare(batch, pl_module.device), k) or {}
-                mine.append((k, len(batch["index"]), {name: float(value) for name, value in losses.items()}))
-        batches = sorted((part for rank in devices.gather(mine) for part in rank), key=lambda part: part[0])
-        total = sum(n for _, n, _ in batches)
-        names = batches[0][2] if batches else {}
-        return {f"val/{name}": sum(n * losses[name] for _, n, losses in batches) / total for name in names}
+        return held_out_losses(
+            pl_module, trainer.datamodule, "validation", self.validation_images,  # type: ignore[attr-defined]
+            batch_size=self.batch_size, seed=self.seed, devices=devices_of(trainer, pl_module),
+        )
 
     # ---- what subclasses build on ----
 
