@@ -62,7 +62,10 @@ def classifier_free(
     x: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, *, denoiser: Denoiser, guidance: float = 1.0,
     guidance_interval: Sequence[float] | None = None,
 ) -> Tensor:
-    """U + w (c - u), c with and u without the condition (Ho and Salimans 2022); w = 1 is off, 0 unconditional."""
+    """Classifier-free guidance: u + w (c - u), c with and u without the condition; w = 1 is off, 0 unconditional.
+
+    Ho and Salimans 2022.
+    """
     if guidance == 1 or not acts(guidance_interval, alpha, sigma):
         return x0
     return denoiser.lerp(denoiser.ask("unconditional", x, alpha, sigma), x0, guidance)
@@ -73,7 +76,10 @@ def autoguidance(
     x: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, *, denoiser: Denoiser, autoguidance: float = 1.0,
     autoguidance_interval: Sequence[float] | None = None,
 ) -> Tensor:
-    """B + w (d - b), d the averaged network and b the same early in training (Karras et al. 2024, eq. 3)."""
+    """Autoguidance: b + w (d - b), d the averaged network and b the same early in training.
+
+    Karras et al. 2024, equation 3.
+    """
     if autoguidance == 1 or not acts(autoguidance_interval, alpha, sigma):
         return x0
     return denoiser.lerp(denoiser.ask("early", x, alpha, sigma), x0, autoguidance)

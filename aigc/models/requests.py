@@ -6,7 +6,7 @@ Labels by class name or number, prompts, and the options of `sample`: the same m
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from aigc.errors import UserError, choices
 from aigc.models.capabilities import require
@@ -69,8 +69,7 @@ def check_direction(family: Family, direction: Any, *, run: object, wanted: str)
         UserError: the family does not translate, or not in this direction.
     """
     require(family, "translate", run=run, wanted=wanted)
-    if isinstance(family, Translator):
-        family.check_direction(direction)
+    cast(Translator, family).check_direction(direction)
 
 
 def labels_of(family: Family, wanted: Any, n: int) -> Any:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -67,7 +67,7 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
     draws = target.family is None or target.family.makes_images()
     networks = open_networks(cfg, target, data, device) if draws else []
     second, most, unavailable = open_second(cfg, target, data, device, networks[0].name) if draws else (None, 0, None)
-    translates = isinstance(target.family, Translator)
+    translates = target.family is not None and target.family.can("translate")
     against = FolderSource(Path(cfg.against).expanduser(), "against") if cfg.against is not None else None
     values = share_ranges([source for source in (target.pictures, against) if source is not None],
                           data.ranges if data is not None else {})
@@ -144,7 +144,7 @@ def _images(
         found.missing |= panel.missing(n)
         found.ruled_out |= panel.ruled_out()
     if target.family is not None:
-        condition, classes = target.family.hparams.get("condition", "none"), data.classes if data is not None else None
+        condition, classes = target.family.condition, data.classes if data is not None else None
         reasons = [no_label_accuracy(condition, panel.network.classes, classes) for panel in panels]
         if all(reasons):
             (found.missing if condition == "label" else found.ruled_out)["label_accuracy"] = str(reasons[0])
@@ -175,7 +175,7 @@ def open_clip(cfg: Any, target: Target, device: torch.device) -> CLIPScore | Non
     """
     if cfg.clip is None:
         return None
-    if target.family is None or target.family.hparams.get("condition", "none") != "text":
+    if target.family is None or target.family.condition != "text":
         raise UserError("clip= scores images by their captions, but this run uses none: leave it out")
     return CLIPScore(cfg.clip, device)
 
@@ -214,7 +214,6 @@ def _translations(
     refuse(cfg, ("against", "clip", "guidance", "truncation"), "a translator is scored on the other side of its data, "
            "and its translations have no such options")
     check_lpips(cfg.lpips)
-    assert isinstance(target.family, Translator)
     lpips = None
     if data.has_pairs(cfg.test):
         if reason := no_ssim(data.size):
@@ -225,7 +224,7 @@ def _translations(
         names = ("psnr", "ssim", "lpips", *(panel.called("similarity") for panel in panels))
         found.ruled_out |= dict.fromkeys(names, f"the images of {cfg.test} are not paired")
     score_translations(
-        target.family, data, panels, found, split=cfg.test, limit=cfg.num_samples, batch_size=batch_size,
-        seed=cfg.seed, lpips=lpips.to(device) if lpips is not None else None,
+        cast(Translator, target.family), data, panels, found, split=cfg.test, limit=cfg.num_samples,
+        batch_size=batch_size, seed=cfg.seed, lpips=lpips.to(device) if lpips is not None else None,
     )
     return []

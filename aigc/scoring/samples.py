@@ -81,7 +81,7 @@ class Samples:
 
     def __iter__(self) -> Stream:
         h = self.how
-        asked = self.family.hparams.get("condition", "none")
+        asked = self.family.condition
         making = samples(self.family, self.data, h.split, h.n, batch_size=h.batch_size, seed=h.seed,
                          balanced=h.balanced, options=h.options, **self.devices.share)
         with counting(self.family, self):

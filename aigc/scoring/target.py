@@ -15,7 +15,7 @@ from aigc.data.preparing import prepare_data
 from aigc.errors import UserError
 from aigc.images.output import sha256_of
 from aigc.models.checkpoints import find_checkpoint, load_family
-from aigc.models.family import Family, Translator
+from aigc.models.family import Family
 from aigc.scoring.networks.features import FeatureNetwork
 from aigc.scoring.networks.registry import build_network, check_network, second_network
 from aigc.scoring.sources import DataSource, FolderSource, Source
@@ -95,7 +95,7 @@ def open_data(target: Target, chosen: dict[str, Any], cfg: Any) -> ImageData | N
         for name, value in chosen.items():
             OmegaConf.update(whole, f"data.{name}", value, force_add=True)
     if target.family is not None:
-        whole.condition = target.family.hparams.get("condition", "none")
+        whole.condition = target.family.condition
     try:
         data = prepare_data(whole, target.family.accepts if target.family is not None else None)
     except UserError as error:
@@ -114,16 +114,16 @@ def check_fit(family: Family, data: ImageData) -> None:
     Raises:
         UserError: says what differs.
     """
-    name, h = type(family).__name__, family.hparams
-    if isinstance(family, Translator) != isinstance(data, PairData):
-        what = "translates: give data of two sides" if isinstance(family, Translator) else "makes images: give one set"
+    name, h, translates = type(family).__name__, family.hparams, family.can("translate")
+    if translates != isinstance(data, PairData):
+        what = "translates: give data of two sides" if translates else "makes images: give one set"
         raise UserError(f"data={data.name} does not fit this {name}, which {what}, as it was trained on")
     own, theirs = ((h.channels, *h.size), (data.channels, *data.size))
-    if own[0] != theirs[0] or (own != theirs and not isinstance(family, Translator)):
+    if own[0] != theirs[0] or (own != theirs and not translates):
         shapes = " and ".join(" x ".join(map(str, shape)) for shape in (own, theirs))
         raise UserError(f"this {name} makes images of a different shape from {data.name}'s ({shapes}): give "
                         f"data.channels={own[0]} data.size=[{own[1]},{own[2]}], or other data")
-    if h.get("condition", "none") == "label" and h.classes != data.classes:
+    if family.condition == "label" and h.classes != data.classes:
         raise UserError(f"this {name} has {counted(h.classes, 'class')}, {data.name} has {data.classes}: give the "
                         "data that it was trained on")
 

@@ -19,13 +19,13 @@ SPLITS = {"seen": "test", "heldout": "heldout"}     # name in a score: split tha
 def reads_back(data: Any, family: "Family") -> bool:
     """Whether the family draws captions, from data that know their attributes and can read them from an image."""
     known = hasattr(data, "attributes")
-    return known and family.hparams.get("condition", "none") == "text"
+    return known and family.condition == "text"
 
 
 def shows_shapes(data: Any, family: "Family") -> bool:
     """Whether the family draws single objects without a condition, on data that can check that an image shows one."""
     single = hasattr(data, "attributes") and data.objects == "1"
-    return single and family.hparams.get("condition", "none") == "none"
+    return single and family.condition == "none"
 
 
 def tables(

@@ -176,7 +176,7 @@ class Scores(Scoring):
         }
         self.panel = panel
         self._say(data, panel, self.num_samples)
-        condition, more = pl_module.hparams.get("condition", "none"), self.num_samples_final
+        condition, more = pl_module.condition, self.num_samples_final
         self._without("label_accuracy", no_label_accuracy(condition, network.classes, data.classes),
                       condition != "label")
         if more != self.num_samples:

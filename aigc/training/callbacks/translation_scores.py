@@ -6,6 +6,7 @@ Everything is also measured for the untranslated images: a translation that is n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import lightning as L
 from torch import Tensor
@@ -101,19 +102,20 @@ class TranslationScores(Scoring):
         if self.reals:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(pl_module, Translator) or not isinstance(data, PairData):
+        if not pl_module.can("translate") or not isinstance(data, PairData):
             raise UserError(f"metrics=translation scores families that turn images into images, and {data.name} with "
                             f"{type(pl_module).__name__} is something else: use metrics=classifier")
-        with evaluating(pl_module):
-            network = self.build(trainer, pl_module)
+        family = cast(Translator, pl_module)
+        with evaluating(family):
+            network = self.build(trainer, family)
             if any(data.has_pairs(split) for split in ("validation", "test")):
                 found = lpips_at_hand(self.lpips_choice, self.lpips_weights, channels=data.channels, size=data.size,
                                        missing=self.missing)
-                self.lpips = found.to(pl_module.device) if found is not None else None
-            self.reals = {split: self._look(trainer, pl_module, split, network) for split in ("validation", "test")}
+                self.lpips = found.to(family.device) if found is not None else None
+            self.reals = {split: self._look(trainer, family, split, network) for split in ("validation", "test")}
         if self.monitor is None:
-            self.monitor = f"{pl_module.directions[0]}/{network.score_names()['fd']}"
-        suite = self.reals["validation"].panels[pl_module.directions[0]].suite
+            self.monitor = f"{family.directions[0]}/{network.score_names()['fd']}"
+        suite = self.reals["validation"].panels[family.directions[0]].suite
         self.protocol = {
             "metric": self.monitor,
             **network.facts(),
@@ -127,7 +129,7 @@ class TranslationScores(Scoring):
                        "rows": self._rows(data, name), "kd_subset_size": self._subset(real, data, name)}
                 for name, real in self.reals.items()
             },
-            "directions": list(pl_module.directions),
+            "directions": list(family.directions),
             "seed": self.seed,
             "psnr": "of 0..255 after rounding, mean over images in dB",
             "ssim": f"Gaussian window of {SSIM_WINDOW}, sigma 1.5, mean over images",
@@ -190,15 +192,15 @@ class TranslationScores(Scoring):
 
     def measure(self, trainer: L.Trainer, pl_module: Family, *, final: bool) -> dict[str, float]:
         """Scores of all directions on the validation images, at the end also on the test images."""
-        assert isinstance(pl_module, Translator)
+        family = cast(Translator, pl_module)
         scores: dict[str, float] = {}
         for split in ("validation", "test") if final else ("validation",):
             reals, prefix = [self.reals[split]], "test/" if split == "test" else ""
             if split == "test" and self.second is not None:
-                reals.append(self._look(trainer, pl_module, split, self.second))
+                reals.append(self._look(trainer, family, split, self.second))
             found: dict[str, float] = {}
-            for direction in pl_module.directions:
-                for scores_of_one in self._measured(trainer, pl_module, split, reals, direction):
+            for direction in family.directions:
+                for scores_of_one in self._measured(trainer, family, split, reals, direction):
                     found |= {f"{direction}/{name}": value for name, value in scores_of_one.items()}
             for real in reals:
                 found |= real.identity
