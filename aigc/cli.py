@@ -24,6 +24,7 @@ from aigc.config.schema import CONFIG_DIR, SCHEMAS, check_closed, register_schem
 from aigc.config.untrusted import checked_loading
 from aigc.errors import RunError, UserError, choices
 from aigc.runs import verdict
+from aigc.wording import Report
 
 Task = Callable[[Any], Any]
 Error = TypeVar("Error", bound=BaseException)
@@ -107,18 +108,18 @@ def refuse_flags(typed: Sequence[str]) -> None:
             raise UserError("--shell-completion needs one of install=<shell>, uninstall=<shell>, query=<shell>")
 
 
-def download_bar() -> Callable[[int, int, str], None]:
-    """A function that draws a bar for each download that it is told of: bytes done, of how many, and its name."""
+def bars(unit: str = "B") -> Report:
+    """Draws a bar for each long work that it is told of, in bytes or in another unit."""
     from tqdm import tqdm
 
-    bars: dict[str, Any] = {}
+    drawn: dict[str, Any] = {}
 
     def progress(done: int, total: int, name: str) -> None:
-        if name not in bars:
-            bars[name] = tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=None)
-        bars[name].update(done - bars[name].n)
+        if name not in drawn:
+            drawn[name] = tqdm(total=total, unit=unit, unit_scale=unit == "B", desc=name or None, disable=None)
+        drawn[name].update(done - drawn[name].n)
         if done >= total:
-            bars.pop(name).close()
+            drawn.pop(name).close()
 
     return progress
 

@@ -51,7 +51,7 @@ def evaluate(cfg: Any) -> None:
     target = open_target(cfg.run, cfg.checkpoint, device, batch_size=cfg.batch_size, seed=cfg.seed)
     out = Path(cfg.out).expanduser() if cfg.out else default_out(target)
     with reserve(out, overwrite=cfg.overwrite, numbered=not cfg.out) as path:
-        found, notes = measure(cfg, target, device, path)
+        found, notes = measure(cfg, target, device, path, progress=cli.bars(" images"), fetched=cli.bars())
     print(f"\n{table(found.scores)}\n")
     if target.pictures is None:
         with contextlib.suppress(OSError):  # the record is written; a card can be rewritten

@@ -1,8 +1,9 @@
-"""How messages show names and numbers."""
+"""How messages show names and numbers, and how long work tells its progress."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from io import StringIO
 
+Report = Callable[[int, int, str], object]          # told how much of how much of a long work is done, and its name
 SHOWN = 3                                           # names in a sentence; the rest are counted
 WIDE = 100_000                                      # columns of a table that is printed whole
 
@@ -53,3 +54,7 @@ def aligned(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collec
     out = StringIO()
     Console(file=out, width=WIDE, color_system=None, markup=False, emoji=False, highlight=False).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def silent(done: int, total: int, name: str) -> None:
+    """The `Report` that tells nobody."""

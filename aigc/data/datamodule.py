@@ -19,11 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from aigc.data.batches import Endless, EvalBatches, TrainBatches
-from aigc.data.download import Progress
 from aigc.data.split import Batch, Split
 from aigc.data.values import Ranges
 from aigc.errors import UserError, choices
-from aigc.wording import counted, cut, listed, shown
+from aigc.wording import Report, counted, cut, listed, shown, silent
 
 CLASSES = 40              # characters for the names of classes where a run says what it found
 IMAGE_KEYS = ("image", "a", "b", "source", "target")  # keys of images in batches of any kind
@@ -71,7 +70,7 @@ class ImageData(L.LightningDataModule):
         self.notes: list[str] = []                               # further remarks about the data, for the log
         self.unlabelled = ""                                     # why there are no classes where one might expect them
         self.seen: Any = None                                    # encoded.Seen, where the images come from files
-        self.progress: Progress = lambda done, total, name: None  # told of downloads
+        self.progress: Report = silent  # told of downloads
         self.start_batch = 0                                     # number of the first training batch
         self.splits: dict[str, Split] = {}
 

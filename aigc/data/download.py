@@ -15,13 +15,14 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from aigc.errors import UserError
+from aigc.wording import Report, silent
 
 TRIES = 5            # failed connections in a row before giving up
 PAUSE = 2.0          # seconds before the next attempt
@@ -31,7 +32,6 @@ BROKEN_OFF = (urllib.error.URLError, http.client.HTTPException, ConnectionError,
 
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError,
            NotImplementedError)
-Progress = Callable[[int, int, str], object]     # told done, total, name
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Archive:
     sha256: str | None = None       # of the original, in hexadecimal
 
 
-def fetch(archive: Archive, root: Path, progress: Progress = lambda done, total, name: None) -> None:
+def fetch(archive: Archive, root: Path, progress: Report = silent) -> None:
     """Makes the folder `root` from an archive, unless it exists: downloads, verifies and unpacks it.
 
     A single top folder of the archive becomes `root` itself. Several processes may call this at once: one
@@ -90,7 +90,7 @@ def _ending(url: str) -> str:
 # ---- over the network ----
 
 
-def _download(archive: Archive, part: Path, progress: Progress) -> None:
+def _download(archive: Archive, part: Path, progress: Report) -> None:
     """Completes the partial file `part`."""
     log.info("downloading %s", archive.url)
     tries = 0
@@ -112,7 +112,7 @@ def _download(archive: Archive, part: Path, progress: Progress) -> None:
         time.sleep(PAUSE)
 
 
-def _connect(archive: Archive, part: Path, have: int, progress: Progress) -> int:
+def _connect(archive: Archive, part: Path, have: int, progress: Report) -> int:
     """One connection: appends what the server sends to the first `have` bytes; returns the archive's length."""
     headers = {"User-Agent": "aigc"} | ({"Range": f"bytes={have}-"} if have else {})
     try:

@@ -6,15 +6,15 @@ from omegaconf import DictConfig
 
 from aigc.config.targets import instantiate
 from aigc.data.datamodule import ImageData
-from aigc.data.download import Progress
 from aigc.data.pairs import PairData
 from aigc.errors import UserError
 from aigc.files.cache import cache_folder
 from aigc.files.turns import in_turn
+from aigc.wording import Report, silent
 
 
 def prepare_data(
-    cfg: DictConfig, accepts: Collection[str] | None, *, progress: Progress = lambda done, total, name: None
+    cfg: DictConfig, accepts: Collection[str] | None, *, progress: Report = silent
 ) -> ImageData:
     """The data module, downloaded, checked and set up.
 

@@ -39,13 +39,15 @@ from aigc.scoring.scores.similarity import check_lpips, lpips_at_hand, no_ssim
 from aigc.scoring.sources import DataSource, FolderSource, share_ranges
 from aigc.scoring.target import Target, open_data, open_networks, open_reference, open_second
 from aigc.scoring.translation import score_translations
-from aigc.wording import told
+from aigc.wording import Report, silent, told
 
 log = logging.getLogger(__name__)
 NUM_SAMPLES = 2000         # of a family, as in training (conf/metrics/classifier.yaml)
 
 
-def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[Found, list[str]]:
+def measure(
+    cfg: Any, target: Target, device: torch.device, out: Path, *, progress: Report = silent, fetched: Report = silent
+) -> tuple[Found, list[str]]:
     """Computes the requested scores, and writes the record once the images are scored and again at the end.
 
     Args:
@@ -53,6 +55,8 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
         target: what to score.
         device: where networks compute.
         out: the record's path; pictures of nearest neighbours are saved beside it.
+        progress: told of the images that were seen.
+        fetched: told of the bytes of downloads.
 
     Returns:
         The scores, and lines to print.
@@ -63,7 +67,7 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
     """
     started = time.perf_counter()
     keep_freed_memory()
-    data = open_data(target, to_plain(cfg.data), cfg)
+    data = open_data(target, to_plain(cfg.data), cfg, fetched)
     draws = target.family is None or target.family.makes_images()
     networks = open_networks(cfg, target, data, device) if draws else []
     second, most, unavailable = open_second(cfg, target, data, device, networks[0].name) if draws else (None, 0, None)
@@ -109,9 +113,9 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
         if not draws:
             notes = _losses(cfg, target, data, found, batch_size)
         elif translates:
-            notes = _translations(cfg, target, data, panels, found, batch_size, device)
+            notes = _translations(cfg, target, data, panels, found, batch_size, device, progress)
         else:
-            notes = _images(cfg, target, data, against, panels, found, batch_size, device, out, keep)
+            notes = _images(cfg, target, data, against, panels, found, batch_size, device, out, keep, progress)
     keep()
     notes += [f"no {', '.join(names)}  {reason}" for reason, names in by_reason(found.missing).items()]
     notes += [f"values    {line}" for line in values]
@@ -122,7 +126,7 @@ def measure(cfg: Any, target: Target, device: torch.device, out: Path) -> tuple[
 
 def _images(
     cfg: Any, target: Target, data: Any, against: FolderSource | None, panels: list[Panel], found: Found,
-    batch_size: int, device: torch.device, out: Path, keep: Callable[[], None],
+    batch_size: int, device: torch.device, out: Path, keep: Callable[[], None], progress: Report,
 ) -> list[str]:
     """Scores samples or a folder of pictures."""
     reference, held = open_reference(against, data, target, cfg.split, cfg.test)
@@ -152,7 +156,7 @@ def _images(
         more = f"; num_samples={held.count} gives one" if held is not None and held.count > 1 else ""
         (found.ruled_out if cfg.against else found.missing)["floor"] = reason + more
     stream = iter(making) if making is not None else pictures_of(target.pictures, n, batch_size)  # type: ignore[arg-type]
-    shown = score_images(stream, n, panels, found, clip=clip,
+    shown = score_images(stream, n, panels, found, clip=clip, progress=progress,
                          facts={"balanced": cfg.balanced} if making is not None else {})
     if making is not None:
         found.sampling = making.cost()
@@ -208,7 +212,8 @@ def refuse(cfg: Any, names: Sequence[str], why: str) -> None:
 
 
 def _translations(
-    cfg: Any, target: Target, data: Any, panels: list[Panel], found: Found, batch_size: int, device: torch.device
+    cfg: Any, target: Target, data: Any, panels: list[Panel], found: Found, batch_size: int, device: torch.device,
+    progress: Report = silent,
 ) -> list[str]:
     """Scores translations of the held-out images."""
     refuse(cfg, ("against", "clip", "guidance", "truncation"), "a translator is scored on the other side of its data, "
@@ -226,5 +231,6 @@ def _translations(
     score_translations(
         cast(Translator, target.family), data, panels, found, split=cfg.test, limit=cfg.num_samples,
         batch_size=batch_size, seed=cfg.seed, lpips=lpips.to(device) if lpips is not None else None,
+        progress=progress,
     )
     return []

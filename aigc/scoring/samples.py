@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from aigc.data.datamodule import ImageData
 from aigc.errors import UserError
@@ -30,6 +29,7 @@ from aigc.scoring.scores.attributes import shares_of, tables
 from aigc.scoring.scores.clip_score import CLIPScore
 from aigc.scoring.scores.memorisation import SHOWN, save_neighbours
 from aigc.scoring.sources import DataSource, Source
+from aigc.wording import Report, silent
 
 PICTURED = 64 * 2**20      # bytes of images kept, to be shown beside their neighbours
 
@@ -126,7 +126,8 @@ def show(stream: Stream, n: int, panels: Sequence[Panel]) -> Stream:
 
 
 def score_images(
-    stream: Stream, n: int, panels: list[Panel], found: Found, *, clip: CLIPScore | None = None, facts: dict[str, Any]
+    stream: Stream, n: int, panels: list[Panel], found: Found, *, clip: CLIPScore | None = None, facts: dict[str, Any],
+    progress: Report = silent,
 ) -> list[Tensor]:
     """Shows the n images of a stream to every panel, and adds the scores to `found`.
 
@@ -137,6 +138,7 @@ def score_images(
         found: receives scores and protocols.
         clip: scores captions, if the stream has any.
         facts: added to the protocols: how the images were sampled.
+        progress: told how many images were seen.
 
     Returns:
         The first images, uint8 `(c, h, w)` each, up to `PICTURED` bytes.
@@ -146,13 +148,15 @@ def score_images(
     """
     shown: list[Tensor] = []
     agreement: list[Tensor] = []
-    with tqdm(total=n, unit=" images", disable=None) as bar:
-        for _, images, _, texts in show(stream, n, panels):
-            if clip is not None and texts is not None:
-                agreement.append(clip(images, texts))
-            if sum(part.nbytes for part in shown) < PICTURED:
-                shown.append(images.cpu())
-            bar.update(len(images))
+    count = 0
+    for _, images, _, texts in show(stream, n, panels):
+        if clip is not None and texts is not None:
+            agreement.append(clip(images, texts))
+        if sum(part.nbytes for part in shown) < PICTURED:
+            shown.append(images.cpu())
+        count += len(images)
+        progress(count, n, "")
+    progress(n, n, "")                    # some may have been broken
     if panels[0].suite.generated < 2:
         raise UserError("fewer than two images could be read: distances need at least two")
     for panel in panels:

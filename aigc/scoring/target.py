@@ -19,7 +19,7 @@ from aigc.models.family import Family
 from aigc.scoring.networks.features import FeatureNetwork
 from aigc.scoring.networks.registry import build_network, check_network, second_network
 from aigc.scoring.sources import DataSource, FolderSource, Source
-from aigc.wording import counted
+from aigc.wording import Report, counted
 
 SECOND_IMAGES = 2000       # as conf/metrics/classifier.yaml has it
 
@@ -72,7 +72,7 @@ def open_target(run: str, checkpoint: str, device: torch.device, **changes: Any)
     return Target(found, folder, family=family, config=config)
 
 
-def open_data(target: Target, chosen: dict[str, Any], cfg: Any) -> ImageData | None:
+def open_data(target: Target, chosen: dict[str, Any], cfg: Any, progress: Report) -> ImageData | None:
     """The data set to compare with: `data=`, else the run's training data with the given options.
 
     Raises:
@@ -97,7 +97,8 @@ def open_data(target: Target, chosen: dict[str, Any], cfg: Any) -> ImageData | N
     if target.family is not None:
         whole.condition = target.family.condition
     try:
-        data = prepare_data(whole, target.family.accepts if target.family is not None else None)
+        data = prepare_data(whole, target.family.accepts if target.family is not None else None,
+                            progress=progress)
     except UserError as error:
         if not own:
             raise

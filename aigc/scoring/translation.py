@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor
-from tqdm import tqdm
 
 from aigc.data.pairs import PairData
 from aigc.errors import UserError
@@ -21,6 +20,7 @@ from aigc.scoring.samples import Found
 from aigc.scoring.scores.similarity import LPIPS, likeness
 from aigc.scoring.sources import SideSource
 from aigc.scoring.translations import translations
+from aigc.wording import Report, silent
 
 Translations = Iterator[tuple[list[int], Tensor, Tensor, Tensor, dict[str, Tensor]]]
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 def score_translations(
     family: Translator, data: PairData, panels: list[Panel], found: Found, *, split: str, limit: int | None,
-    batch_size: int, seed: int, lpips: LPIPS | None,
+    batch_size: int, seed: int, lpips: LPIPS | None, progress: Report = silent,
 ) -> None:
     """Adds `<direction>/<score>` and `<direction>/identity/<score>` for every direction, all networks in one pass.
 
@@ -45,6 +45,7 @@ def score_translations(
         batch_size: images at a time.
         seed: of random draws in a translation.
         lpips: if its weights are available.
+        progress: told how many images were seen, for each direction and for the same images as they are.
 
     Raises:
         UserError: fewer than two images on a side.
@@ -72,7 +73,8 @@ def score_translations(
         for prefix, identity in ((f"{direction}/", False), (f"{direction}/identity/", True)):
             stream = translations(family, data, split, direction, rows, batch_size=batch_size, seed=seed,
                                   identity=identity)
-            measured = show(stream, panels, n, rows, lpips=lpips, pairs=pairs, what=prefix.rstrip("/"))
+            measured = show(stream, panels, n, rows, lpips=lpips, pairs=pairs,
+                            progress=progress, name=prefix.rstrip("/"))
             for panel in panels:
                 own = panel.scores()
                 found.add({prefix + name: score for name, score in own.items()}, panel.protocol())
@@ -85,7 +87,7 @@ def score_translations(
 
 def show(
     stream: Translations, panels: Sequence[Panel], n: int, rows: int, *, lpips: LPIPS | None, pairs: bool,
-    devices: Devices = ALONE, features: Sequence[Tensor] | None = None, what: str | None = None,
+    devices: Devices = ALONE, features: Sequence[Tensor] | None = None, progress: Report = silent, name: str = "",
 ) -> dict[str, Tensor]:
     """Shows this device's share of translations to every panel; training and evaluation share it.
 
@@ -95,11 +97,13 @@ def show(
         n: number of images.
         rows: number of rows that hold them, among repeats of the shorter side.
         lpips: if its weights are available.
+        progress: told how many images were seen, for each direction and for the same images as they are.
         pairs: whether the images are compared with true ones.
         devices: that have the other shares.
         features: of all images of the source side by each panel's network, where the images are those; None: the
             networks look.
-        what: is shown, for the bar; None: no bar.
+        progress: told how many of the n images were seen, of `name`.
+        name: what they are, for `progress`.
 
     Returns:
         What is measured of each image without a feature network `(m,)` float64, by name, on all devices.
@@ -108,18 +112,17 @@ def show(
     parts = []
     for panel in panels:
         panel.begin(n)
-    with tqdm(total=n, desc=what, unit=" images", disable=None if what else True) as bar:
-        for mine, index, made, targets, measured in stream:
-            images = to_uint8(made)
-            if pairs:
-                measured |= likeness(images, to_uint8(targets), lpips)
-            for k, panel in enumerate(panels):
-                known = {"features": features[k][index]} if features is not None else {}
-                known |= {"pairs": index} if panel.paired and panel.knows_all else {}
-                panel.look(images, numbers=mine, **known)
-            parts.append({name: value.double() for name, value in measured.items()})
-            numbers += mine
-            bar.update(len(images))
+    for mine, index, made, targets, measured in stream:
+        images = to_uint8(made)
+        if pairs:
+            measured |= likeness(images, to_uint8(targets), lpips)
+        for k, panel in enumerate(panels):
+            known = {"features": features[k][index]} if features is not None else {}
+            known |= {"pairs": index} if panel.paired and panel.knows_all else {}
+            panel.look(images, numbers=mine, **known)
+        parts.append({name: value.double() for name, value in measured.items()})
+        numbers += mine
+        progress(len(numbers), n, name)
     return devices.collect(numbers, parts, rows)
 
 

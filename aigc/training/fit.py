@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from aigc.config.schema import to_plain
 from aigc.config.targets import instantiate
 from aigc.data.datamodule import ImageData
-from aigc.data.download import Progress
 from aigc.data.preparing import prepare_data
 from aigc.errors import RunError, UserError
 from aigc.files.turns import rank
@@ -30,7 +29,7 @@ from aigc.training.compatibility import check_compatible
 from aigc.training.loggers import JsonLines, Wandb
 from aigc.training.precision import settle_precision
 from aigc.training.trainer import build_trainer, device_type, quiet
-from aigc.wording import counted
+from aigc.wording import Report, counted, silent
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def vocabulary_of(cfg: DictConfig, data: ImageData) -> list[str] | None:
 
 
 def fit(
-    cfg: DictConfig, folder: Path, *, resumed: bool = False, progress: Progress = lambda done, total, name: None
+    cfg: DictConfig, folder: Path, *, resumed: bool = False, progress: Report = silent
 ) -> dict[str, Any]:
     """Trains until the budget is spent or a signal arrives; returns the run's summary.
 

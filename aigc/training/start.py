@@ -6,7 +6,7 @@ from typing import Any
 
 from hydra.conf import HydraConf
 
-from aigc.cli import download_bar
+from aigc.cli import bars
 from aigc.errors import RunError, UserError
 from aigc.files.turns import rank
 from aigc.runs.resume import resumed_config
@@ -42,8 +42,8 @@ def start(cfg: Any, hydra_config: HydraConf) -> tuple[dict[str, Any], bool]:
         processes = launch.count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
         launch.check_world(processes, cfg.trainer.num_nodes)
         if processes == 1 or rank() is not None:
-            return fit(cfg, folder, resumed=resumed, progress=download_bar()), True
-        prepare_data(cfg, check_compatible(cfg).accepts, progress=download_bar())
+            return fit(cfg, folder, resumed=resumed, progress=bars()), True
+        prepare_data(cfg, check_compatible(cfg).accepts, progress=bars())
         code = launch.launch(processes, [*launch.config_dirs(hydra_config), *overrides], folder)
         summary = read_summary(folder)
         if code and summary.get("status") != "stopped":
