@@ -23,8 +23,6 @@ def edit(cfg: Any) -> None:
     check_least(cfg, {"batch_size": 1, "side": 1})
     if not cfg.megapixels > 0:
         raise UserError(f"megapixels={cfg.megapixels} must be above 0")
-    from tqdm import tqdm
-
     from aigc.config.schema import to_plain
     from aigc.data.values import parse_range, recorded
     from aigc.editing.tasks import open_task
@@ -53,9 +51,9 @@ def edit(cfg: Any) -> None:
             print(f"values    {line}")
         output.facts = {"verb": "edit", "task": name, "run": str(run), "checkpoint": str(checkpoint.resolve()),
                         "sha256": sha256_of(checkpoint), "seed": cfg.seed, "options": typed, "range": ranges}
-        with tqdm(total=len(pictures), unit=" pictures", disable=None) as bar:
+        with cli.bars(" pictures") as progress:
             write_edited(pictures, task, output, channels=family.hparams.channels, batch_size=cfg.batch_size,
-                         pixels=int(cfg.megapixels * 1e6), failures=failures, ranges=ranges, progress=bar.update)
+                         pixels=int(cfg.megapixels * 1e6), failures=failures, ranges=ranges, progress=progress)
         output.ending = {"failed": {str(path): reason for path, reason in sorted(failures.items())}}
     done = len(pictures) - len(failures)
     if failures:

@@ -50,8 +50,9 @@ def evaluate(cfg: Any) -> None:
     device = choose_device(cfg.device)
     target = open_target(cfg.run, cfg.checkpoint, device, batch_size=cfg.batch_size, seed=cfg.seed)
     out = Path(cfg.out).expanduser() if cfg.out else default_out(target)
-    with reserve(out, overwrite=cfg.overwrite, numbered=not cfg.out) as path:
-        found, notes = measure(cfg, target, device, path, progress=cli.bars(" images"), fetched=cli.bars())
+    with (reserve(out, overwrite=cfg.overwrite, numbered=not cfg.out) as path, cli.bars(" images") as progress,
+          cli.bars() as fetched):
+        found, notes = measure(cfg, target, device, path, progress=progress, fetched=fetched)
     print(f"\n{table(found.scores)}\n")
     if target.pictures is None:
         with contextlib.suppress(OSError):  # the record is written; a card can be rewritten

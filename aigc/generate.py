@@ -17,8 +17,6 @@ def main() -> None:
 
 def generate(cfg: Any) -> None:
     """Samples `n` images and writes them to `out`."""
-    from tqdm import tqdm
-
     from aigc.config.schema import to_plain
     from aigc.images.generating import sample_uint8, write
     from aigc.images.output import by_time, claim, sha256_of
@@ -46,9 +44,9 @@ def generate(cfg: Any) -> None:
         }
         recipe = {"program": "aigc", "run": "/".join(run.resolve().parts[-2:]), "checkpoint": checkpoint.stem,
                   "sha256": sha256, "seed": cfg.seed, **({"options": asked.options} if asked.options else {})}
-        with tqdm(total=cfg.n, unit=" images", disable=None) as bar:
+        with cli.bars(" images") as progress:
             images = sample_uint8(family, cfg.n, seed=cfg.seed, condition=asked.condition, batch_size=cfg.batch_size,
-                                  progress=bar.update, **asked.options)
+                                  progress=progress, **asked.options)
             write(images, output, cfg.format, cfg.n, recipe=recipe, asked=asked.words)
     print(f"{counted(cfg.n, 'image')} in {output.folder}")
 

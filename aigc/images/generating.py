@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +20,7 @@ from aigc.images.grids import TONE, grid_png, to_uint8
 from aigc.images.output import Output
 from aigc.models.family import Family
 from aigc.noise import mix
+from aigc.wording import Report, silent
 
 GRID = 64  # images shown in grid.png
 ROWS = 16  # most labels with a row each; with more, each image has its label above
@@ -27,15 +28,16 @@ ROWS = 16  # most labels with a row each; with more, each image has its label ab
 
 def sample_uint8(
     family: Family, n: int, *, seed: int, condition: Any = None, batch_size: int = 64,
-    progress: Callable[[int], object] = lambda made: None, **options: Any,
+    progress: Report = silent, **options: Any,
 ) -> Iterator[np.ndarray]:
-    """Yields images `(h, w, c)` uint8, the k-th from seed mix(seed, k); tells `progress` how many were just made."""
+    """Yields images `(h, w, c)` uint8, the k-th from seed mix(seed, k); tells `progress` how many are made."""
+    progress(0, n, "")
     for start in range(0, n, batch_size):
         stop = min(n, start + batch_size)
         given = None if condition is None else condition[start:stop]
         seeds = [mix(seed, k) for k in range(start, stop)]
         made = family.sample(stop - start, condition=given, seeds=seeds, **options)
-        progress(stop - start)
+        progress(stop, n, "")
         yield from to_uint8(made).permute(0, 2, 3, 1).cpu().numpy()
 
 

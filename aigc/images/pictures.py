@@ -25,6 +25,7 @@ from aigc.files.names import ENDINGS, is_hidden, is_image, zip_name
 from aigc.files.written import ours
 from aigc.images.grids import grid_png, to_uint8
 from aigc.images.output import Output
+from aigc.wording import Report, silent
 
 WRITTEN: dict[str, dict[str, Any]] = {                     # endings that are kept; other pictures become PNGs
     ".png": {}, ".jpg": {"quality": 95}, ".jpeg": {"quality": 95}, ".webp": {"lossless": True}, ".bmp": {},
@@ -273,7 +274,7 @@ def edited(
 
 def write_edited(
     pictures: list[Picture], edit: Callable[[Tensor, list[int]], Tensor], output: Output, *,
-    progress: Callable[[int], object] = lambda done: None, **options: Any,
+    progress: Report = silent, **options: Any,
 ) -> None:
     """Writes what `edit` makes of each picture, and `comparison.png`: the first ones beside their results.
 
@@ -281,19 +282,20 @@ def write_edited(
         pictures: what to read.
         edit: see `edited`.
         output: the folder to write to.
-        progress: told the number of pictures that have just been written.
+        progress: told how many pictures are written.
         **options: those of `edited`.
 
     Raises:
         RunError: the folder does not take them.
     """
     pairs: list[tuple[Tensor, Tensor]] = []
-    for picture, before, after in edited(pictures, edit, **options):
+    progress(0, len(pictures), "")
+    for done, (picture, before, after) in enumerate(edited(pictures, edit, **options), start=1):
         output.write(picture.target, encode(after, Path(picture.target).suffix), kind="image",
                      number=picture.number, source=str(picture.source))
         if len(pairs) < SHOWN:
             pairs.append((before, after))
-        progress(1)
+        progress(done, len(pictures), "")
     if pairs and COMPARISON not in {picture.target for picture in pictures}:
         output.write(COMPARISON, comparison(pairs), kind="comparison")
 

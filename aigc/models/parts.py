@@ -6,7 +6,6 @@ its fingerprint. The weights are in the later model's state dict. So whoever loa
 else, and two runs on equal first stages are the same experiment, wherever these lie.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from aigc.errors import UserError
 from aigc.models.capabilities import require
 from aigc.models.checkpoints import load_family, read_checkpoint
 from aigc.models.family import Family
+from aigc.networks.fingerprint import state_sha256
 
 Source = str | Mapping[str, Any]         # a run folder or checkpoint, or a description kept in a checkpoint
 
@@ -46,7 +46,7 @@ class Part(nn.Module):
             for name in [name for name, child in family.named_children() if child is network]:
                 setattr(family, name, average.network)      # stored once: torch.save keeps shared tensors shared
         self.family: Any = family.requires_grad_(False).eval()
-        self.fingerprint: str = sha256 or fingerprint(family)
+        self.fingerprint: str = sha256 or state_sha256(family.state_dict())
 
     def train(self, mode: bool = True) -> "Part":
         """It is trained: it stays in eval mode."""
@@ -69,16 +69,6 @@ def rebuilt(description: Mapping[str, Any], option: str) -> Family:
         raise UserError(f"model.{option} is neither a run nor what a checkpoint keeps of one: give a run folder")
     kind: Any = locate(description.get("family"), "model", key=f"model.{option}: family")
     return kind(**description["hyper_parameters"])
-
-
-def fingerprint(family: nn.Module) -> str:
-    """SHA-256 of a network's weights and buffers with their names, shapes and types."""
-    digest = hashlib.sha256()
-    for name, value in sorted(family.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def parts_in(family: type[Family], checkpoint: Path) -> dict[str, Any]:

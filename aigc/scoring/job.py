@@ -110,10 +110,11 @@ def measure(
         })
 
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        notes: list[str] = []
         if not draws:
-            notes = _losses(cfg, target, data, found, batch_size)
+            _losses(cfg, target, data, found, batch_size)
         elif translates:
-            notes = _translations(cfg, target, data, panels, found, batch_size, device, progress)
+            _translations(cfg, target, data, panels, found, batch_size, device, progress)
         else:
             notes = _images(cfg, target, data, against, panels, found, batch_size, device, out, keep, progress)
     keep()
@@ -184,7 +185,7 @@ def open_clip(cfg: Any, target: Target, device: torch.device) -> CLIPScore | Non
     return CLIPScore(cfg.clip, device)
 
 
-def _losses(cfg: Any, target: Target, data: Any, found: Found, batch_size: int) -> list[str]:
+def _losses(cfg: Any, target: Target, data: Any, found: Found, batch_size: int) -> None:
     """Scores a family that makes no images by its own losses on all validation and test images."""
     assert target.family is not None
     refuse(cfg, ("against", "clip", "guidance", "truncation", "networks"),
@@ -195,7 +196,6 @@ def _losses(cfg: Any, target: Target, data: Any, found: Found, batch_size: int) 
             "data": data.name, "data_fingerprint": data.fingerprint, "split": split, "batch_size": batch_size,
             "num_samples": min(cfg.num_samples or data.count(split), data.count(split)), "seed": cfg.seed,
         })
-    return []
 
 
 def refuse(cfg: Any, names: Sequence[str], why: str) -> None:
@@ -214,7 +214,7 @@ def refuse(cfg: Any, names: Sequence[str], why: str) -> None:
 def _translations(
     cfg: Any, target: Target, data: Any, panels: list[Panel], found: Found, batch_size: int, device: torch.device,
     progress: Report = silent,
-) -> list[str]:
+) -> None:
     """Scores translations of the held-out images."""
     refuse(cfg, ("against", "clip", "guidance", "truncation"), "a translator is scored on the other side of its data, "
            "and its translations have no such options")
@@ -233,4 +233,3 @@ def _translations(
         batch_size=batch_size, seed=cfg.seed, lpips=lpips.to(device) if lpips is not None else None,
         progress=progress,
     )
-    return []

@@ -149,6 +149,7 @@ def score_images(
     shown: list[Tensor] = []
     agreement: list[Tensor] = []
     count = 0
+    progress(count, n, "")
     for _, images, _, texts in show(stream, n, panels):
         if clip is not None and texts is not None:
             agreement.append(clip(images, texts))
@@ -156,7 +157,6 @@ def score_images(
             shown.append(images.cpu())
         count += len(images)
         progress(count, n, "")
-    progress(n, n, "")                    # some may have been broken
     if panels[0].suite.generated < 2:
         raise UserError("fewer than two images could be read: distances need at least two")
     for panel in panels:

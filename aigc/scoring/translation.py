@@ -110,6 +110,7 @@ def show(
     """
     numbers: list[int] = []
     parts = []
+    progress(0, n, name)
     for panel in panels:
         panel.begin(n)
     for mine, index, made, targets, measured in stream:

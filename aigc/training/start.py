@@ -42,8 +42,10 @@ def start(cfg: Any, hydra_config: HydraConf) -> tuple[dict[str, Any], bool]:
         processes = launch.count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
         launch.check_world(processes, cfg.trainer.num_nodes)
         if processes == 1 or rank() is not None:
-            return fit(cfg, folder, resumed=resumed, progress=bars()), True
-        prepare_data(cfg, check_compatible(cfg).accepts, progress=bars())
+            with bars() as fetched:
+                return fit(cfg, folder, resumed=resumed, progress=fetched), True
+        with bars() as fetched:
+            prepare_data(cfg, check_compatible(cfg).accepts, progress=fetched)
         code = launch.launch(processes, [*launch.config_dirs(hydra_config), *overrides], folder)
         summary = read_summary(folder)
         if code and summary.get("status") != "stopped":

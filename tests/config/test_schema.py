@@ -4,7 +4,7 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from aigc.cli import explain
+from aigc.config.explain import explain
 from aigc.config.schema import CONFIG_DIR, TrainConfig, check_closed
 from aigc.config.targets import instantiate, locate
 from aigc.data.datamodule import ImageData

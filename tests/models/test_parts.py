@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from aigc.errors import UserError
 from aigc.models.checkpoints import load_family, read_checkpoint
 from aigc.models.diffusion import Diffusion
-from aigc.models.parts import LatentSpace, fingerprint
+from aigc.models.parts import LatentSpace
+from aigc.networks.fingerprint import state_sha256
 from aigc.runs.resume import resumed_config
 from aigc.runs.summary import read_summary, signature
 from aigc.training.fit import fit
@@ -110,7 +111,7 @@ def test_its_fingerprint_takes_the_paths_place(later, autoencoder, tmp_path):
     folder, summary = later
     model = load_family(folder)
     assert summary["parts"] == {"first_stage": model.first_stage.fingerprint}
-    assert model.first_stage.fingerprint == fingerprint(model.first_stage.family)
+    assert model.first_stage.fingerprint == state_sha256(model.first_stage.family.state_dict())
     elsewhere = trained(autoencoder / "checkpoints" / "last.ckpt", tmp_path / "same")
     assert elsewhere["signature"] == summary["signature"]
     other = tmp_path / "other"

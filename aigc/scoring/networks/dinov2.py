@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc.errors import UserError
-from aigc.scoring.networks.features import FeatureNetwork, state_sha256
+from aigc.networks.fingerprint import state_sha256
+from aigc.scoring.networks.features import FeatureNetwork
 from aigc.scoring.networks.squeezenet import read_weights
 
 SIDE = 224                                                             # 16 x 16 patches of 14 pixels

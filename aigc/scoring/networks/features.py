@@ -4,23 +4,14 @@ Images are clamped, rounded to uint8 and given to the network, which resizes the
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 REAL_VERSION = 1             # of entries about real images: a change makes new ones
-
-
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a network's weights: names, shapes and values, sorted by name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def real_key(network: "FeatureNetwork", sequence: str, split: str, kind: str, *what: object) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from aigc.data.shapes import BACKGROUNDS, COLOURS, COLUMNS, RELATIONS, SHAPES, SIZES, Scenes
 from aigc.data.shapes import VERSION as DRAWING
 from aigc.files.cache import keep_cached, load_cached
-from aigc.scoring.networks.features import state_sha256
+from aigc.networks.fingerprint import state_sha256
 from aigc.scoring.networks.stored import canonical_list, read_canonical
 
 VERSION = 2                     # of architecture and training: a change makes new cache entries

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc.errors import UserError, choices
-from aigc.scoring.networks.features import FeatureNetwork, state_sha256
+from aigc.networks.fingerprint import state_sha256
+from aigc.scoring.networks.features import FeatureNetwork
 
 SCALES = {  # side, mean and deviation of RGB in 0..255
     "caffe": (227, (123.0, 117.0, 104.0), (1.0, 1.0, 1.0)),

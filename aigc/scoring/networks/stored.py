@@ -18,7 +18,7 @@ from torch import Tensor
 from aigc.data.datamodule import ImageData
 from aigc.errors import UserError
 from aigc.files.cache import keep_file
-from aigc.scoring.networks.features import state_sha256
+from aigc.networks.fingerprint import state_sha256
 
 FOLDER = Path(__file__).parent / "weights"
 LIST = FOLDER / "canonical.json"            # by name: the weights' sha256, their accuracy, and how they were made

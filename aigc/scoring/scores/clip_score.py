@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from aigc.errors import UserError
-from aigc.scoring.networks.features import state_sha256
+from aigc.networks.fingerprint import state_sha256
 
 
 class CLIPScore:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc.errors import UserError, choices
-from aigc.scoring.networks.features import state_sha256
+from aigc.networks.fingerprint import state_sha256
 from aigc.scoring.networks.squeezenet import read_weights
 
 BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}    # LPIPS' name: torchvision's name

@@ -10,9 +10,9 @@ import torch
 from aigc.data.datamodule import ImageData
 from aigc.data.digits import Digits
 from aigc.data.split import Split
+from aigc.networks.fingerprint import state_sha256
 from aigc.scoring.networks import classifier
 from aigc.scoring.networks.classifier import Classifier, trained_classifier, working_size
-from aigc.scoring.networks.features import state_sha256
 from aigc.scoring.networks.stored import encode, read
 
 

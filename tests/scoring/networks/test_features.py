@@ -3,7 +3,7 @@
 import torch
 
 from aigc.images.grids import to_uint8
-from aigc.scoring.networks.features import state_sha256
+from aigc.networks.fingerprint import state_sha256
 
 
 def test_clamps_and_rounds():
