@@ -7,28 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc.networks.attention import attend
-
-
-class Layer(nn.Module):
-    """Self-attention and a two-layer network, each residual on a normalized input (Xiong et al. 2020)."""
-
-    def __init__(self, width: int, *, heads: int):
-        super().__init__()
-        assert width % heads == 0, f"width {width} does not divide into {heads} heads"
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.hidden, self.back = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x_NLD: Tensor, mask_NL: Tensor) -> Tensor:
-        """`(N, L, D)` to the same shape; tokens whose mask is False are ignored."""
-        n, length, width = x_NLD.shape
-        qkv = self.qkv(self.norm1(x_NLD)).view(n, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = attend(q, k, v, mask_NL[:, None, None])
-        x_NLD = x_NLD + self.out(mixed.transpose(1, 2).reshape(n, length, width))
-        return x_NLD + self.back(F.gelu(self.hidden(self.norm2(x_NLD))))
+from aigc.networks.transformer import Block
 
 
 class TextTransformer(nn.Module):
@@ -50,7 +29,7 @@ class TextTransformer(nn.Module):
         self.start = vocabulary
         self.table = nn.Embedding(vocabulary + 1, width)
         self.places = nn.Parameter(0.2 * torch.randn(tokens + 1, width))
-        self.layers = nn.ModuleList(Layer(width, heads=heads) for _ in range(layers))
+        self.layers = nn.ModuleList(Block(width, heads=heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         nn.init.zeros_(self.table.weight.data[0])  # training may never see an unknown word: keep it neutral
 
@@ -60,5 +39,5 @@ class TextTransformer(nn.Module):
         mask = ids >= 0
         x = self.table(ids.clamp(min=0)) + self.places[: ids.shape[1]]
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, mask=mask[:, None, None])
         return self.norm(x), mask
