@@ -13,8 +13,8 @@ from torch import Tensor
 
 from aigc.errors import UserError
 from aigc.networks.fingerprint import state_sha256
+from aigc.networks.weights import read_weights
 from aigc.scoring.networks.features import FeatureNetwork
-from aigc.scoring.networks.squeezenet import read_weights
 
 SIDE = 224                                                             # 16 x 16 patches of 14 pixels
 SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}      # by token width

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aigc.errors import UserError, choices
 from aigc.networks.fingerprint import state_sha256
-from aigc.scoring.networks.squeezenet import read_weights
+from aigc.networks.weights import read_weights
 
 BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}    # LPIPS' name: torchvision's name
 MOST_PSNR = 100.0      # dB, for equal images, whose PSNR is infinite
