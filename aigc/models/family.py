@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from aigc.errors import UserError, choices
 from aigc.models.options import flat_options
 from aigc.networks.ema import EMA
+from aigc.networks.pretrained import Pretrained
 from aigc.runs.progress import Progress
 from aigc.wording import counted
 
@@ -54,6 +55,7 @@ class Family(L.LightningModule):
         super().__init__()
         self.progress = Progress()
         self.class_names: list[str] | None = None          # of the labels it was trained on; None: not known
+        self.learned_through: dict[str, str] = {}          # SHA-256 of pretrained networks, by name
         self._rates: list[tuple[dict, float]] | None = None
 
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
@@ -131,6 +133,17 @@ class Family(L.LightningModule):
 
     # ---- a step: backward, rates and averages ----
 
+    def setup(self, stage: str) -> None:
+        """Loads the pretrained networks that it learns through, before any work.
+
+        Raises:
+            UserError: the weights of one are not there.
+        """
+        for module in self.modules():
+            if isinstance(module, Pretrained):
+                module.load()
+                self.learned_through[module.network] = str(module.sha256)
+
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Lightning's, outside autocast, which would lower float32 parts of a backward pass (PyTorch's AMP recipe)."""
         with torch.autocast(self.device.type, enabled=False):
@@ -180,6 +193,7 @@ class Family(L.LightningModule):
         """Adds what a reader without the config needs: the family, the names of its classes and its progress."""
         checkpoint["family"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["progress"] = self.progress.state_dict()
+        checkpoint["learned_through"] = self.learned_through
         checkpoint["class_names"] = None if self.class_names is None else [str(name) for name in self.class_names]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -189,6 +203,7 @@ class Family(L.LightningModule):
             UserError: the number of classes that it names is not the model's.
         """
         self.progress.load_state_dict(checkpoint["progress"])
+        self.learned_through = dict(checkpoint.get("learned_through", {}))
         names, classes = checkpoint.get("class_names"), self.hparams.get("classes")
         if names is None:
             return

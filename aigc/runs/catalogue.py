@@ -14,7 +14,7 @@ from typing import Any
 BETTER = ("less", "more", "neither")
 READS = ("features", "logits", "pairs", "captions", "images", "losses")
 EVERY = ("data_fingerprint", "split")           # bear on every score that says nothing else
-OF_A_NETWORK = (*EVERY, "network_sha256", "resizer", "num_reals", "num_samples", "balanced")
+OF_A_NETWORK = (*EVERY, "network_sha256", "resizer", "num_reals", "num_samples", "balanced", "judge_taught")
 FRECHET = (*OF_A_NETWORK, "fd_covariance")
 KERNEL = (*OF_A_NETWORK, "kd_kernel", "kd_subsets", "kd_subset_size")
 AROUND = (*OF_A_NETWORK, "kept", "neighbours")

@@ -12,12 +12,15 @@ ASIDE = (   # not how a score was measured: results, random draws, and names tha
     "metric", "network", "network_weights", "network_task", "network_accuracy", "data", "seed", "floor", "floor_final",
     "num_samples_final", "attribute_samples", "splits", "directions", "identity", "reference",
 )
-STATED = ("network_sha256", "num_samples", "num_reals", "resizer", "data_fingerprint", "split")  # by every protocol
+STATED = (  # by every protocol, or they differ from those that state it
+    "network_sha256", "num_samples", "num_reals", "resizer", "data_fingerprint", "split", "judge_taught",
+)
 AXES = ("step", "images", "seconds")
 COURSE = {"epoch", "step", "steps", "iteration", "lr", "learning", "time", "sec", "second", "seconds", "minutes",
           "fps", "speed", "throughput"}     # words of what other programs log that is no score
 WORDS = {"network_sha256": "weights of the feature network", "num_samples": "images generated",
-         "num_reals": "reference images", "data_fingerprint": "data", "split": "reference split", "counts": "images"}
+         "num_reals": "reference images", "data_fingerprint": "data", "split": "reference split", "counts": "images",
+         "judge_taught": "whether the model learned through the feature network"}
 
 
 @dataclass(frozen=True)

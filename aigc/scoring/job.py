@@ -83,12 +83,13 @@ def measure(
         memorisation=cfg.memorisation and not translates, resamples=cfg.resamples, num_reals=cfg.num_reals,
         batch_size=batch_size, seed=cfg.seed, extra=load(cfg.extra, "extra"),
     )
-    panels = [Panel(network, how) for network in networks]
+    learned_through = target.family.learned_through if target.family is not None else {}
+    panels = [Panel(network.judge(learned_through), how) for network in networks]
     found = Found()
     if second is not None:
         how = replace(how, memorisation=False)
-        panels.append(Panel(second, how if translates else replace(how, most=most, num_reals=min(most, how.num_reals or
-                                                                                                 most))))
+        few = how if translates else replace(how, most=most, num_reals=min(most, how.num_reals or most))
+        panels.append(Panel(second.judge(learned_through), few))
     if unavailable is not None:
         found.ruled_out[f"fd_{FOREIGN}"] = unavailable
 

@@ -172,10 +172,10 @@ class Panel:
             self.distances[n] = distance
 
     def notes(self, n: int, what: str = "images") -> list[str]:
-        """What there are too few images for where n, called `what`, are scored."""
+        """What to think of scores of n images, called `what`: of a judge that taught, and of too few images."""
         n = self.bounded(n)
         counts = {what: n, "reference images": self.num_reals}
-        found = (too_few(counts, self.network.num_features),
+        found = (self.network.biased(), too_few(counts, self.network.num_features),
                  smaller_subsets(self.how.kd_subset_size, min(self.how.kd_subset_size, n, self.num_reals, KEPT)))
         return [note for note in found if note]
 

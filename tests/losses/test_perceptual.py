@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_sample_image
 
 from aigc.errors import UserError
-from aigc.losses.perceptual import FIRES, Perceptual
+from aigc.losses.perceptual import Perceptual
 from aigc.networks import efficientnet
+from aigc.networks.pretrained import FIRES
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ Images are clamped, rounded to uint8 and given to the network, which resizes the
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,6 +55,7 @@ class FeatureNetwork(nn.Module):
     classifies: bool = True                         # its logits are classes, so an inception score is meaningful
     origin: str | None = None                       # of the weights: canonical <name>, trained here, given
     accuracy: float | None = None                   # at its task on the data's test images, if known
+    taught: bool = False                            # the model that it scores learned through it
     names: dict[str, str] = {"fd": "fd_{}", "kd": "kd_{}", "is": "is_{}"}
 
     def score_names(self) -> dict[str, str]:
@@ -70,7 +71,18 @@ class FeatureNetwork(nn.Module):
             "network_task": self.task,
             "network_accuracy": self.accuracy,
             "resizer": self.resizer,
+            **({"judge_taught": True} if self.taught else {}),
         }
+
+    def judge(self, learned_through: Mapping[str, str]) -> "FeatureNetwork":
+        """Itself, knowing whether the model that it scores learned through it (`Family.learned_through`)."""
+        self.taught = self.sha256 in learned_through.values()
+        return self
+
+    def biased(self) -> str | None:
+        """Why its scores alone say little of the model, or None."""
+        return (f"the model learned through {self.name}, so its scores flatter it: judge it by another network as "
+                "well, e.g. metrics=classifier") if self.taught else None
 
     def train(self, mode: bool = True) -> "FeatureNetwork":
         """A frozen feature network stays in evaluation mode."""

@@ -269,7 +269,7 @@ class Scoring(L.Callback):
         """A network on every rank; rank 0 trains or downloads it, the others find it in the cache."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         return devices_of(trainer, pl_module).in_turn(
-            lambda: build_network(name, data, pl_module.device, **options))
+            lambda: build_network(name, data, pl_module.device, **options)).judge(pl_module.learned_through)
 
 
 def devices_of(trainer: L.Trainer, pl_module: Family) -> Devices:

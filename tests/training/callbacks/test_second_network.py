@@ -9,7 +9,7 @@ import torch
 from aigc.config.targets import instantiate
 from aigc.errors import UserError
 from aigc.images.streams import items, seeds_of
-from aigc.runs.protocol import describe, measured
+from aigc.runs.protocol import describe, differences, facts, measured
 from aigc.scoring.networks import efficientnet
 from aigc.scoring.networks.features import FeatureNetwork
 from aigc.scoring.networks.registry import second_network
@@ -66,6 +66,21 @@ def test_it_looks_at_the_end_only_and_at_few_images(installed, trainer):
     assert set(final) == set(usual) | OWN and {name: final[name] for name in usual} == usual
     assert scores.second.seen == 120 + 150 + 120 and scores.more_at_end      # samples, reference, test images
     assert scores.monitor == "fd_classifier"
+
+
+def test_a_judge_that_taught_the_model_is_told_in_the_record_and_compares_with_none_that_did_not(installed, trainer):
+    protocols = {}
+    for taught in (False, True):
+        model, scores = Copies(spread=0.1), Scores(**FEW)
+        model.learned_through = {"efficientnet": StandIn.sha256} if taught else {"efficientnet": "of other weights"}
+        scores.score(trainer, model, final=True)
+        protocols[taught] = scores.protocol
+        assert ("the model learned through efficientnet" in " ".join(scores.facts()["scores_notes"])) == taught
+    assert "judge_taught" not in json.dumps(protocols[False])
+    assert protocols[True]["second"]["judge_taught"] and not protocols[True].get("judge_taught")
+    for name, differ in (("fd_efficientnet", True), ("fd_classifier", False)):
+        words = differences(*(facts(name, protocols[taught]) for taught in (False, True)))
+        assert words == (["whether the model learned through the feature network (not stated and True)"] * differ)
 
 
 def test_its_scores_are_those_of_the_first_images_of_either_side(installed, trainer):
