@@ -16,6 +16,7 @@ SMALLEST: dict[str, dict[str, Any]] = {  # model=<name>: options of conf/model/<
     "diffusion": _DIFFUSION,
     "ddpm": _DIFFUSION,
     "edm": _DIFFUSION,
+    "dit": {"dit.width": 16, "dit.layers": 2, "dit.heads": 2, "sampler.steps": 3, "sigma_images": 64},
     "cyclegan": {**_SIDES, "blocks": 1, "pool": 5},
     "cut": {**_SIDES, "blocks": 1, "nce_layers": [0, 4, 10], "nce_features": 8, "nce_patches": 16},
     "pix2pix": {**_SIDES, "halvings": 3},

@@ -27,6 +27,7 @@ FAMILIES = {  # name of a case: (family, its data, condition and scores); one li
     "flow_text": ("diffusion", *TEXT),
     "ddpm": ("ddpm", *SCORED),
     "edm": ("edm", *SCORED),
+    "dit": ("dit", "condition=label", *SCORED),
     "cyclegan": ("cyclegan", *TRANSLATION),
     "cut": ("cut", *TRANSLATION),
     "pix2pix": ("pix2pix", *TRANSLATION, "data=shapes_paired"),
@@ -45,6 +46,7 @@ def cases() -> dict[str, list[str]]:
             made[f"{name}-{precision}"] = [*chosen, f"trainer.precision={precision}", steady]
     made["flow-sharded"] = [*made["flow-32-true"], "trainer.strategy=fsdp"]
     made["flow-sharded-bf16"] = [*made["flow-bf16-mixed"], "trainer.strategy=fsdp"]
+    made["dit-sharded"] = [*made["dit-32-true"], "trainer.strategy=fsdp"]
     return made
 
 

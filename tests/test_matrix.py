@@ -29,7 +29,7 @@ from .stand_ins import CONDITIONS, DATA, kind_of, picture, stand_in, write
 
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
 SIDES = {"cyclegan": ("unpaired", "paired"), "cut": ("unpaired", "paired"), "pix2pix": ("paired",)}
-READERS = ("gan", "dcgan", "diffusion", "ddpm", "edm")        # of captions
+READERS = ("gan", "dcgan", "diffusion", "ddpm", "edm", "dit")  # of captions
 FITTING = [(model, data) for model in MODELS for data in DATA if kind_of(data) in SIDES.get(model, ("images",))]
 RUNS = [(model, data, condition) for model, data in FITTING for condition in ("none", *CONDITIONS.get(data, ()))
         if condition != "text" or model in READERS]
@@ -115,7 +115,7 @@ def test_what_composes_works_to_the_end(chosen, tmp_path: Path, model: str, data
 
 @pytest.mark.parametrize("model", MODELS)
 def test_what_does_not_fit_is_refused_in_a_sentence_that_names_what_does(model: str) -> None:
-    recipe = OmegaConf.load(CONFIG_DIR / "model" / f"{'diffusion' if model in ('ddpm', 'edm') else model}.yaml")
+    recipe = OmegaConf.load(CONFIG_DIR / "model" / f"{'diffusion' if model in ('ddpm', 'edm', 'dit') else model}.yaml")
     family = locate(recipe.model["_target_"], "model")
     assert issubclass(family, Translator) == (model in SIDES)
     fitting = {name for other, name in FITTING if other == model}

@@ -106,10 +106,11 @@ def test_resumed_by_the_same_two_equals_uninterrupted(case, pair):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_sharded_training_is_training_and_its_checkpoint_is_anyones(precision, pair):
-    sharded = "flow-sharded" if precision == "32-true" else "flow-sharded-bf16"
-    contents = [read_checkpoint(pair / case / "checkpoints" / "last.ckpt") for case in (f"flow-{precision}", sharded)]
+@pytest.mark.parametrize(("case", "precision"), [("flow", "32-true"), ("flow", "bf16-mixed"), ("dit", "32-true")])
+def test_sharded_training_is_training_and_its_checkpoint_is_anyones(case, precision, pair):
+    sharded = f"{case}-sharded" if precision == "32-true" else f"{case}-sharded-bf16"
+    names = (f"{case}-{precision}", sharded)
+    contents = [read_checkpoint(pair / name / "checkpoints" / "last.ckpt") for name in names]
     one, other = (content["state_dict"] for content in contents)
     assert one.keys() == other.keys() and any(name.startswith("ema.") for name in one)
     tolerance = 2e-5 if precision == "32-true" else 2e-2    # sums in another order; Adam divides small ones by small

@@ -1,9 +1,10 @@
-"""Diffusion: DDPM, EDM and flow matching as three settings of one model over one U-Net.
+"""Diffusion: DDPM, EDM and flow matching as three settings of one model over a U-Net or a transformer.
 
 Notable:
 - What noise does, what the network predicts, samplers and guides live in `aigc/diffusion/`, a file each.
   Any process, any parametrisation, any weighting, any sampler and any guide go together; recipes are
-  `conf/model/diffusion.yaml` (flow matching), `ddpm.yaml` and `edm.yaml`.
+  `conf/model/diffusion.yaml` (flow matching), `ddpm.yaml` and `edm.yaml`, and `dit.yaml` over a transformer (Peebles
+  and Xie 2023).
 - Training times are stratified over the batch (Kingma et al. 2021, appendix I.1), which quiets the loss.
 - Inputs are scaled to unit variance with the data's own standard deviation, measured on the first images seen.
 - Classifier-free guidance u + w (c - u) (Ho and Salimans 2022): w = 1 is off and costs one evaluation, w = 0 is
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc.conditions import TextEncoder, as_tensor, build_encoder, condition_for
+from aigc.conditions import as_tensor, condition_for
 from aigc.config.functions import check_known, chosen, options_of
 from aigc.diffusion.denoiser import Denoiser
 from aigc.diffusion.guides import GIVEN, Guide, acts, autoguidance, classifier_free, guided, guides_named
@@ -30,40 +31,18 @@ from aigc.diffusion.parametrisations import WEIGHTINGS, Parametrisation, loss_fa
 from aigc.diffusion.samplers import Denoise, Noise, sampler_named
 from aigc.diffusion.schedules import build_process, path
 from aigc.errors import UserError, choices
+from aigc.models.denoisers import ConditionalDenoiser
 from aigc.models.family import Batch, Family
 from aigc.models.options import Average, Schedule, group, grouped
 from aigc.models.parts import LatentSpace, Source
 from aigc.networks.ema import EMA
-from aigc.networks.muon import Muon, hidden_matrices
-from aigc.networks.unet import UNet
+from aigc.networks.muon import Muon
 from aigc.noise import SeededNoise, mix
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
 COMMON_OPTIONS = ("sampler", "steps", "spacing", "precision", "guide")
 OWN_GUIDES = (classifier_free, autoguidance)  # act by themselves where the model has what they need
 GOLDEN = 0.6180339887498949  # steps of the golden ratio cover [0, 1] evenly: validation times by image
-
-
-class ConditionalUNet(nn.Module):
-    """U-Net and condition encoder: what is trained, averaged and sampled."""
-
-    def __init__(
-        self, channels: int, *, condition: str, facts: dict[str, Any], text: dict[str, Any], network: dict[str, Any]
-    ):
-        super().__init__()
-        levels = network.get("cross_attention", ()) if condition == "text" else ()
-        reads = {"cross_attention": levels, "context": text["width"]} if levels else {}
-        self.unet = UNet(channels, **{**network, "cross_attention": (), **reads})
-        width, attended = self.unet.vector, bool(levels)
-        self.encoder = build_encoder(condition, width=width, text=text, attended=attended, **facts)
-
-    def forward(self, x: Tensor, clock: Tensor, condition: Tensor | None, drop: Tensor | None = None) -> Tensor:
-        """Scaled noisy images `(n, c, h, w)`, times `(n,)`, labels `(n,)` or texts to predictions `(n, c, h, w)`."""
-        if isinstance(self.encoder, TextEncoder):
-            pooled, tokens, mask = self.encoder.read(condition, n=len(x), drop=drop)
-            return self.unet(x, clock, pooled, None if tokens is None else (tokens, mask))
-        vector = None if self.encoder is None else self.encoder(condition, n=len(x), drop=drop)
-        return self.unet(x, clock, vector)
 
 
 @group()
@@ -87,7 +66,7 @@ class Optimizer:
     betas: Sequence[float]                  # AdamW
     weight_decay: float                     # of both
     clip: float                             # largest gradient norm; 0: no clipping
-    muon_lr: float = 0.0                    # of the U-Net's kernels, by Muon; 0: by AdamW as everything else
+    muon_lr: float = 0.0                    # of kernels, or a transformer's matrices, by Muon; 0: by AdamW as the rest
 
 
 @group()
@@ -123,7 +102,9 @@ class Diffusion(Family):
         condition: str = "none",            # none | label | text
         first_stage: Source | None = None,  # a trained autoencoder's run, whose latents take the images' place
         objective: Objective,
+        denoiser: str = "unet",             # unet | dit
         network: dict[str, Any],            # arguments of `UNet`
+        dit: dict[str, Any] | None = None,  # arguments of `DiT`
         text: dict[str, Any] | None = None,  # arguments of `TextEncoder`
         text_network: dict[str, Any] | None = None,  # arguments of `UNet` that are others with condition=text
         latent_network: dict[str, Any] | None = None,  # arguments of `UNet` that are others with first_stage
@@ -153,8 +134,9 @@ class Diffusion(Family):
             self.hparams["first_stage"] = self.first_stage.description()
             self.shape, network = self.first_stage.shape, {**network, **(latent_network or {})}
         facts = {"classes": classes, "vocabulary": vocabulary}
-        self.network = ConditionalUNet(
-            self.shape[0], condition=condition, facts=facts, text=text or {}, network=network
+        self.network = ConditionalDenoiser(
+            denoiser, self.shape, condition=condition, facts=facts, text=text or {},
+            network=network if denoiser == "unet" else dit or {},
         )
         self.ema = EMA(self.network, **vars(average))
         early, autoguidance = sampling.early, sampling.autoguidance
@@ -168,22 +150,28 @@ class Diffusion(Family):
         self.register_buffer("moments", torch.zeros(3))  # in the checkpoint: resuming continues the same measurement
         self._measuring = sigma_data == "auto"
 
+    def fingerprints(self) -> dict[str, str | None]:
+        """Also the options of the denoiser that is not there: they do not count."""
+        dit = self.hparams.get("denoiser") == "dit"
+        others = ("network", "text_network", "latent_network") if dit else ("denoiser", "dit")
+        return super().fingerprints() | dict.fromkeys(others)
+
     def averages(self) -> list[tuple[EMA, nn.Module]]:
-        """The averaged U-Net."""
+        """The averaged network."""
         return [(self.ema, self.network)]
 
     def sampling_networks(self) -> list[nn.Module]:
-        """The averaged U-Net and, where it is guided by it, the early one."""
+        """The averaged network and, where it is guided by it, the early one."""
         return [self.ema.network, *([] if self.early is None else [self.early])]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW (Loshchilov and Hutter 2019), and Muon (Jordan et al. 2024) for kernels between stem and output."""
-        h, unet, parameters = self.hparams, self.network.unet, self.network.parameters()
+        """AdamW (Loshchilov and Hutter 2019), and Muon (Jordan et al. 2024) for matrices between stem and output."""
+        h, parameters = self.hparams, self.network.parameters()
         betas = (h.betas[0], h.betas[1])
         if not h.muon_lr:
             return torch.optim.AdamW(parameters, lr=h.lr, betas=betas, weight_decay=h.weight_decay, fused=True)
-        matrices = hidden_matrices(unet, without=[unet.stem, unet.out])
-        return Muon(parameters, matrices, lr=h.lr, matrix_lr=h.muon_lr, betas=betas, weight_decay=h.weight_decay)
+        return Muon(parameters, self.network.matrices(), lr=h.lr, matrix_lr=h.muon_lr, betas=betas,
+                    weight_decay=h.weight_decay)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

@@ -15,6 +15,7 @@ from aigc.runs.progress import Progress
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 TINY = {"width": 8, "multipliers": [1, 2], "vector": 16, "patch": 1}
+TINY_DIT = {"width": 16, "layers": 2, "heads": 2, "patch": 2}
 
 
 def recipe(name="diffusion"):
@@ -31,6 +32,7 @@ def tiny(name="diffusion", *, size=(8, 8), channels=1, condition="label", awake=
     torch.manual_seed(0)
     numbers = recipe(name)
     numbers["network"] = {**numbers["network"], **TINY}
+    numbers["dit"] = {**numbers["dit"], **TINY_DIT}
     model = Diffusion(
         channels, size, classes=3 if condition == "label" else None, condition=condition, **{**numbers, **overrides}
     )
@@ -50,7 +52,8 @@ def batch_of(n=16, *, size=(8, 8), channels=1):
 
 
 # float32, one CPU: first loss and validation loss of the tiny network
-GOLDEN = {"diffusion": (1.665827, 1.796404), "ddpm": (1.185212, 1.185831), "edm": (1.486014, 1.472586)}
+GOLDEN = {"diffusion": (1.665827, 1.796404), "ddpm": (1.185212, 1.185831), "edm": (1.486014, 1.472586),
+          "dit": (2.187016, 2.168093)}
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -143,6 +146,15 @@ def test_guidance_is_u_plus_w_times_the_difference(name):
     torch.testing.assert_close(outside, at[1.0])
 
 
+def test_guidance_acts_on_every_channel():
+    """Peebles and Xie's code guides the first three of four only."""
+    model = tiny("dit", channels=4)
+    x, labels, alpha, sigma = torch.randn(3, 4, 8, 8), torch.tensor([0, 1, 2]), torch.tensor(0.6), torch.tensor(0.7)
+    at = [model.denoise(x, alpha, sigma, labels=labels, guidance=w) for w in (1.0, 3.0)]
+    assert ((at[0] - at[1]).abs().amax((0, 2, 3)) > 1e-3).all()
+    assert model.network.encoder.table.num_embeddings == 3 + 1                    # the null row is `classes`, 3
+
+
 def test_guidance_off_costs_one_evaluation():
     model = tiny()
     sizes = []
@@ -218,6 +230,21 @@ def test_sigma_data_is_measured_on_the_first_images_only():
     assert float(tiny(sigma_data=0.7).sigma_data()) == pytest.approx(0.7)
 
 
+@pytest.mark.parametrize(("name", "moved"), [("diffusion", {"conv1", "conv2", "0", "1", "skip"}),
+                                             ("dit", {"qkv", "out", "hidden", "back"})])
+def test_muon_moves_the_matrices_between_the_first_layer_and_the_last(name, moved):
+    model = tiny(name, network={**recipe()["network"], **TINY, "width": 16}, muon_lr=0.02)
+    optimizer, before = model.configure_optimizers(), {n: p.clone() for n, p in model.network.named_parameters()}
+    theirs = {n for n, p in model.network.named_parameters() if any(p is m for m in optimizer.matrices)}
+    assert {n.split(".")[-2] for n in theirs} == moved and not any(n.startswith("dit.out") for n in theirs)
+    model.training_step(batch_of(), 0)["loss"].backward()
+    optimizer.step()
+    steps = {n: float((p - before[n]).detach().norm()) for n, p in model.network.named_parameters() if n in theirs}
+    wide = {n: max(1.0, p.shape[0] / p[0].numel()) ** 0.5 * min(p.shape[0], p[0].numel()) ** 0.5 * 0.02
+            for n, p in model.network.named_parameters() if n in theirs}
+    assert all(0.6 < steps[n] / wide[n] < 1.25 for n in theirs), "every direction alike"
+
+
 def test_gradients_are_clipped_at_the_recipes_norm():
     model = tiny(clip=0.01)
     optimizer = model.configure_optimizers()
@@ -254,6 +281,7 @@ def test_checkpoint_loads_without_the_config_and_samples_the_same(tmp_path):
         ({"process": "edn"}, "did you mean 'edm'"),
         ({"weighting": "minsnr"}, "did you mean 'min_snr'"),
         ({"sigma_data": "outo"}, "neither a positive number nor auto"),
+        ({"denoiser": "dti"}, "did you mean 'dit'"),
         ({"sampler": {"name": "heum", "steps": 3}}, "did you mean 'heun'"),
         ({"sampler": {"name": "heun", "steps": 3, "eta": 1.0}}, "has no option 'eta'"),
     ],

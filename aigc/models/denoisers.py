@@ -1,0 +1,64 @@
+"""What a diffusion model trains, averages and samples: a denoiser and the encoder of its condition."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from aigc.conditions import TextEncoder, build_encoder
+from aigc.errors import check_choices
+from aigc.networks.dit import DiT
+from aigc.networks.muon import hidden_matrices
+from aigc.networks.unet import UNet
+
+DENOISERS = ("unet", "dit")
+
+
+class ConditionalDenoiser(nn.Module):
+    """A U-Net or a diffusion transformer, and a condition encoder.
+
+    Raises:
+        UserError: there is no such denoiser.
+    """
+
+    def __init__(
+        self,
+        kind: str,                           # unet | dit
+        shape: Sequence[int],                # (channels, height, width) of what is denoised
+        *,
+        condition: str,                      # none | label | text
+        facts: dict[str, Any],               # classes and vocabulary of the data
+        text: dict[str, Any],                # arguments of `TextEncoder`
+        network: dict[str, Any],             # arguments of `UNet` or of `DiT`
+    ):
+        super().__init__()
+        check_choices((("denoiser", kind, DENOISERS),))
+        channels, *size = shape
+        if kind == "unet":
+            levels = network.get("cross_attention", ()) if condition == "text" else ()
+            reads = {"cross_attention": levels, "context": text["width"]} if levels else {}
+            self.unet = UNet(channels, **{**network, "cross_attention": (), **reads})
+        else:
+            reads = {"context": text["width"]} if condition == "text" else {}
+            self.dit = DiT(channels, size, **network, **reads)
+        width = self.denoiser.vector
+        self.encoder = build_encoder(condition, width=width, text=text, attended=bool(reads), **facts)
+
+    @property
+    def denoiser(self) -> UNet | DiT:
+        """The network that predicts."""
+        return self.unet if hasattr(self, "unet") else self.dit
+
+    def matrices(self) -> list[Tensor]:
+        """The weight matrices that Muon may move: of layers between the first and the last one."""
+        if hasattr(self, "unet"):
+            return hidden_matrices(self.unet, without=[self.unet.stem, self.unet.out])
+        return self.dit.matrices()
+
+    def forward(self, x: Tensor, clock: Tensor, condition: Tensor | None, drop: Tensor | None = None) -> Tensor:
+        """Scaled noisy images `(n, c, h, w)`, times `(n,)`, labels `(n,)` or texts to predictions `(n, c, h, w)`."""
+        if isinstance(self.encoder, TextEncoder):
+            pooled, tokens, mask = self.encoder.read(condition, n=len(x), drop=drop)
+            return self.denoiser(x, clock, pooled, None if tokens is None else (tokens, mask))
+        vector = None if self.encoder is None else self.encoder(condition, n=len(x), drop=drop)
+        return self.denoiser(x, clock, vector)
