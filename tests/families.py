@@ -7,6 +7,8 @@ from typing import Any
 
 _GAN = {"generator_widths": [16, 8, 8], "discriminator_widths": [8, 8], "latent": 8}
 _DIFFUSION = {"network.width": 16, "network.vector": 16, "sampler.steps": 3, "sigma_images": 64}
+_GRID = {"widths": [8, 8, 16], "blocks": [0, 1, 1], "warmup_images": 0}
+_JUDGED = {"adversarial_start": 0.2, "discriminator_width": 4, "discriminator_layers": 1}
 _SIDES = {"width": 4, "discriminator_width": 4, "discriminator_layers": 1}
 
 SMALLEST: dict[str, dict[str, Any]] = {  # model=<name>: options of conf/model/<name>.yaml, dotted
@@ -20,6 +22,9 @@ SMALLEST: dict[str, dict[str, Any]] = {  # model=<name>: options of conf/model/<
     "cyclegan": {**_SIDES, "blocks": 1, "pool": 5},
     "cut": {**_SIDES, "blocks": 1, "nce_layers": [0, 4, 10], "nce_features": 8, "nce_patches": 16},
     "pix2pix": {**_SIDES, "halvings": 3},
+    "vqvae": {**_GRID, "codebook": 16, "latent": 4},
+    "vqgan": {**_GRID, **_JUDGED, "codebook": 16, "latent": 4},
+    "autoencoder": {**_GRID, **_JUDGED, "adversarial": 0.5, "latent": 4},
 }
 READER = ["model.text.width=16", "model.text.layers=1", "model.text.heads=2"]   # of condition=text
 

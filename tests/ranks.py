@@ -30,6 +30,10 @@ FAMILIES = {  # name of a case: (family, its data, condition and scores); one li
     "dit": ("dit", "condition=label", *SCORED),
     "cyclegan": ("cyclegan", *TRANSLATION),
     "cut": ("cut", *TRANSLATION),
+    "vqvae": ("vqvae", *SCORED),
+    "vqvae_gradient": ("vqvae", "model.quantiser=gradient", *LOSSES),
+    "vqgan": ("vqgan", *SCORED),
+    "autoencoder": ("autoencoder", *SCORED),
     "pix2pix": ("pix2pix", *TRANSLATION, "data=shapes_paired"),
 }
 BF16 = ("gan", "gan_text", "vae", "flow", "cyclegan")      # also in it: each way to optimize, and captions

@@ -97,3 +97,24 @@ def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fa
         between = torch.lerp(fake.detach().float(), real.detach().float(), share).requires_grad_()
         squared = squared_gradient(discriminator(between), between)
         return ((squared + 1e-12).sqrt() - 1).square().mean()   # 1e-12: the root has no gradient at 0
+
+
+MOST_WEIGHT = 1e4
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
+    """How much the adversarial loss weighs beside the reconstruction's, a scalar without gradient.
+
+    |gradient of reconstruction| / (|gradient of adversarial| + 1e-4) at `last`, the weights of the decoder's last
+    layer, at most 1e4 (Esser et al. 2021, equation 7, and its code): both then pull equally hard. The gradients are
+    averaged over all devices first, so that the weight is that of the whole batch.
+    """
+    with torch.autocast(last.device.type, enabled=False):
+        pulls = torch.stack([
+            torch.autograd.grad(loss, last, retain_graph=True)[0].float() for loss in (reconstruction, adversarial)
+        ])
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(pulls)
+        pulls /= torch.distributed.get_world_size()
+    of_reconstruction, of_adversarial = pulls.flatten(1).norm(dim=1)
+    return (of_reconstruction / (of_adversarial + 1e-4)).clamp(max=MOST_WEIGHT).detach()

@@ -37,7 +37,8 @@ class Family(L.LightningModule):
 
     - `training_step(batch, batch_idx) -> dict`: scalars by name; every entry is averaged and logged. With automatic
       optimization the entry `loss` is minimized; the others are detached.
-    - `validation_step(batch, batch_idx) -> dict`: scalars on held-out images, averaged by the scores callback.
+    - `validation_step(batch, batch_idx) -> dict`: scalars on held-out images, averaged by the scores callback; also
+      vectors, which `held_out(means)` turns into scalars once they are averaged over all images.
     - what it can do: methods of the names in `CAPABILITIES`, such as
       `sample(n, *, condition, seeds, **options) -> Tensor`: images `(n, c, h, w)` in [-1, 1].
     """
@@ -47,6 +48,8 @@ class Family(L.LightningModule):
     find_unused_parameters: ClassVar[bool] = False         # DDP: a step leaves parameters out (adversarial families)
     parts: ClassVar[dict[str, tuple[str, ...]]] = {}       # options that are trained runs (models/parts.py), each with
                                                            # the options that count only where there is one
+    reconstructs: ClassVar[bool] = False                   # `fakes` are held-out images again, not samples: scored
+                                                           # as reconstruction/<score>, pair by pair too
     sharded: ClassVar[tuple[str, ...]] = ()                # networks that trainer=fsdp may shard (training/sharded.py)
     least_batch: int = 1                                   # smallest batch per device
     hparams: Any                                           # Lightning's, readable as attributes
@@ -81,6 +84,11 @@ class Family(L.LightningModule):
     def capabilities(cls) -> list[str]:
         """The capabilities that the family has."""
         return [name for name in CAPABILITIES if cls.can(name)]
+
+    @classmethod
+    def score_prefix(cls) -> str:
+        """What stands before the names of its scores: those of reconstructions are not those of samples."""
+        return "reconstruction/" if cls.reconstructs else ""
 
     @classmethod
     def does(cls) -> str:
@@ -120,6 +128,10 @@ class Family(L.LightningModule):
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Further pictures to draw as grids, by name, e.g. reconstructions beside their inputs; none by default."""
         return {}
+
+    def held_out(self, means: dict[str, Any]) -> dict[str, float]:
+        """The scores that means over held-out images of what `validation_step` returns come to, e.g. a perplexity."""
+        return means
 
     def check_options(self, options: dict[str, Any], known: Sequence[str]) -> None:
         """Refuses an option that `sample` does not know.
@@ -178,6 +190,10 @@ class Family(L.LightningModule):
     def sampling_networks(self) -> list[nn.Module]:
         """The networks whose evaluations count as the cost of a sample; by default the first averaged one."""
         return [average.network for average, _ in self.averages()[:1]]
+
+    def judges(self) -> list[nn.Module]:
+        """The networks that training alone needs: a later run that uses this one keeps none of them."""
+        return []
 
     # ---- checkpoints ----
 

@@ -26,7 +26,7 @@ Source = str | Mapping[str, Any]         # a run folder or checkpoint, or a desc
 class Part(nn.Module):
     """A trained family, frozen, in eval mode, outside of optimizers and averages.
 
-    Of its networks only the averaged ones are kept, which are those that it is used with.
+    Of its networks only the averaged ones are kept, which are those that it is used with, and no discriminators.
 
     Raises:
         UserError: there is no such run, or its family cannot do what it is needed for.
@@ -45,6 +45,9 @@ class Part(nn.Module):
         for average, network in family.averages():
             for name in [name for name, child in family.named_children() if child is network]:
                 setattr(family, name, average.network)      # stored once: torch.save keeps shared tensors shared
+        for judge in family.judges():
+            for name in [name for name, child in family.named_children() if child is judge]:
+                setattr(family, name, None)
         self.family: Any = family.requires_grad_(False).eval()
         self.fingerprint: str = sha256 or state_sha256(family.state_dict())
 

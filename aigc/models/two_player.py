@@ -53,6 +53,10 @@ class TwoPlayer(Family):
         """The networks of each player, in the order of their optimizers: `discriminator` and others."""
         raise NotImplementedError(f"{type(self).__name__} names no players")
 
+    def judges(self) -> list[nn.Module]:
+        """The discriminators."""
+        return list(self.players().get("discriminator", ()))
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for each player; fused, except where gradients are clipped: it unscales fp16 gradients too late."""
         clip, betas = self.hparams.get("clip"), tuple(self.hparams.betas)
@@ -71,7 +75,8 @@ class TwoPlayer(Family):
         own step: it only caches leaves that need gradients.
         """
         players = self.players()
-        optimizer = cast(list[LightningOptimizer], self.optimizers())[list(players).index(player)]
+        optimizers = cast(LightningOptimizer | list[LightningOptimizer], self.optimizers())
+        optimizer = (optimizers if isinstance(optimizers, list) else [optimizers])[list(players).index(player)]
         judges = [p for other, nets in players.items() if player not in (other, "discriminator")
                   for net in nets for p in net.parameters() if p.requires_grad]
         for parameter in judges:

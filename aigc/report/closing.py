@@ -11,6 +11,13 @@ from aigc.wording import counted
 
 MEANINGS = (  # a score: what it says, for who sees it for the first time
     (r"val/loss", "the loss on held-out images"),
+    (r"reconstruction/fd_\w+_over_floor", "times as far from the training images as real test images are"),
+    (r"reconstruction/fd_\w+", "distance between reconstructions and training images; less is better"),
+    (r"reconstruction/psnr", "likeness of reconstructions to their images in dB; more is better"),
+    (r"reconstruction/ssim", "the same by structure, at most 1"),
+    (r"reconstruction/label_accuracy", "share of reconstructions that still show their image's label"),
+    (r"val/perplexity", "codes that would carry as much if all were used equally often"),
+    (r"val/codes_used", "share of the codebook in use"),
     (r"fd_\w+_over_floor", "times as far from the training images as real test images are; 1 is as good as real"),
     (r"fd_\w+", "distance between samples and training images; less is better"),
     (r"kd_\w+", "the same by another measure, less dependent on the number of samples"),
@@ -43,7 +50,7 @@ def closing(folder: Path, summary: dict[str, Any]) -> list[str]:
     if "translate" in able:
         return [*lines, f"next      python -m aigc.edit task=translate {run} images=<file, folder or glob>"]
     if "sample" not in able:                               # no images: there is nothing to look at or to measure
-        return lines
+        return [*lines, f"next      python -m aigc.evaluate {run}"] if "decode" in able else lines
     prompt = shlex.quote(f"text={summary['prompt']}") + " " if summary.get("prompt") else ""
     lines.append(f"next      python -m aigc.generate {run} {prompt}n=8")
     return [*lines, f"          python -m aigc.evaluate {run}"]

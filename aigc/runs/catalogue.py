@@ -92,6 +92,9 @@ ENTRIES: dict[str, Entry] = {entry.name: entry for entry in (
     *(_loss(name, "more", "nats per image") for name in ("elbo", "iwae", "reconstruction")),
     _loss("kl", unit="nats per image", least=0),
     _loss("bits_per_dim", unit="bits"),
+    _loss("l2", least=0),
+    Entry("val/perplexity", "more", (1, None), "codes", ("losses",)),
+    Entry("val/codes_used", "more", (0, 1), "", ("losses",)),
     _loss("logits/held_out", "neither"),
 )}
 

@@ -35,7 +35,7 @@ from aigc.scoring.samples import (
 )
 from aigc.scoring.scores.clip_score import CLIPScore
 from aigc.scoring.scores.registry import load
-from aigc.scoring.scores.similarity import check_lpips, lpips_at_hand, no_ssim
+from aigc.scoring.scores.similarity import PROTOCOL, check_lpips, lpips_at_hand, no_ssim
 from aigc.scoring.sources import DataSource, FolderSource, share_ranges
 from aigc.scoring.target import Target, open_data, open_networks, open_reference, open_second
 from aigc.scoring.translation import score_translations
@@ -72,6 +72,7 @@ def measure(
     networks = open_networks(cfg, target, data, device) if draws else []
     second, most, unavailable = open_second(cfg, target, data, device, networks[0].name) if draws else (None, 0, None)
     translates = target.family is not None and target.family.can("translate")
+    again = target.family is not None and target.family.reconstructs
     against = FolderSource(Path(cfg.against).expanduser(), "against") if cfg.against is not None else None
     values = share_ranges([source for source in (target.pictures, against) if source is not None],
                           data.ranges if data is not None else {})
@@ -80,7 +81,7 @@ def measure(
     batch_size = max(1, min(cfg.batch_size, int(cfg.megapixels * 1e6 / max(h * w for h, w in sizes))))
     how = How(
         kd_subsets=cfg.kd_subsets, kd_subset_size=cfg.kd_subset_size, neighbours=cfg.neighbours,
-        memorisation=cfg.memorisation and not translates, resamples=cfg.resamples, num_reals=cfg.num_reals,
+        memorisation=cfg.memorisation and not (translates or again), resamples=cfg.resamples, num_reals=cfg.num_reals,
         batch_size=batch_size, seed=cfg.seed, extra=load(cfg.extra, "extra"),
     )
     learned_through = target.family.learned_through if target.family is not None else {}
@@ -134,11 +135,18 @@ def _images(
     reference, held = open_reference(against, data, target, cfg.split, cfg.test)
     clip = open_clip(cfg, target, device)
     making = None
+    facts: dict[str, Any] = {}
+    again = target.family is not None and target.family.reconstructs
     if target.family is not None:
-        options = sampling_options(to_plain(cfg))
-        how = Sampling(cfg.num_samples or NUM_SAMPLES, batch_size, cfg.seed, cfg.split, cfg.balanced, options)
-        making = Samples(target.family, data, how)
-        n = how.n
+        options, n, split = sampling_options(to_plain(cfg)), cfg.num_samples or NUM_SAMPLES, cfg.split
+        if again:
+            refuse(cfg, ("guidance", "truncation"), "reconstructions have no sampling options")
+            n, split = min(n, data.count(cfg.test)), cfg.test
+            facts |= {"reconstructions": f"of {split}, each image once", **PROTOCOL}
+            if reason := no_ssim(data.size):
+                found.missing["ssim"] = reason
+        making = Samples(target.family, data, Sampling(n, batch_size, cfg.seed, split, cfg.balanced, options))
+        facts["balanced"] = cfg.balanced
     else:
         assert target.pictures is not None
         n = min(cfg.num_samples or target.pictures.count, target.pictures.count)
@@ -150,7 +158,8 @@ def _images(
         found.missing |= panel.missing(n)
         found.ruled_out |= panel.ruled_out()
     if target.family is not None:
-        condition, classes = target.family.condition, data.classes if data is not None else None
+        classes = data.classes if data is not None else None
+        condition = "label" if again and classes else target.family.condition
         reasons = [no_label_accuracy(condition, panel.network.classes, classes) for panel in panels]
         if all(reasons):
             (found.missing if condition == "label" else found.ruled_out)["label_accuracy"] = str(reasons[0])
@@ -159,7 +168,7 @@ def _images(
         (found.ruled_out if cfg.against else found.missing)["floor"] = reason + more
     stream = iter(making) if making is not None else pictures_of(target.pictures, n, batch_size)  # type: ignore[arg-type]
     shown = score_images(stream, n, panels, found, clip=clip, progress=progress,
-                         facts={"balanced": cfg.balanced} if making is not None else {})
+                         facts=facts, prefix=target.family.score_prefix() if target.family is not None else "")
     if making is not None:
         found.sampling = making.cost()
     keep()

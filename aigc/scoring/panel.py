@@ -29,6 +29,7 @@ from aigc.scoring.sources import Source
 from aigc.scoring.suite import KEPT, Suite
 
 SEARCHED = 60_000          # most real images searched for nearest neighbours
+PAIRED = ("psnr", "ssim")  # what may be known of each image of a stream besides
 VERSION = 2                # of a floor's content: a change makes new cache entries
 
 log = logging.getLogger(__name__)
@@ -266,13 +267,17 @@ class Panel:
     def add(self, seen: Mapping[str, Tensor]) -> None:
         """Adds what was seen in the next images: their features, logits, labels, and what is right.
 
-        `pairs` `(m,)` are the places of their true counterparts in the reference.
+        `pairs` `(m,)` are the places of their true counterparts in the reference; `psnr` and `ssim` `(m,)` compare
+        them with true counterparts elsewhere.
         """
         self.suite.add(seen["features"], seen.get("logits"))
         if "labels" in seen:
             self.labels.append(seen["labels"])
         if "right" in seen:
             self.values.setdefault("label_accuracy", []).append(seen["right"].to(self.how.flags))
+        for name in PAIRED:
+            if name in seen:
+                self.values.setdefault(name, []).append(seen[name].double())
         if "pairs" in seen:
             alike = F.cosine_similarity(seen["features"], self.real[seen["pairs"]])
             self.values.setdefault(self.called("similarity"), []).append(alike.double())

@@ -28,12 +28,14 @@ from aigc.scoring.panel import Panel
 from aigc.scoring.scores.attributes import shares_of, tables
 from aigc.scoring.scores.clip_score import CLIPScore
 from aigc.scoring.scores.memorisation import SHOWN, save_neighbours
+from aigc.scoring.scores.similarity import likeness
 from aigc.scoring.sources import DataSource, Source
 from aigc.wording import Report, silent
 
 PICTURED = 64 * 2**20      # bytes of images kept, to be shown beside their neighbours
 
-Stream = Iterator[tuple[list[int], Tensor, Tensor | None, list[str] | None]]    # numbers, images, labels, captions
+# numbers, images, labels, captions, and what else is known of each image
+Stream = Iterator[tuple[list[int], Tensor, Tensor | None, list[str] | None, dict[str, Tensor]]]
 
 
 @dataclass
@@ -93,8 +95,12 @@ class Samples:
                 self.seconds += time.perf_counter() - started
                 numbers, batch, images = found
                 self.made += len(images)
-                yield numbers, images, batch["label"] if asked == "label" else None, \
-                    batch["text"] if asked == "text" else None
+                known, labelled = {}, asked == "label"
+                if self.family.reconstructs:
+                    known = likeness(images.cpu(), batch["image"], None)
+                    labelled = "label" in batch
+                yield numbers, images, batch["label"] if labelled else None, \
+                    batch["text"] if asked == "text" else None, known
 
     def cost(self) -> dict[str, Any]:
         """Network evaluations and seconds per image."""
@@ -111,23 +117,26 @@ def pictures_of(source: Source, n: int, batch_size: int) -> Stream:
     """The stream of the pictures in a folder."""
     start = 0
     for batch in source.batches(n, batch_size):
-        yield [*range(start, start + len(batch["image"]))], batch["image"], None, None
+        yield [*range(start, start + len(batch["image"]))], batch["image"], None, None, {}
         start += len(batch["image"])
 
 
 def show(stream: Stream, n: int, panels: Sequence[Panel]) -> Stream:
-    """Shows this device's share of n images to every panel, and passes them on."""
+    """Shows this device's share of n images to every panel, and passes them on.
+
+    What is known of them besides is for the first panel alone: it has nothing to do with any network.
+    """
     for panel in panels:
         panel.begin(n)
-    for numbers, images, labels, texts in stream:
+    for numbers, images, labels, texts, known in stream:
         for panel in panels:
-            panel.look(images, labels, numbers=numbers)
-        yield numbers, images, labels, texts
+            panel.look(images, labels, numbers=numbers, **(known if panel is panels[0] else {}))
+        yield numbers, images, labels, texts, known
 
 
 def score_images(
     stream: Stream, n: int, panels: list[Panel], found: Found, *, clip: CLIPScore | None = None, facts: dict[str, Any],
-    progress: Report = silent,
+    progress: Report = silent, prefix: str = "",
 ) -> list[Tensor]:
     """Shows the n images of a stream to every panel, and adds the scores to `found`.
 
@@ -139,6 +148,7 @@ def score_images(
         clip: scores captions, if the stream has any.
         facts: added to the protocols: how the images were sampled.
         progress: told how many images were seen.
+        prefix: what stands before the scores' names.
 
     Returns:
         The first images, uint8 `(c, h, w)` each, up to `PICTURED` bytes.
@@ -150,7 +160,7 @@ def score_images(
     agreement: list[Tensor] = []
     count = 0
     progress(count, n, "")
-    for _, images, _, texts in show(stream, n, panels):
+    for _, images, _, texts, _ in show(stream, n, panels):
         if clip is not None and texts is not None:
             agreement.append(clip(images, texts))
         if sum(part.nbytes for part in shown) < PICTURED:
@@ -160,7 +170,7 @@ def score_images(
     if panels[0].suite.generated < 2:
         raise UserError("fewer than two images could be read: distances need at least two")
     for panel in panels:
-        found.add(panel.scores(), {**panel.protocol(), **facts})
+        found.add({prefix + name: score for name, score in panel.scores().items()}, {**panel.protocol(), **facts})
     if clip is not None and agreement:
         seen = {"network": clip.name, "network_sha256": clip.sha256, "resizer": clip.resizer}
         score = panels[0].mean("clip_score", torch.cat(agreement))

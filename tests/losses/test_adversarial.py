@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aigc.errors import UserError
-from aigc.losses.adversarial import LOSSES, adversarial_loss, gradient_penalty, squared_gradient
+from aigc.losses.adversarial import LOSSES, adaptive_weight, adversarial_loss, gradient_penalty, squared_gradient
 
 REAL, FAKE = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
 
@@ -120,3 +120,39 @@ def test_r1_is_float32_under_autocast_on_the_way_back_too():
     with torch.autocast("cpu", torch.bfloat16):
         lowered = squared_gradient(logits, images)
     assert torch.equal(lowered, squared_gradient(logits, images))
+
+
+def test_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer():
+    torch.manual_seed(0)
+    last = torch.nn.Conv2d(2, 1, 1, bias=False)
+    images = last(torch.randn(4, 2, 3, 3))
+    reconstruction, adversarial = images.square().mean(), -images.mean()
+    pulls = [torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm()
+             for loss in (reconstruction, adversarial)]
+    weight = adaptive_weight(reconstruction, adversarial, last.weight)
+    assert float(weight) == pytest.approx(float(pulls[0] / (pulls[1] + 1e-4)), rel=1e-6)
+    assert not weight.requires_grad and last.weight.grad is None
+    thrice = adaptive_weight(3 * reconstruction, adversarial, last.weight)
+    assert float(thrice) == pytest.approx(3 * float(weight), rel=1e-5)
+    nothing = adaptive_weight(reconstruction, 0 * adversarial, last.weight)
+    assert float(nothing) == pytest.approx(float(pulls[0]) / 1e-4, rel=1e-4)
+    assert float(adaptive_weight(1e9 * reconstruction, 0 * adversarial, last.weight)) == 1e4
+
+
+def _weigh(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    kept = torch.load(f"{folder}/kept.pt", weights_only=True)
+    images = kept["x"].chunk(2)[rank] @ (last := kept["last"].requires_grad_())
+    torch.save(adaptive_weight(images.square().mean(), -images.mean(), last), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_adaptive_weight_of_two_ranks_is_that_of_their_whole_batch(tmp_path):
+    torch.manual_seed(0)
+    x, last = torch.randn(8, 3), torch.randn(3, 2)
+    torch.save({"x": x, "last": last}, tmp_path / "kept.pt")
+    torch.multiprocessing.start_processes(_weigh, (str(tmp_path),), nprocs=2, start_method="fork")
+    images = x @ last.requires_grad_()
+    whole = float(adaptive_weight(images.square().mean(), -images.mean(), last))
+    for rank in range(2):
+        assert float(torch.load(tmp_path / f"{rank}.pt", weights_only=True)) == pytest.approx(whole, rel=1e-5)

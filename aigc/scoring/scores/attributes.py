@@ -25,7 +25,7 @@ def reads_back(data: Any, family: "Family") -> bool:
 def shows_shapes(data: Any, family: "Family") -> bool:
     """Whether the family draws single objects without a condition, on data that can check that an image shows one."""
     single = hasattr(data, "attributes") and data.objects == "1"
-    return single and family.condition == "none"
+    return single and family.condition == "none" and not family.reconstructs
 
 
 def tables(

@@ -14,6 +14,10 @@ from aigc.networks.weights import read_weights
 BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}    # LPIPS' name: torchvision's name
 MOST_PSNR = 100.0      # dB, for equal images, whose PSNR is infinite
 SSIM_WINDOW = 11       # pixels; smaller images have no SSIM
+PROTOCOL = {                # of a score of pairs, for records
+    "psnr": "of 0..255 after rounding, mean over images in dB",
+    "ssim": f"Gaussian window of {SSIM_WINDOW}, sigma 1.5, mean over images",
+}
 LPIPS_LEAST = 32       # pixels: below, AlexNet's grid is empty
 
 log = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from aigc.scoring.networks.features import FeatureNetwork
 from aigc.scoring.panel import How, Panel
 from aigc.scoring.samples import Samples, Sampling, show
 from aigc.scoring.scores.attributes import reads_back, shares_of, shows_shapes, tables
+from aigc.scoring.scores.similarity import PROTOCOL, no_ssim
 from aigc.scoring.sources import FamilySource
 from aigc.training.callbacks.evaluating import evaluating
 from aigc.training.callbacks.scoring import Scoring, devices_of
@@ -30,6 +31,10 @@ class Scores(Scoring):
     how often the data's classifier sees the label that was asked for. The floor is the Fréchet distance of as many
     real test images to the same reference; `<fd>_over_floor` says how many times the samples are as far. A second
     network, which costs many times the first, gives the same scores at the end only, of `second_images` at most.
+
+    Of a family that reconstructs, the images of `validation` are scored again in place of samples, each one once, as
+    `reconstruction/<score>`: `reconstruction/fd_<network>` is rFD, beside the distance of as many real test images.
+    `reconstruction/psnr` (dB) and `reconstruction/ssim` compare each with its own image.
 
     With condition=text and data that can read attributes back from an image, `attributes/seen/<attribute>` and
     `attributes/heldout/<attribute>` are how often it is as the caption asks (scoring/scores/attributes.py). With
@@ -105,7 +110,8 @@ class Scores(Scoring):
         n, panels = self.num_samples, [self.panel]
         if final:
             n, panels = self.num_samples_final, [*panels, *self._second(trainer, pl_module)]
-        how = Sampling(n, self.batch_size, self.seed, self.split, self.balanced, {})
+        prefix = pl_module.score_prefix()
+        how = Sampling(n, self.batch_size, self.seed, "validation" if prefix else self.split, self.balanced, {})
         making = Samples(pl_module, data, how, devices)
         for _ in show(iter(making), n, panels):
             pass
@@ -113,18 +119,19 @@ class Scores(Scoring):
         seen = [panel.gather(n) for panel in panels]
         if not devices.first:
             return {}
-        scores = self.panel.scores_of(seen[0], self.num_samples)
+        scores = _called(prefix, self.panel.scores_of(seen[0], self.num_samples))
         for panel, other in zip(panels[1:], seen[1:], strict=True):
-            own = panel.scores_of({name: other[name] for name in ("features", "logits")})   # the first judges labels
-            scores |= own
+            alone = {name: other[name] for name in ("features", "logits")}                  # the first judges labels
+            own = panel.scores_of(alone)
+            scores |= _called(prefix, own)
             self._say(data, panel, self.second_images)
             self.protocol["second"] = {
-                "scores": list(own), "metric": panel.suite.names["fd"], **panel.network.facts(),
+                "scores": list(own), "metric": prefix + panel.suite.names["fd"], **panel.network.facts(),
                 "num_samples": len(other["features"]), "num_reals": panel.num_reals,
                 "floor": panel.distances.get(len(other["features"])), **panel.suite.protocol(len(other["features"])),
             }
         if n != self.num_samples:
-            scores |= {f"final/{name}": value for name, value in self.panel.scores_of(seen[0]).items()}
+            scores |= _called(f"final/{prefix}", self.panel.scores_of(seen[0]))
         return scores
 
     def _second(self, trainer: L.Trainer, pl_module: Family) -> list[Panel]:
@@ -151,14 +158,20 @@ class Scores(Scoring):
         if data.count(self.split) < 2:
             raise UserError(f"{data.name} has one image in {self.split}, and distances need at least two: add images, "
                             "or choose metrics=losses")
+        again = {}                              # facts of reconstructions
+        if pl_module.reconstructs:
+            again = {"reconstructions": "of validation, each image once", **PROTOCOL}
+            self._bound(data.count("validation"))
+            if (too_small := no_ssim(data.size)) is not None:
+                self.missing["ssim"] = too_small
         with evaluating(pl_module):
             network = self.build(trainer, pl_module)
             count = self.reals(trainer)
             panel = self._learn(trainer, pl_module, network, count, {self.num_samples, self.num_samples_final})
         if self.monitor is None:
-            self.monitor = panel.suite.names["fd"]
+            self.monitor = pl_module.score_prefix() + panel.suite.names["fd"]
         self.protocol = {
-            "metric": panel.suite.names["fd"],
+            "metric": pl_module.score_prefix() + panel.suite.names["fd"],
             **network.facts(),
             "data": data.name,
             "data_fingerprint": data.fingerprint,
@@ -173,10 +186,13 @@ class Scores(Scoring):
             "floor": panel.distances.get(self.num_samples),
             "floor_final": panel.distances.get(self.num_samples_final),
             **panel.suite.protocol(self.num_samples),
+            **again,
         }
         self.panel = panel
         self._say(data, panel, self.num_samples)
         condition, more = pl_module.condition, self.num_samples_final
+        if pl_module.reconstructs and data.classes:
+            condition = "label"                 # they should show what their image shows
         self._without("label_accuracy", no_label_accuracy(condition, network.classes, data.classes),
                       condition != "label")
         if more != self.num_samples:
@@ -186,6 +202,19 @@ class Scores(Scoring):
             blank = Panel(self.second, self._how(None))
             blank.num_reals = self.second_reals(trainer)
             self._say(data, blank, min(self.num_samples, self.second_images))
+
+    def _bound(self, count: int) -> None:
+        """Makes no more samples than `count`, the images that are reconstructed.
+
+        Raises:
+            UserError: there are fewer than two.
+        """
+        if count < 2:
+            raise UserError("reconstructions of validation images are scored, and there are fewer than two: hold some "
+                            "out with data.validation, or choose metrics=losses")
+        if count < self.num_samples_final:
+            self.notes.append(f"reconstructions of all {count:,} validation images are scored")
+        self.num_samples, self.num_samples_final = min(self.num_samples, count), min(self.num_samples_final, count)
 
     def reals(self, trainer: L.Trainer) -> int:
         """How many reference images there are."""
@@ -230,3 +259,8 @@ class Scores(Scoring):
             if n <= (self._held(data) or 0):
                 panel.measure_distance(FamilySource(data, "test", pl_module, devices), n)
         return panel
+
+
+def _called(prefix: str, scores: dict[str, float]) -> dict[str, float]:
+    """The scores with `prefix` before their names."""
+    return {prefix + name: value for name, value in scores.items()}

@@ -17,7 +17,7 @@ from aigc.models.family import Family, Translator
 from aigc.scoring.enough import smaller_subsets, too_few
 from aigc.scoring.networks.features import FeatureNetwork
 from aigc.scoring.panel import How, Panel
-from aigc.scoring.scores.similarity import LPIPS, SSIM_WINDOW, check_lpips, lpips_at_hand, no_ssim
+from aigc.scoring.scores.similarity import LPIPS, PROTOCOL, check_lpips, lpips_at_hand, no_ssim
 from aigc.scoring.translation import show, side_features
 from aigc.scoring.translations import translations
 from aigc.training.callbacks.evaluating import evaluating
@@ -131,8 +131,7 @@ class TranslationScores(Scoring):
             },
             "directions": list(family.directions),
             "seed": self.seed,
-            "psnr": "of 0..255 after rounding, mean over images in dB",
-            "ssim": f"Gaussian window of {SSIM_WINDOW}, sigma 1.5, mean over images",
+            **PROTOCOL,
             "lpips": self.lpips.net if self.lpips is not None else None,
             "lpips_sha256": self.lpips.sha256 if self.lpips is not None else None,
             "similarity": _similarity(network),
