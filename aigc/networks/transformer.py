@@ -11,6 +11,8 @@ Shape suffixes: N batch, L tokens, D width, H heads, W width of a head, V length
 text's tokens.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,6 +63,7 @@ class Cache:
         self.length = length                        # most tokens
         self.tokens = 0                             # read so far
         self._kept: list[Tensor | None] = [None] * layers
+        self._texts: list[Tensor | None] = [None] * layers
 
     def extended(self, layer: int, k_NHLW: Tensor, v_NHLW: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values of a layer: those kept, followed by the new ones, which are kept as well."""
@@ -73,6 +76,13 @@ class Cache:
         kept[..., self.tokens : end, :] = new
         return kept[0, ..., :end, :], kept[1, ..., :end, :]
 
+    def of_text(self, layer: int, make: Callable[[], Tensor]) -> Tensor:
+        """Keys and values of the text that a layer reads: made once, for every token of the pass reads the same."""
+        kept = self._texts[layer]
+        if kept is None:
+            kept = self._texts[layer] = make()
+        return kept
+
 
 class Reading(nn.Module):
     """Attention of tokens to those of a text."""
@@ -83,12 +93,16 @@ class Reading(nn.Module):
         self.query, self.key_value = nn.Linear(width, width), nn.Linear(context, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_NLD: Tensor, text: Text) -> Tensor:
+    def forward(self, x_NLD: Tensor, text: Text, cache: tuple[Cache, int] | None = None) -> Tensor:
         """`(N, L, D)` to the same shape; tokens of the text whose mask is False are ignored."""
         tokens, mask = text
         n, length, width = x_NLD.shape
+
+        def read() -> Tensor:
+            return self.key_value(tokens).view(n, -1, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+
         q = self.query(x_NLD).view(n, length, self.heads, -1).transpose(1, 2)
-        k, v = self.key_value(tokens).view(n, -1, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        k, v = read() if cache is None else cache[0].of_text(cache[1], read)
         return self.out(attend(q, k, v, mask[:, None, None]).transpose(1, 2).reshape(n, length, width))
 
 
@@ -143,7 +157,7 @@ class Block(nn.Module):
         x_NLD = x_NLD + mixed if self.modulation is None else torch.addcmul(x_NLD, gate1, mixed)
         if self.reading is not None:
             assert text is not None and self.norm3 is not None, "this block was built to read texts"
-            x_NLD = x_NLD + self.dropout(self.reading(self.norm3(x_NLD), text))
+            x_NLD = x_NLD + self.dropout(self.reading(self.norm3(x_NLD), text, cache))
         b = self.norm2(x_NLD)
         if self.modulation is not None:
             b = torch.addcmul(shift2, b, 1 + scale2)
