@@ -14,6 +14,8 @@ _SIDES = {"width": 4, "discriminator_width": 4, "discriminator_layers": 1}
 SMALLEST: dict[str, dict[str, Any]] = {  # model=<name>: options of conf/model/<name>.yaml, dotted
     "gan": _GAN,
     "dcgan": _GAN,
+    "biggan": {"chunk": 4, "shared": 4, "generator_widths": [16, 8, 8], "discriminator_widths": [8, 8],
+               "generator_every": 2, "accumulate": 2, "orthogonality": 1e-4},
     "vae": {"widths": [8], "hidden": 16, "latent": 4, "mixture_images": 256},
     "diffusion": _DIFFUSION,
     "ddpm": _DIFFUSION,

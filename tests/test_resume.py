@@ -21,6 +21,7 @@ from aigc.training.fit import fit
 
 from . import forked
 from .conftest import COMMON, TINY, compose_train, environment, python_train
+from .families import words
 
 IMAGES = 3200
 CLOCKWORK = ("seconds", "loops", "callbacks", "epoch")  # what clocks and Lightning's own counters of restarts say
@@ -95,6 +96,19 @@ def test_stopped_at_any_moment_and_resumed_equals_uninterrupted(family, number, 
     assert summary["status"] == "finished"
     assert_same(read_checkpoint(whole / "checkpoints" / "last.ckpt"), read_checkpoint(last))
     assert curve(whole) == curve(broken)
+
+
+@pytest.mark.parametrize("family", ["biggan"])
+def test_resumed_from_between_a_players_turns_equals_uninterrupted(family, tmp_path):
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    told = [*words(family), *FAST, "budget.minutes=null", "model.decay_from=1"]     # rates that no budget changes
+    fit(compose_train(*told, "budget.images=96"), whole)
+    fit(compose_train(*told, "budget.images=48"), halved)  # three batches: the generator's turn is every second
+    fit(compose_train(*told, "budget.images=96"), halved, resumed=True)
+    one, other = (read_checkpoint(run / "checkpoints" / "last.ckpt") for run in (whole, halved))
+    assert one["progress"]["images"] == 96 and any(name.endswith("_u") for name in one["state_dict"])
+    assert_same(one["state_dict"], other["state_dict"])
+    assert_same(one["optimizer_states"], other["optimizer_states"])
 
 
 def test_resume_from_the_command_line_continues_in_the_same_folder(tmp_path):

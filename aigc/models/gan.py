@@ -13,23 +13,23 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from itertools import pairwise
 from math import ceil
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from aigc.conditions import TextEncoder, as_tensor, build_encoder, condition_for
+from aigc.conditions import TextEncoder, as_tensor, build_encoder
 from aigc.errors import UserError, check_choices
 from aigc.losses.adversarial import adversarial_loss, gradient_penalty, squared_gradient
 from aigc.losses.diff_augment import DiffAugment
 from aigc.models.family import Batch
+from aigc.models.from_noise import FromNoise
 from aigc.models.options import Average, Schedule, group, grouped, option
-from aigc.models.two_player import ClippedAdams, TwoPlayer
-from aigc.networks.batch_norm import ConditionalBatchNorm, share_statistics, standing_statistics
+from aigc.models.two_player import ClippedAdams
+from aigc.networks.batch_norm import ConditionalBatchNorm, share_statistics
 from aigc.networks.ema import EMA
-from aigc.noise import SeededNoise
 
 START = 8                                                  # a larger starting grid gets one more doubling
 
@@ -167,7 +167,7 @@ class Discriminator(nn.Module):
         return logits
 
 
-class GAN(TwoPlayer):
+class GAN(FromNoise):
     """A generator against a discriminator, one step of each per batch, with manual optimization.
 
     Raises:
@@ -216,10 +216,6 @@ class GAN(TwoPlayer):
         self.discriminator = Discriminator(channels, size, discriminator, reading, init_std)
         self.least_batch = 2 if self.generator.grid == (1, 1) else 1  # a batch norm of one value has no variance
         self.ema = EMA(self.generator, **vars(average))
-
-    def players(self) -> dict[str, list[nn.Module]]:
-        """The discriminator, then the generator."""
-        return {"discriminator": [self.discriminator], "generator": [self.generator]}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Discriminator, then generator, on the same generated images."""
@@ -291,63 +287,20 @@ class GAN(TwoPlayer):
         twice = None if labels is None else torch.cat([labels, labels])
         return self.discriminator(torch.cat([real, fake]), twice).chunk(2)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The mean logit on held-out images: far below `logits/real`, the discriminator has memorised its images."""
-        with torch.no_grad():
-            labels = as_tensor(self.condition_of(batch), self.discriminator.encoder)
-            return {"logits/held_out": self.discriminator(batch["image"], labels).mean()}
+    def latents(self, seeds: Sequence[int], truncation: float | None = None) -> Tensor:
+        """`z` of these seeds, `(n, latent)`; truncated by quantile, so that every number keeps its rank."""
+        z = super().latents(seeds)
+        return z if truncation is None else truncate(z, truncation)
 
-    def averages(self) -> list[tuple[EMA, nn.Module]]:
-        """The averaged generator."""
-        return [(self.ema, self.generator)]
-
-    @torch.no_grad()
-    def sample(
-        self, n: int, *, condition: Any = None, seeds: Sequence[int] | None = None, **options: Any
-    ) -> Tensor:
-        """Images `(n, c, h, w)` in [-1, 1] of the averaged generator; labels are random where `condition` is None.
-
-        Options: `truncation` (positive; latents from a normal cut off at +-truncation, Brock et al. 2019: smaller is
-        more typical, None is the whole normal); `standing_statistics` (images; batch-norm statistics are recomputed
-        over this many images of the averaged generator, Brock et al. 2019, instead of copied from training).
-
-        Raises:
-            UserError: an option is unknown or out of range, or the labels are.
-        """
-        self.check_options(options, ("truncation", "standing_statistics"))
-        seeds = self.seeds_or_fresh(n, seeds)
-        labels = self.conditions_of(condition, seeds)
-        z = SeededNoise(seeds)(self.hparams.latent)
-        if options.get("truncation") is not None:
-            z = truncate(z, options["truncation"])
-        with torch.autocast(self.device.type, enabled=False):
-            generator = self.ema.network
-            if options.get("standing_statistics"):
-                generator = self.with_standing_statistics(options["standing_statistics"])
-            return generator(z.to(self.device), labels)
-
-    def conditions_of(self, condition: Any, seeds: Sequence[int]) -> Tensor | None:
-        """The requested conditions, checked, on this device."""
-        labels = condition_for(
-            condition, kind=self.condition, classes=self.hparams.classes, seeds=seeds,
-            encoder=self.generator.encoder,
-        )
-        return None if labels is None else labels.to(self.device)
-
-    def with_standing_statistics(self, images: int) -> Generator:
-        """A copy of the averaged generator with batch-norm statistics over `images` images of fixed seeds.
+    def with_standing_statistics(self, images: int, truncation: float | None = None) -> nn.Module:
+        """A copy of the averaged generator with statistics over `images` images of whole latents.
 
         Raises:
             UserError: the model was trained on texts and keeps none to measure with.
         """
         if self.condition == "text":
             raise UserError("standing_statistics needs texts, which the model does not hold: leave it out")
-
-        def inputs(seeds: range) -> tuple[Tensor, Tensor | None]:
-            return SeededNoise(seeds)(self.hparams.latent).to(self.device), self.conditions_of(None, seeds)
-
-        batches = (inputs(range(start, start + 64)) for start in range(0, images, 64))
-        return cast(Generator, standing_statistics(self.ema.network, batches))
+        return super().with_standing_statistics(images)
 
 
 def truncate(z: Tensor, threshold: float) -> Tensor:

@@ -6,12 +6,15 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from aigc.networks.spectral_norm import iterate, spectral_norms
+
 
 class EMA(nn.Module):
     """Averaged copy of `network`: beta = 0.5^(batch / halflife), halflife = min(halflife_images, ramp * images seen).
 
     Counted in images as in Karras et al. 2020 (StyleGAN2-ADA) and Karras et al. 2022 (EDM), so the horizon does
-    not change with the batch size. Parameters are averaged in float32; buffers (batch-norm statistics) are copied.
+    not change with the batch size. Parameters are averaged in float32; buffers (batch-norm statistics) are copied,
+    except the vectors of spectral norms: those of the averaged weights are other ones, and iterate after each update.
     The copy is a submodule: it is saved, moved and loaded with its family.
     """
 
@@ -29,8 +32,11 @@ class EMA(nn.Module):
         """`update` for a fixed `source`, whose tensors are looked up once instead of at every step (0.7 ms)."""
         averaged, current = ([p.detach() for p in net.parameters()] for net in (self.network, source))
         parts = any(hasattr(p, "full_tensor") for p in current)  # trainer=fsdp: each device holds a shard of each
-        kept, measured = list(self.network.buffers()), list(source.buffers())
-        assert len(kept) == len(measured), "the average and its source differ"
+        spectral = spectral_norms(self.network)
+        own = {id(vector) for norm, _ in spectral for vector in norm.buffers()}
+        pairs = list(zip(self.network.buffers(), source.buffers(), strict=True))
+        kept = [buffer for buffer, _ in pairs if id(buffer) not in own]
+        measured = [other for buffer, other in pairs if id(buffer) not in own]
 
         @torch.no_grad()
         def move(images_seen: int, batch: int) -> None:
@@ -40,6 +46,7 @@ class EMA(nn.Module):
             torch._foreach_lerp_(averaged, values, 1 - beta)
             if kept:
                 torch._foreach_copy_(kept, measured)
+            iterate(spectral)
 
         return move
 

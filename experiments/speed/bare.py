@@ -1,4 +1,4 @@
-"""The three families trained as one would without any platform: what measure.py compares our training step with.
+"""Families that make images, trained as one would without any platform: what measure.py compares our step with.
 
 Networks, loss functions and optimizers are those of aigc/models/; everything around them is written out here. `next`
 of a loop is one step. The first steps draw what the family draws, so that both can be compared weight by weight.
@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from aigc.models.biggan import BigGAN
 from aigc.models.diffusion import Diffusion
 from aigc.models.family import Family
 from aigc.models.gan import GAN
 from aigc.models.vae import VAE, kl_to_standard_normal
+from aigc.networks.spectral_norm import spectral_norms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALIKE = 8                               # first steps whose weights are compared
@@ -29,13 +31,18 @@ def follow(model: Family, network: nn.Module) -> Callable[[int, int], None]:
     """The averaged weights of `network`, moved after a step by (images seen, images in the batch)."""
     ema: Any = model.averages()[0][0]
     averaged, current = list(ema.network.parameters()), [p.detach() for p in network.parameters()]
-    kept, measured = list(ema.network.buffers()), list(network.buffers())
+    spectral = spectral_norms(ema.network)
+    own = {id(vector) for norm, _ in spectral for vector in norm.buffers()}
+    pairs = [pair for pair in zip(ema.network.buffers(), network.buffers(), strict=True) if id(pair[0]) not in own]
 
     def move(seen: int, n: int) -> None:
         beta = 0.5 ** (n / min(ema.halflife_images, ema.ramp * seen))
         torch._foreach_lerp_(averaged, current, 1 - beta)
-        if kept:
-            torch._foreach_copy_(kept, measured)
+        if pairs:
+            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+        with torch.no_grad():
+            for norm, weight in spectral:               # an average has singular vectors of its own
+                norm.train()(weight)
 
     return move
 
@@ -70,6 +77,39 @@ def gan_loop(model: GAN, batches: Iterator[Any], low: bool) -> Iterator[None]:
         with autocast(low):
             on_fake = discriminator(model.augment.draw(n, DEVICE)(fake), labels)
             loss = model.loss.generator(on_fake, on_fake)
+        for_generator.zero_grad()
+        loss.backward()
+        for_generator.step()
+        discriminator.requires_grad_(True)
+        seen += n
+        average(seen, n)
+        yield
+
+
+def biggan_loop(model: BigGAN, batches: Iterator[Any], low: bool) -> Iterator[None]:
+    """One discriminator and one generator step a batch, each on images of its own."""
+    h, generator, discriminator = model.hparams, model.generator, model.discriminator
+    assert h.loss == "hinge" and (h.generator_every, h.accumulate, h.orthogonality, h.clip, h.augment) == (
+        1, 1, 0, 0, []), "the loop below does not know this recipe"
+    for_discriminator, for_generator = model.configure_optimizers()
+    average, seen = follow(model, generator), 0
+    for batch in batches:
+        real, labels = batch["image"], batch["label"]
+        n = len(real)
+        with autocast(low):
+            z, drawn = torch.randn(n, generator.latent, device=DEVICE), labels[torch.randint(n, (n,), device=DEVICE)]
+            with torch.no_grad():
+                fake = generator(z, drawn)
+            on_real, on_fake = discriminator(torch.cat([real, fake]), torch.cat([labels, drawn])).chunk(2)
+            loss = F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean()
+        for_discriminator.zero_grad()
+        loss.backward()
+        for_discriminator.step()
+
+        discriminator.requires_grad_(False)
+        with autocast(low):
+            z, drawn = torch.randn(n, generator.latent, device=DEVICE), labels[torch.randint(n, (n,), device=DEVICE)]
+            loss = -discriminator(generator(z, drawn), drawn).mean()
         for_generator.zero_grad()
         loss.backward()
         for_generator.step()
@@ -137,4 +177,6 @@ def diffusion_loop(model: Diffusion, batches: Iterator[Any], low: bool) -> Itera
         yield
 
 
-LOOPS: dict[str, Callable[..., Iterator[None]]] = {"GAN": gan_loop, "VAE": vae_loop, "Diffusion": diffusion_loop}
+LOOPS: dict[str, Callable[..., Iterator[None]]] = {
+    "GAN": gan_loop, "BigGAN": biggan_loop, "VAE": vae_loop, "Diffusion": diffusion_loop,
+}
