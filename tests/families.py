@@ -3,6 +3,7 @@
 Small enough for seconds, and every mechanism of the family is at work.
 """
 
+from pathlib import Path
 from typing import Any
 
 _GAN = {"generator_widths": [16, 8, 8], "discriminator_widths": [8, 8], "latent": 8}
@@ -21,6 +22,7 @@ SMALLEST: dict[str, dict[str, Any]] = {  # model=<name>: options of conf/model/<
     "ddpm": _DIFFUSION,
     "edm": _DIFFUSION,
     "dit": {"dit.width": 16, "dit.layers": 2, "dit.heads": 2, "sampler.steps": 3, "sigma_images": 64},
+    "latent_diffusion": {"latent_network.width": 16, "network.vector": 16, "sampler.steps": 3, "sigma_images": 64},
     "cyclegan": {**_SIDES, "blocks": 1, "pool": 5},
     "cut": {**_SIDES, "blocks": 1, "nce_layers": [0, 4, 10], "nce_features": 8, "nce_patches": 16},
     "pix2pix": {**_SIDES, "halvings": 3},
@@ -28,9 +30,25 @@ SMALLEST: dict[str, dict[str, Any]] = {  # model=<name>: options of conf/model/<
     "vqgan": {**_GRID, **_JUDGED, "codebook": 16, "latent": 4},
     "autoencoder": {**_GRID, **_JUDGED, "adversarial": 0.5, "latent": 4},
 }
+STAGES = {"latent_diffusion": ("first_stage", "autoencoder")}   # options that are runs of another family, and which
 READER = ["model.text.width=16", "model.text.layers=1", "model.text.heads=2"]   # of condition=text
 
 
 def words(name: str) -> list[str]:
     """The overrides that choose a family at its smallest."""
     return [f"model={name}", *(f"model.{key}={value}".replace(" ", "") for key, value in SMALLEST[name].items())]
+
+
+def staged(name: str, folder: Path, *overrides: str) -> list[str]:
+    """The overrides of a family at its smallest, its first stage, if it needs one, trained in `folder` with these."""
+    if name not in STAGES:
+        return words(name)
+    from aigc.training.fit import fit
+
+    from .conftest import compose_train
+
+    option, family = STAGES[name]
+    if not (folder / "summary.json").exists():
+        fit(compose_train(*words(family), *overrides, "condition=none", "metrics=none", "~callbacks.samples",
+                          common=False), folder)
+    return [*words(name), f"model.{option}={folder}"]

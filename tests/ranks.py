@@ -29,6 +29,7 @@ FAMILIES = {  # name of a case: (family, its data, condition and scores); one li
     "ddpm": ("ddpm", *SCORED),
     "edm": ("edm", *SCORED),
     "dit": ("dit", "condition=label", *SCORED),
+    "latent": ("latent_diffusion", "condition=label", *SCORED),
     "cyclegan": ("cyclegan", *TRANSLATION),
     "cut": ("cut", *TRANSLATION),
     "vqvae": ("vqvae", *SCORED),
@@ -51,7 +52,8 @@ def cases() -> dict[str, list[str]]:
             made[f"{name}-{precision}"] = [*chosen, f"trainer.precision={precision}", steady]
     made["flow-sharded"] = [*made["flow-32-true"], "trainer.strategy=fsdp"]
     made["flow-sharded-bf16"] = [*made["flow-bf16-mixed"], "trainer.strategy=fsdp"]
-    made["dit-sharded"] = [*made["dit-32-true"], "trainer.strategy=fsdp"]
+    for name in ("dit", "latent"):
+        made[f"{name}-sharded"] = [*made[f"{name}-32-true"], "trainer.strategy=fsdp"]
     return made
 
 
@@ -69,11 +71,12 @@ def work(folder: Path, rank: int) -> None:
         told = ["+callbacks.report._target_=tests.rank_report.RankReport"]
         told += [f"+callbacks.report.folder={folder / where}"]
         budget = [f"budget.images={STEPS * 32}", "budget.minutes=null", "trainer.devices=2"]
-        fit(compose_train(*cases()[name], *budget, *told, *more), folder / where, resumed=resumed)
+        stage = [f"model.first_stage={folder / 'stage'}"] if name.startswith("latent") else []
+        fit(compose_train(*cases()[name], *budget, *stage, *told, *more), folder / where, resumed=resumed)
 
     for name in cases():
         train(name, name)
-    for name in ("flow-sharded", "gan-32-true"):           # stopped halfway and resumed by the same two
+    for name in ("flow-sharded", "latent-sharded", "gan-32-true"):    # stopped halfway and resumed by the same two
         train(name, f"{name}-resumed", f"budget.images={STEPS * 16}", "metrics.every_images=128")
         train(name, f"{name}-resumed", resumed=True)
     (folder / f"done{rank}").write_text(json.dumps(list(cases())))

@@ -24,21 +24,23 @@ from aigc.training.compatibility import check_compatible
 from aigc.training.fit import fit
 
 from .conftest import compose_train
-from .families import READER, SMALLEST, words
+from .families import READER, SMALLEST, staged, words
 from .stand_ins import CONDITIONS, DATA, kind_of, picture, stand_in, write
 
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
 SIDES = {"cyclegan": ("unpaired", "paired"), "cut": ("unpaired", "paired"), "pix2pix": ("paired",)}
 AGAIN = ("vqvae", "vqgan", "autoencoder")                     # reconstruct, and know no condition
-READERS = ("gan", "dcgan", "diffusion", "ddpm", "edm", "dit")  # of captions
+READERS = ("gan", "dcgan", "diffusion", "ddpm", "edm", "dit", "latent_diffusion")    # of captions
+RECIPES = ("ddpm", "edm", "dit")                             # that conf/model/diffusion.yaml is the most of
 FITTING = [(model, data) for model in MODELS for data in DATA if kind_of(data) in SIDES.get(model, ("images",))]
 RUNS = [(model, data, condition) for model, data in FITTING for condition in ("none", *CONDITIONS.get(data, ()))
         if (condition != "text" or model in READERS) and (condition == "none" or model not in AGAIN)]
 RUNS += [(model, data, condition) for data, models, conditions in (     # the same data in other layouts
     ("huggingface:parquet", ("gan",), ("label", "text")), ("paired_folder:names", ("cyclegan", "pix2pix"), ("none",)),
     ("paired_folder:beside", ("cut", "pix2pix"), ("none",))) for model in models for condition in conditions]
-QUICK = ["trainer=cpu", "trainer.precision=32", "logger=none", "batch_size=4", "budget.minutes=null",
-         "budget.images=8", "metrics.every_images=4", "metrics.validation_images=4", "metrics.batch_size=8",
+BRIEF = ["trainer=cpu", "trainer.precision=32", "logger=none", "batch_size=4", "budget.minutes=null",
+         "budget.images=8"]
+QUICK = [*BRIEF, "metrics.every_images=4", "metrics.validation_images=4", "metrics.batch_size=8",
          "metrics.kd_subsets=2", "metrics.second=null", "callbacks.samples.n=4"]
 SCORED = ["metrics.num_samples=8", "metrics.num_reals=8", "metrics.attribute_samples=4"]
 
@@ -81,7 +83,8 @@ def test_what_composes_works_to_the_end(chosen, tmp_path: Path, model: str, data
     translates = model in SIDES
     run = tmp_path / "run"
     text = READER if condition == "text" else []
-    cfg = compose_train(*words(model), *chosen(data), *QUICK, *text, *([] if translates else SCORED),
+    named = staged(model, tmp_path / "stage", *chosen(data), *BRIEF)
+    cfg = compose_train(*named, *chosen(data), *QUICK, *text, *([] if translates else SCORED),
                         f"condition={condition}", common=False)
     (run / ".hydra").mkdir(parents=True)
     OmegaConf.save(cfg, run / ".hydra" / "config.yaml")
@@ -120,7 +123,7 @@ def test_what_composes_works_to_the_end(chosen, tmp_path: Path, model: str, data
 
 @pytest.mark.parametrize("model", MODELS)
 def test_what_does_not_fit_is_refused_in_a_sentence_that_names_what_does(model: str) -> None:
-    recipe = OmegaConf.load(CONFIG_DIR / "model" / f"{'diffusion' if model in ('ddpm', 'edm', 'dit') else model}.yaml")
+    recipe = OmegaConf.load(CONFIG_DIR / "model" / f"{'diffusion' if model in RECIPES else model}.yaml")
     family = locate(recipe.model["_target_"], "model")
     assert issubclass(family, Translator) == (model in SIDES)
     fitting = {name for other, name in FITTING if other == model}

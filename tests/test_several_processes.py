@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from aigc.config.targets import instantiate
+from aigc.data.digits import Digits
 from aigc.errors import UserError
 from aigc.files.turns import rank
 from aigc.models.checkpoints import load_family, read_checkpoint
@@ -23,6 +24,7 @@ from tests.training.callbacks.conftest import Alone
 
 from . import forked
 from .conftest import COMMON, TINY, compose_train, environment, once, python_train
+from .families import staged
 from .ranks import STEPS, cases
 
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
@@ -46,6 +48,7 @@ def pair():
 
 
 def train_pairs(folder):
+    staged("latent_diffusion", folder / "stage", *COMMON, "budget.images=64", "budget.minutes=null")
     env = environment(AIGC_ALLOW_TARGETS="tests", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(launch.free_port()))
     both = [forked.Forked([sys.executable, "-m", "tests.ranks", str(folder), str(rank)], env=env) for rank in (0, 1)]
     try:
@@ -97,7 +100,7 @@ def test_scores_of_two_processes_are_those_of_one(case, pair, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["gan-32-true", "flow-sharded"])
+@pytest.mark.parametrize("case", ["gan-32-true", "flow-sharded", "latent-sharded"])
 def test_resumed_by_the_same_two_equals_uninterrupted(case, pair):
     assert reports(pair / f"{case}-resumed")[0]["weights"] == reports(pair / case)[0]["weights"]
     half = 16 * STEPS
@@ -106,7 +109,8 @@ def test_resumed_by_the_same_two_equals_uninterrupted(case, pair):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "precision"), [("flow", "32-true"), ("flow", "bf16-mixed"), ("dit", "32-true")])
+@pytest.mark.parametrize(("case", "precision"), [("flow", "32-true"), ("flow", "bf16-mixed"), ("dit", "32-true"),
+                                                ("latent", "32-true")])
 def test_sharded_training_is_training_and_its_checkpoint_is_anyones(case, precision, pair):
     sharded = f"{case}-sharded" if precision == "32-true" else f"{case}-sharded-bf16"
     names = (f"{case}-{precision}", sharded)
@@ -140,11 +144,23 @@ def test_one_process_goes_on_with_the_images_of_two_or_is_refused(case, pair, tm
     finally:
         del os.environ["AIGC_ALLOW_TARGETS"]
     assert summary["images"] == 320 and summary["devices"] == 1
-    from aigc.data.digits import Digits
-
     data = Digits(batch_size=32, seed=1)
     steps = [data.train_dataloader().dataset[k]["index"].tolist() for k in (STEPS, STEPS + 1)]
     assert json.loads((tmp_path / "rank0.json").read_text())["indices"] == steps[0] + steps[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["latent-32-true", "latent-sharded"])
+def test_latents_are_measured_on_the_first_images_of_all_ranks(case, pair):
+    space = load_family(pair / case, "last").first_stage
+    loaded = Digits(batch_size=32, seed=1).train_dataloader().dataset
+    seen = [loaded[k] for k in (0, 1)]                      # the first two steps of both: 64 images, sigma_images
+    walked = [report["indices"][:32] for report in reports(pair / case)]
+    assert sorted(walked[0] + walked[1]) == sorted(torch.cat([batch["index"] for batch in seen]).tolist())
+    latents = space.family.encode(torch.cat([batch["image"] for batch in seen]))
+    torch.testing.assert_close(space.mean[:, 0, 0], latents.mean((0, 2, 3)), atol=1e-5, rtol=1e-5)
+    around = latents - latents.mean((0, 2, 3), keepdim=True)
+    assert float(space.scale) == pytest.approx(float(around.square().mean().rsqrt()), rel=1e-4)
 
 
 def test_what_cannot_be_sharded_is_refused(tmp_path):

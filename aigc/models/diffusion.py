@@ -55,7 +55,7 @@ class Objective:
     weighting: str                          # what an error weighs: own | min_snr | name of a prediction
     min_snr: float                          # gamma of weighting=min_snr
     sigma_data: float | str                 # standard deviation of the images in [-1, 1], or auto
-    sigma_images: int                       # auto: how many of the first images it is measured on
+    sigma_images: int                       # auto: how many of the first images it is measured on; latents, too
 
 
 @group()
@@ -86,7 +86,7 @@ class Diffusion(Family):
     """Denoising diffusion in pixels or latents; the recipe's numbers are in `conf/model/diffusion.yaml`."""
 
     conditions: ClassVar[tuple[str, ...]] = ("none", "label", "text")
-    parts: ClassVar[dict[str, tuple[str, ...]]] = {"first_stage": ("latent_network",)}
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {"first_stage": ("latent_network", "vector_network")}
     sharded: ClassVar[tuple[str, ...]] = ("network",)
     early_kept: Tensor                      # whether `early` holds what it is for
     moments: Tensor                         # images measured, sum of their means, sum of their mean squares
@@ -108,6 +108,7 @@ class Diffusion(Family):
         text: dict[str, Any] | None = None,  # arguments of `TextEncoder`
         text_network: dict[str, Any] | None = None,  # arguments of `UNet` that are others with condition=text
         latent_network: dict[str, Any] | None = None,  # arguments of `UNet` that are others with first_stage
+        vector_network: dict[str, Any] | None = None,  # and further ones where its latents are vectors
         drop: float,                        # share of conditions dropped in training, for guidance
         optimizer: Optimizer,
         schedule: Schedule,
@@ -116,6 +117,7 @@ class Diffusion(Family):
     ):
         super().__init__()
         self.save_hyperparameters()
+        self.check_parts({"first_stage": first_stage})
         weighting, sigma_data, sampler = objective.weighting, objective.sigma_data, sampling.sampler
         if weighting not in WEIGHTINGS:
             raise UserError(f"There is no model.weighting '{weighting}': {choices(weighting, WEIGHTINGS)}")
@@ -130,9 +132,11 @@ class Diffusion(Family):
         self.shape = (channels, *size)      # of what is noised and denoised
         self.first_stage: LatentSpace | None = None
         if first_stage is not None:
-            self.first_stage = LatentSpace(first_stage, channels, size)
+            self.first_stage = LatentSpace(first_stage, channels, size, images=objective.sigma_images)
             self.hparams["first_stage"] = self.first_stage.description()
-            self.shape, network = self.first_stage.shape, {**network, **(latent_network or {})}
+            self.shape = self.first_stage.shape
+            vectors = vector_network if self.shape[1:] == (1, 1) else None
+            network = {**network, **(latent_network or {}), **(vectors or {})}
         facts = {"classes": classes, "vocabulary": vocabulary}
         self.network = ConditionalDenoiser(
             denoiser, self.shape, condition=condition, facts=facts, text=text or {},
@@ -153,7 +157,7 @@ class Diffusion(Family):
     def fingerprints(self) -> dict[str, str | None]:
         """Also the options of the denoiser that is not there: they do not count."""
         dit = self.hparams.get("denoiser") == "dit"
-        others = ("network", "text_network", "latent_network") if dit else ("denoiser", "dit")
+        others = ("network", "text_network", "latent_network", "vector_network") if dit else ("denoiser", "dit")
         return super().fingerprints() | dict.fromkeys(others)
 
     def averages(self) -> list[tuple[EMA, nn.Module]]:

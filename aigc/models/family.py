@@ -1,7 +1,7 @@
 """What all families of generators share: the contract that metrics, samples, resume and generate rely on."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import lightning as L
@@ -48,6 +48,7 @@ class Family(L.LightningModule):
     find_unused_parameters: ClassVar[bool] = False         # DDP: a step leaves parameters out (adversarial families)
     parts: ClassVar[dict[str, tuple[str, ...]]] = {}       # options that are trained runs (models/parts.py), each with
                                                            # the options that count only where there is one
+    required: ClassVar[dict[str, str]] = {}                # those of `parts` that there must be: how to train one
     reconstructs: ClassVar[bool] = False                   # `fakes` are held-out images again, not samples: scored
                                                            # as reconstruction/<score>, pair by pair too
     sharded: ClassVar[tuple[str, ...]] = ()                # networks that trainer=fsdp may shard (training/sharded.py)
@@ -132,6 +133,17 @@ class Family(L.LightningModule):
     def held_out(self, means: dict[str, Any]) -> dict[str, float]:
         """The scores that means over held-out images of what `validation_step` returns come to, e.g. a perplexity."""
         return means
+
+    @classmethod
+    def check_parts(cls, options: Mapping[str, Any]) -> None:
+        """Refuses options of `model` without a trained run that the family cannot do without.
+
+        Raises:
+            UserError: says how to train one.
+        """
+        for name, how in cls.required.items():
+            if options.get(name) is None:
+                raise UserError(f"{cls.__name__} stands on a trained run, and model.{name} names none: {how}")
 
     def check_options(self, options: dict[str, Any], known: Sequence[str]) -> None:
         """Refuses an option that `sample` does not know.

@@ -1,9 +1,9 @@
 """A trained run inside another: frozen, and kept in the later run's checkpoint, so that the earlier run may go.
 
 An option such as `model.first_stage=<run>` names a run folder or a checkpoint. The later model loads it as a `Part`
-and keeps, in its own hyper-parameters, the part's description in the path's place: its class, its hyper-parameters and
-its fingerprint. The weights are in the later model's state dict. So whoever loads the later checkpoint needs nothing
-else, and two runs on equal first stages are the same experiment, wherever these lie.
+and keeps, in its own hyper-parameters, the part's description in the path's place: its class, its hyper-parameters,
+its fingerprint and how it was trained. The weights are in the later model's state dict. So whoever loads the later
+checkpoint needs nothing else, and two runs on equal first stages are the same experiment, wherever these lie.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from aigc.config.targets import locate
 from aigc.errors import UserError
 from aigc.models.capabilities import require
-from aigc.models.checkpoints import load_family, read_checkpoint
+from aigc.models.checkpoints import find_checkpoint, load_family, read_checkpoint, run_of
 from aigc.models.family import Family
 from aigc.networks.fingerprint import state_sha256
+from aigc.runs.summary import read_summary
 
 Source = str | Mapping[str, Any]         # a run folder or checkpoint, or a description kept in a checkpoint
 
@@ -39,9 +40,9 @@ class Part(nn.Module):
             family: Family = load_family(source)
             for capability in needs:
                 require(family, capability, run=source, wanted=f"model.{option}")
-            sha256 = None
+            sha256, trained = None, training_of(source, family)
         else:
-            family, sha256 = rebuilt(source, option), source["sha256"]
+            family, sha256, trained = rebuilt(source, option), source["sha256"], source.get("trained", {})
         for average, network in family.averages():
             for name in [name for name, child in family.named_children() if child is network]:
                 setattr(family, name, average.network)      # stored once: torch.save keeps shared tensors shared
@@ -50,6 +51,7 @@ class Part(nn.Module):
                 setattr(family, name, None)
         self.family: Any = family.requires_grad_(False).eval()
         self.fingerprint: str = sha256 or state_sha256(family.state_dict())
+        self.trained: dict[str, Any] = dict(trained)        # see `training_of`; older descriptions do not tell it
 
     def train(self, mode: bool = True) -> "Part":
         """It is trained: it stays in eval mode."""
@@ -59,7 +61,34 @@ class Part(nn.Module):
         """What is kept of it beside its weights: plain values, for hyper-parameters."""
         kind = type(self.family)
         return {"family": f"{kind.__module__}.{kind.__qualname__}", "sha256": self.fingerprint,
-                "hyper_parameters": dict(self.family.hparams)}
+                "hyper_parameters": dict(self.family.hparams), "trained": self.trained}
+
+
+def training_of(source: str, family: Family) -> dict[str, Any]:
+    """How a run was trained: `images`, `seconds`, those of runs inside it too, and `data`, by name and fingerprint."""
+    summary = read_summary(run_of(find_checkpoint(source)))
+    data, inside = summary.get("data", {}), [part for part in family.children() if isinstance(part, Part)]
+    seconds = summary.get("seconds", family.progress.seconds) + sum(p.trained.get("seconds", 0.0) for p in inside)
+    return {"images": summary.get("images", family.progress.images), "seconds": round(seconds, 3),
+            "data": {key: data[key] for key in ("name", "fingerprint") if key in data}}
+
+
+def stages(model: Family) -> dict[str, dict[str, Any]]:
+    """How the trained runs inside a model were trained, by their options: for its record."""
+    parts = {name: getattr(model, name, None) for name in model.parts}
+    return {name: {"family": type(part.family).__name__, **part.trained} for name, part in parts.items()
+            if isinstance(part, Part)}
+
+
+def leaks(model: Family, data: Mapping[str, Any]) -> list[str]:
+    """A sentence on each run inside that may have learned from what `data`, facts of a data module, hold out."""
+    seen = {name: stage.get("data", {}) for name, stage in stages(model).items()}
+    return [
+        f"model.{name} was trained on another split of {data['name']}: images that are held out here may be among "
+        "those it learned from, and scores on them too good; train it with this run's data.split_seed"
+        for name, theirs in seen.items()
+        if theirs.get("name") == data["name"] and theirs.get("fingerprint") != data["fingerprint"]
+    ]
 
 
 def rebuilt(description: Mapping[str, Any], option: str) -> Family:
@@ -87,15 +116,22 @@ def parts_in(family: type[Family], checkpoint: Path) -> dict[str, Any]:
 
 
 class LatentSpace(Part):
-    """The latents of a trained autoencoder as the space of another family: a grid `(n, *shape)` of unit variance.
+    """The latents of a trained autoencoder as the space of another family: grids `(n, *shape)`, mean 0, variance 1.
 
-    They are scaled by 1 / std of the first training batch (Rombach et al. 2022, appendix G). A latent vector is a grid
-    of 1 x 1. Encoding and decoding know no condition.
+    Their mean in each channel and one scale, 1 / standard deviation around these means, are measured in training on
+    the first `images` images of all ranks and kept in the checkpoint (Rombach et al. 2022, appendix G, have the scale,
+    of one batch). One scale for all channels: what the autoencoder made small carries little, and stays small; scaled
+    up each for itself, its unused channels would be noise as large as the picture. A latent vector is a grid of 1 x 1.
+    Encoding and decoding know no condition.
     """
 
     scale: Tensor                            # () 0 until it is measured
+    mean: Tensor                             # (c, 1, 1)
+    moments: Tensor                          # (1 + 2 c,) images measured, sums of means and of mean squares
 
-    def __init__(self, source: Source, channels: int, size: Sequence[int], *, option: str = "first_stage"):
+    def __init__(
+        self, source: Source, channels: int, size: Sequence[int], *, option: str = "first_stage", images: int = 4096
+    ):
         """For images of `channels` and `size`, which must be those that it was trained on.
 
         Raises:
@@ -111,31 +147,46 @@ class LatentSpace(Part):
             made = self.family.encode(torch.zeros(1, channels, *size)).shape[1:]
         self.shape = (*made, 1, 1)[:3]       # of latents
         self._shape = tuple(made)            # as the autoencoder has them
+        self.images = images
         self.register_buffer("scale", torch.zeros(()))
-        self._measured = False
+        self.register_buffer("mean", torch.zeros(self.shape[0], 1, 1))
+        self.register_buffer("moments", torch.zeros(1 + 2 * self.shape[0]))
+        self._measuring = True
 
     @torch.no_grad()
     def encode(self, images: Tensor, *, measure: bool = False) -> Tensor:
-        """Latents `(n, *shape)` of images in [-1, 1]; with `measure` the first batch, of all ranks, sets the scale."""
+        """Latents `(n, *shape)` of images in [-1, 1]; with `measure`, mean and scale take them into account."""
         latents = self.family.encode(images).float().view(-1, *self.shape)
-        if measure and not self._measured:
+        if measure and self._measuring:
             self._measure(latents)
-        return latents * self.factor()
+        return (latents - self.mean) * self.factor()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images `(n, c, h, w)` in [-1, 1] of latents `(n, *shape)`."""
-        return self.family.decode((latents / self.factor()).view(-1, *self._shape))
+        return self.family.decode((latents / self.factor() + self.mean).view(-1, *self._shape))
 
     def factor(self) -> Tensor:
-        """What latents are multiplied by: 1 until it is measured."""
+        """What centred latents are multiplied by: 1 until it is measured."""
         return torch.where(self.scale > 0, self.scale, 1.0)
 
     def _measure(self, latents: Tensor) -> None:
-        self._measured = True
-        if self.scale > 0:                   # in the checkpoint: a resumed run keeps its own
+        self._measuring = float(self.moments[0]) < self.images         # asked of the device no longer than needed
+        if not self._measuring:
             return
-        sums = torch.stack([latents.new_tensor(latents.numel()), latents.sum(), latents.square().sum()])
+        count = latents.new_tensor([len(latents)])
+        new = torch.cat([count, latents.mean((2, 3)).sum(0), latents.square().mean((2, 3)).sum(0)])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-        count, total, squares = sums
-        self.scale.copy_((squares / count - (total / count) ** 2).clamp(min=1e-8).rsqrt())
+            torch.distributed.all_reduce(new)
+        self.moments += new
+        mean, square = (self.moments[1:] / self.moments[0]).chunk(2)
+        self.mean.copy_(mean[:, None, None])
+        self.scale.copy_((square - mean**2).mean().clamp(min=1e-8).rsqrt())
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest):  # type: ignore[no-untyped-def]
+        """Older checkpoints have a scale alone, of the first batch: they keep it, and no mean."""
+        if f"{prefix}scale" in state_dict and f"{prefix}mean" not in state_dict:
+            state_dict[f"{prefix}mean"] = torch.zeros_like(self.mean)
+            state_dict[f"{prefix}moments"] = torch.zeros_like(self.moments)
+            if state_dict[f"{prefix}scale"] > 0:
+                state_dict[f"{prefix}moments"][0] = self.images
+        super()._load_from_state_dict(state_dict, prefix, *rest)

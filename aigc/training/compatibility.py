@@ -24,7 +24,7 @@ def check_compatible(cfg: DictConfig) -> type[Family]:
     """The family's class, after checking that it can learn from this kind of data under this condition.
 
     Raises:
-        UserError: names the `data=` choices that fit, or says what is not allowed in the configuration.
+        UserError: names the `data=` choices that fit, or says what is missing or not allowed in the configuration.
     """
     check_targets({**callbacks_of(cfg), **loggers_of(cfg), "trainer": cfg.trainer})
     family: Any = locate(cfg.model.get("_target_"), "model")
@@ -41,6 +41,7 @@ def check_compatible(cfg: DictConfig) -> type[Family]:
         raise UserError(
             f"{family.__name__} has no condition '{cfg.condition}': {choices(cfg.condition, family.conditions)}"
         )
+    family.check_parts(cfg.model)
     if (cfg.callbacks.get("scores") or {}).get("network") is not None and not family.makes_images():
         raise UserError(
             f"{family.__name__} makes no images for the feature network of "

@@ -19,7 +19,7 @@ from aigc.errors import RunError, UserError
 from aigc.files.turns import rank
 from aigc.models.checkpoints import read_checkpoint
 from aigc.models.family import Family
-from aigc.models.parts import parts_in
+from aigc.models.parts import leaks, parts_in, stages
 from aigc.runs import card
 from aigc.runs.machine import environment, keep_freed_memory, peak_memory_mb
 from aigc.runs.summary import read_summary, signature, write_summary
@@ -94,6 +94,9 @@ def fit(
     kept = parts_in(family, checkpoint) if resumed else {}
     model: Family = instantiate({**to_plain(cfg.model), **kept}, "model", **facts)
     model.class_names = data.class_names if cfg.condition == "label" else None
+    if rank() in (None, 0):
+        for line in leaks(model, data.facts()):
+            log.warning("%s", line)
     if cfg.batch_size < model.least_batch:
         raise UserError(
             f"batch_size={cfg.batch_size} is too small: the batch norm of this {type(model).__name__} needs at least "
@@ -205,7 +208,7 @@ def identity(
         "seed": cfg.seed,
         "signature": before.get("signature") or signature(to_plain(cfg), inside),  # a resumed run keeps its own
         "family": type(model).__name__,
-        **({"parts": used} if used else {}),
+        **({"parts": used, "stages": stages(model)} if used else {}),
         "condition": cfg.condition,
         "prompt": next(iter(data.texts("train") or []), None) if cfg.condition == "text" else None,
         "translates": model.can("translate"),

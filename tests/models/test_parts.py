@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from aigc.errors import UserError
 from aigc.models.checkpoints import load_family, read_checkpoint
 from aigc.models.diffusion import Diffusion
+from aigc.models.latent_diffusion import LatentDiffusion
 from aigc.models.parts import LatentSpace
 from aigc.networks.fingerprint import state_sha256
 from aigc.runs.resume import resumed_config
@@ -69,8 +70,8 @@ def test_it_samples_alone_and_everything_works_in_latents(later, autoencoder):
         return torch.zeros_like(x0)
 
     held = model.sample(3, guide=still, **given)
-    zero = load_family(autoencoder).decode(torch.zeros(3, 4))
-    torch.testing.assert_close(held, zero, atol=1e-5, rtol=1e-5)
+    middle = load_family(autoencoder).decode(model.first_stage.mean.view(1, 4).expand(3, -1))
+    torch.testing.assert_close(held, middle, atol=1e-5, rtol=1e-5)
     assert set(shapes) == {(3, 4, 1, 1)}
 
 
@@ -93,18 +94,70 @@ def test_what_is_stored(later, autoencoder):
     assert not model.train().first_stage.family.training
 
 
-def test_latents_have_unit_variance_in_the_first_batch(later):
+def unmeasured(model, images=4096):
+    """The first stage of a model before anything is measured."""
+    space = LatentSpace(model.first_stage.description(), 1, (8, 8), images=images)
+    family = {k: v for k, v in model.first_stage.state_dict().items() if k.startswith("family.")}
+    space.load_state_dict(family, strict=False)
+    return space
+
+
+def test_latents_of_the_first_images_have_mean_zero_in_each_channel_and_variance_one(later):
     model = load_family(later[0])
-    assert float(model.first_stage.scale) > 0
+    assert float(model.first_stage.scale) > 0 and int(model.first_stage.moments[0]) == 64      # sigma_images=64
     assert float(model.sigma_data()) == pytest.approx(1, abs=0.15)
-    images = torch.rand(64, 1, 8, 8) * 2 - 1
-    space = LatentSpace(model.first_stage.description(), 1, (8, 8))
-    space.load_state_dict({k: v for k, v in model.first_stage.state_dict().items() if k != "scale"}, strict=False)
-    first = space.encode(images, measure=True)
-    assert float(first.std(correction=0)) == pytest.approx(1, rel=1e-4)
-    again = space.encode(images * 0.5, measure=True)
+    images = torch.rand(96, 1, 8, 8) * 2 - 1
+    space = unmeasured(model, images=64)
+    plain = space.family.encode(images)
+    torch.testing.assert_close(space.encode(images).view(96, 4), plain)                        # nothing is known yet
+    for part in images[:64].split(16):
+        space.encode(part, measure=True)
+    again = space.encode(images * 0.5, measure=True)                                           # more than 64: not seen
     torch.testing.assert_close(again, space.encode(images * 0.5))
-    torch.testing.assert_close(space.decode(first), space.family.decode(space.family.encode(images)))
+    first = space.encode(images[:64])
+    torch.testing.assert_close(first.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    assert float(first.square().mean()) == pytest.approx(1, rel=1e-4)
+    torch.testing.assert_close(first.flatten(1) / first.std(), (plain - plain[:64].mean(0))[:64] / first.std() *
+                               space.scale, atol=1e-4, rtol=1e-4)                              # one scale for all
+    wild = 5 * torch.randn(8, 4, 1, 1)
+    torch.testing.assert_close(space.decode(wild), space.family.decode((wild / space.scale + space.mean).flatten(1)))
+    torch.testing.assert_close(space.decode(first), space.family.decode(plain[:64]), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        linear = unmeasured(model)
+        linear.family.encode = linear.family.decode = lambda x: x.flatten(1)[:, :4]
+        linear.encode(images, measure=True)
+        torch.testing.assert_close(linear.decode(linear.encode(images)), images.flatten(1)[:, :4])  # undone exactly
+
+
+def test_checkpoints_with_a_scale_alone_keep_it(later):
+    """Older runs divided by the standard deviation of the first batch, and subtracted nothing."""
+    model = load_family(later[0])
+    state = {k: v.clone() for k, v in model.state_dict().items()
+             if k not in ("first_stage.mean", "first_stage.moments")}
+    state["first_stage.scale"] = torch.tensor(0.7)
+    again = Diffusion(**model.hparams)
+    again.load_state_dict(state)
+    images, space = torch.rand(8, 1, 8, 8) * 2 - 1, again.first_stage
+    plain = space.family.encode(images).view(8, 4, 1, 1)
+    assert torch.equal(space.encode(images, measure=True), plain * 0.7)
+    assert torch.equal(space.decode(plain), space.family.decode((plain / 0.7).view(8, 4)))
+    state["first_stage.scale"] = torch.tensor(0.0)                          # of a run that had not begun
+    again.load_state_dict(state)
+    again.first_stage._measuring = True
+    assert float(again.first_stage.encode(images, measure=True).square().mean()) == pytest.approx(1, rel=1e-4)
+
+
+def test_its_record_has_the_first_stages_time_and_warns_of_another_split(later, autoencoder, tmp_path, caplog):
+    whole = read_summary(autoencoder)
+    stage = later[1]["stages"]["first_stage"]
+    assert stage == {"family": "VAE", "images": 1600, "seconds": whole["seconds"],
+                     "data": {"name": "digits", "fingerprint": whole["data"]["fingerprint"]}}
+    assert load_family(later[0]).first_stage.description()["trained"] == {k: stage[k] for k in stage if k != "family"}
+    trained(autoencoder, tmp_path / "same", 320)
+    assert not [r for r in caplog.records if "another split" in r.message]
+    trained(autoencoder, tmp_path / "other", 320, "data.split_seed=1")
+    (said,) = [r.message for r in caplog.records if "another split" in r.message]
+    assert said.startswith("model.first_stage was trained on another split of digits: images that are held out here")
 
 
 def test_its_fingerprint_takes_the_paths_place(later, autoencoder, tmp_path):
@@ -153,6 +206,17 @@ def test_without_a_condition_autoguidance_works_in_latents(autoencoder, tmp_path
 
 
 # ---- refusals ----
+
+
+def test_a_family_that_needs_a_trained_run_is_refused_without_before_any_work(tmp_path):
+    with pytest.raises(UserError, match=r"LatentDiffusion stands on a trained run, and model\.first_stage names none: "
+                                        r"train an autoencoder .*model=autoencoder .* model\.first_stage=runs/first"):
+        fit(compose_train("model=latent_diffusion", *QUICK, "data=mnist", "data.root=/nowhere"), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    options = OmegaConf.to_container(compose_train("model=latent_diffusion").model)
+    options.pop("_target_")
+    with pytest.raises(UserError, match=r"model\.first_stage names none"):
+        LatentDiffusion(1, (8, 8), **options)
 
 
 def test_a_run_that_does_not_exist_or_makes_no_latents_is_refused(autoencoder, tmp_path):
