@@ -11,6 +11,7 @@ Notable here:
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -115,6 +116,7 @@ class FirstStage(TwoPlayer):
 
     conditions: ClassVar[tuple[str, ...]] = ("none",)      # later stages know the condition, as in the papers
     reconstructs: ClassVar[bool] = True
+    lowered: bool = False                                  # encode in the precision of whoever trains on its latents
 
     def build(
         self, channels: int, bottleneck: nn.Module, grid: Grid, losses: Losses, adversary: Adversary,
@@ -217,8 +219,11 @@ class FirstStage(TwoPlayer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Latents `(n, d, h / f, w / f)`, before quantisation, of images `(n, c, h, w)` in [-1, 1] of any size."""
-        with torch.autocast(self.device.type, enabled=False):
+        """Latents `(n, d, h / f, w / f)`, before quantisation, of images `(n, c, h, w)` in [-1, 1] of any size.
+
+        In float32, or with `lowered` in the precision around it.
+        """
+        with nullcontext() if self.lowered else torch.autocast(self.device.type, enabled=False):
             network = self.averaged
             return network.bottleneck.project(network.encoder(images.to(self.device, torch.float32)))
 

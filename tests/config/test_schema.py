@@ -12,6 +12,7 @@ from aigc.errors import UserError
 from aigc.models.family import Family
 from aigc.training.compatibility import check_compatible
 from tests.conftest import compose_train
+from tests.families import STAGES, words
 
 MODELS = sorted(p.stem for p in (CONFIG_DIR / "model").glob("*.yaml"))
 DATA = sorted(p.stem for p in (CONFIG_DIR / "data").glob("*.yaml"))
@@ -23,11 +24,18 @@ NEEDED = {"image_folder": ["data.path=."], "huggingface": ["data.path=."], "unpa
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_family_composes_with_its_own_data_at_both_sizes(model):
+    facts = {"channels": 3, "size": (32, 32), "classes": None, "condition": "none"}
+    option, stage = STAGES.get(model, (None, None))
+    named = [f"model.{option}=runs/first"] if option else []
     for size in ("gpu", "cpu"):
-        cfg = compose_train(f"model={model}", f"size={size}", common=False)
+        cfg = compose_train(f"model={model}", f"size={size}", *named, common=False)
         family = check_compatible(cfg)
     assert instantiate(cfg.data, "data").batch_size == cfg.batch_size
-    built = instantiate(cfg.model, "model", channels=3, size=(32, 32), classes=None, condition="none")
+    if option:                             # as a checkpoint keeps it, so that none must be trained
+        first = instantiate(compose_train(*words(stage), common=False).model, "model", **facts)
+        cfg.model[option] = {"family": f"{type(first).__module__}.{type(first).__qualname__}", "sha256": "untrained",
+                             "hyper_parameters": dict(first.hparams)}
+    built = instantiate(cfg.model, "model", **facts)
     assert isinstance(built, Family) and type(built) is family
     assert sum(p.numel() for p in built.parameters()) > 1000
 
