@@ -23,6 +23,7 @@ FAMILIES = {  # name of a case: (family, its data, condition and scores); one li
     "gan_text": ("gan", *TEXT),
     "dcgan": ("dcgan", *SCORED),
     "biggan": ("biggan", "condition=label", *SCORED),
+    "stylegan2": ("stylegan2", "condition=label", *SCORED),
     "vae": ("vae", "condition=label", *SCORED),
     "flow": ("diffusion", "condition=label", *SCORED),
     "flow_text": ("diffusion", *TEXT),
