@@ -15,6 +15,7 @@ from aigc.models.biggan import BigGAN
 from aigc.models.diffusion import Diffusion
 from aigc.models.family import Family
 from aigc.models.gan import GAN
+from aigc.models.stylegan2 import StyleGAN2
 from aigc.models.vae import VAE, kl_to_standard_normal
 from aigc.networks.spectral_norm import spectral_norms
 
@@ -177,6 +178,43 @@ def diffusion_loop(model: Diffusion, batches: Iterator[Any], low: bool) -> Itera
         yield
 
 
+def stylegan2_loop(model: StyleGAN2, batches: Iterator[Any], low: bool) -> Iterator[None]:
+    """One discriminator and one generator step a batch, and R1 in a step of its own."""
+    h, generator, discriminator = model.hparams, model.generator, model.discriminator
+    assert not (h.mixing or h.path or h.augment_target or h.warmup_images), "the loop below does not know this recipe"
+    for_discriminator, for_generator = model.configure_optimizers()
+    average, seen = follow(model, generator), 0
+    for step, batch in enumerate(batches):
+        real, labels = batch["image"], batch["label"]
+        n = len(real)
+        with autocast(low):
+            w = generator.style(torch.randn(n, h.latent, device=DEVICE), labels)
+            generator.average.lerp_(w.detach().mean(0), 0.005)
+            fake = generator(generator.styles(w))
+            on_real, on_fake = discriminator(real, labels), discriminator(fake.detach(), labels)
+            loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
+        for_discriminator.zero_grad()
+        loss.backward()
+        for_discriminator.step()
+        if step % h.r1_every == 0:
+            real = real.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(discriminator(real, labels).sum(), real, create_graph=True)
+            for_discriminator.zero_grad()
+            (h.r1_every * h.r1 / 2 * gradient.square().flatten(1).sum(1).mean()).backward()
+            for_discriminator.step()
+
+        discriminator.requires_grad_(False)
+        with autocast(low):
+            loss = F.softplus(-discriminator(fake, labels)).mean()
+        for_generator.zero_grad()
+        loss.backward()
+        for_generator.step()
+        discriminator.requires_grad_(True)
+        seen += n
+        average(seen, n)
+        yield
+
+
 LOOPS: dict[str, Callable[..., Iterator[None]]] = {
-    "GAN": gan_loop, "BigGAN": biggan_loop, "VAE": vae_loop, "Diffusion": diffusion_loop,
+    "GAN": gan_loop, "BigGAN": biggan_loop, "StyleGAN2": stylegan2_loop, "VAE": vae_loop, "Diffusion": diffusion_loop,
 }

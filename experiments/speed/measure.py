@@ -61,7 +61,7 @@ from aigc.training.trainer import build_trainer, quiet
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- tables: written by measure.py -->", "<!-- end of tables -->"
 PRECISION = "bf16-mixed"        # of the steps that are compared with bare loops
-FAMILIES = ("gan", "biggan", "vae", "diffusion", "dit")
+FAMILIES = ("gan", "biggan", "stylegan2", "vae", "diffusion", "dit")
 TRANSLATORS = ("cyclegan", "cut")
 LOOPS = {**MAKING, **TRANSLATING}
 SEED = 1
