@@ -31,6 +31,7 @@ import torch.nn.functional as F
 import torchmetrics
 from bare import ALIKE, DEVICE
 from bare import LOOPS as MAKING
+from bare_autoencoder import LOOPS as RECONSTRUCTING
 from bare_translation import LOOPS as TRANSLATING
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -63,7 +64,8 @@ START, END = "<!-- tables: written by measure.py -->", "<!-- end of tables -->"
 PRECISION = "bf16-mixed"        # of the steps that are compared with bare loops
 FAMILIES = ("gan", "biggan", "stylegan2", "vae", "diffusion", "dit")
 TRANSLATORS = ("cyclegan", "cut")
-LOOPS = {**MAKING, **TRANSLATING}
+AUTOENCODERS = ("vqvae", "vqgan")
+LOOPS = {**MAKING, **TRANSLATING, **RECONSTRUCTING}
 SEED = 1
 
 Row = dict[str, Any]
@@ -115,6 +117,9 @@ def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictC
     if family in TRANSLATORS:
         source = ["data=shapes_unpaired", "data.train=512", "condition=none"]
         source += ["model.decay_from=1"]                      # the bare loops' rates are constant
+    if family in AUTOENCODERS:
+        source = [*source[:2], "condition=none", "model.decay_from=1", "model.adversarial_start=0",
+                  "model.adversarial_warmup=0"]
     common = ["metrics=none", "logger=none", f"seed={SEED}", "budget.minutes=null",
               "budget.images=1000000000", "callbacks.samples.every_images=1000000000", "callbacks.samples.n=10"]
     register_schemas()
@@ -177,7 +182,7 @@ class Alternate(L.Callback):
 def measure_step(args: argparse.Namespace) -> list[Row]:
     """`lightning.Trainer` with the default callbacks against the bare loop, and that against its own twin."""
     rows = []
-    for family in FAMILIES + TRANSLATORS:
+    for family in FAMILIES + TRANSLATORS + AUTOENCODERS:
         with tempfile.TemporaryDirectory() as folder:
             cfg, data, model = build(args, family, f"trainer.precision={PRECISION}")
             trainer = build_trainer(cfg, Path(folder), model, {})
