@@ -31,7 +31,6 @@ MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
 SIDES = {"cyclegan": ("unpaired", "paired"), "cut": ("unpaired", "paired"), "pix2pix": ("paired",)}
 AGAIN = ("vqvae", "vqgan", "autoencoder")                     # reconstruct, and know no condition
 READERS = ("gan", "dcgan", "diffusion", "ddpm", "edm", "dit", "latent_diffusion")    # of captions
-RECIPES = ("ddpm", "edm", "dit")                             # that conf/model/diffusion.yaml is the most of
 FITTING = [(model, data) for model in MODELS for data in DATA if kind_of(data) in SIDES.get(model, ("images",))]
 RUNS = [(model, data, condition) for model, data in FITTING for condition in ("none", *CONDITIONS.get(data, ()))
         if (condition != "text" or model in READERS) and (condition == "none" or model not in AGAIN)]
@@ -121,9 +120,15 @@ def test_what_composes_works_to_the_end(chosen, tmp_path: Path, model: str, data
     assert (summary["status"], summary["images"], len(summary["resumes"])) == ("finished", 16, 1)
 
 
+def named(model: str) -> DictConfig:
+    """The recipe that names the class of a family: its own, or the one that it changes."""
+    recipe = OmegaConf.load(CONFIG_DIR / "model" / f"{model}.yaml")
+    return recipe if "_target_" in recipe.model else named(recipe.defaults[0])
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_what_does_not_fit_is_refused_in_a_sentence_that_names_what_does(model: str) -> None:
-    recipe = OmegaConf.load(CONFIG_DIR / "model" / f"{'diffusion' if model in RECIPES else model}.yaml")
+    recipe = named(model)
     family = locate(recipe.model["_target_"], "model")
     assert issubclass(family, Translator) == (model in SIDES)
     fitting = {name for other, name in FITTING if other == model}
@@ -139,9 +144,10 @@ def test_what_does_not_fit_is_refused_in_a_sentence_that_names_what_does(model: 
                             r"(?:, or one of (\d+) more \(--help lists all data\))?", str(error.value))
         assert said is not None, (data, error.value)
         assert said[1] == ("captioned" if data == "shapes" else kind_of(data)), data
-        named = said[2].split("|")
-        assert set(named) <= fitting and len(named) == min(8, len(fitting)) == len(fitting) - int(said[3] or 0), data
-        assert {name for name in fitting if "shapes" in name or "folder" in name} <= set(named)    # what is at hand
+        choices = said[2].split("|")
+        assert set(choices) <= fitting, data
+        assert len(choices) == min(8, len(fitting)) == len(fitting) - int(said[3] or 0), data
+        assert {name for name in fitting if "shapes" in name or "folder" in name} <= set(choices)  # what is at hand
 
 
 @pytest.mark.parametrize("data", [name for name in sorted(CONDITIONS) if "text" not in CONDITIONS[name]])

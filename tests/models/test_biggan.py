@@ -269,6 +269,18 @@ def test_spectral_norm_is_on_every_layer_but_the_generators_embedding():
     assert is_parametrized(model.discriminator.encoder)
 
 
+@pytest.mark.parametrize("head", ["mean", "sum"])
+def test_the_discriminator_projects_on_the_embedding_of_the_label(head):
+    model = tiny(discriminator_head=head).discriminator.eval()
+    features, images = [], batch_of(4)["image"]
+    model.head.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
+    three, five = (model(images, torch.full((4,), label)) for label in (3, 5))
+    table = own_weight(model.encoder) / torch.linalg.matrix_norm(own_weight(model.encoder), 2)
+    torch.testing.assert_close(three - five, features[0] @ (table[3] - table[5]), rtol=1e-3, atol=1e-5)
+    grid = F.relu(model.layers(images))
+    torch.testing.assert_close(features[0], grid.mean((2, 3)) if head == "mean" else grid.sum((2, 3)))
+
+
 def test_largest_singular_values_are_one_after_training_and_the_vectors_are_kept(tmp_path):
     model = trained(tiny(), steps=20)
     for network in (model.generator, model.discriminator):
