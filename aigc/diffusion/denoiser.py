@@ -9,6 +9,7 @@ from aigc.diffusion.parametrisations import Parametrisation
 from aigc.diffusion.schedules import Process
 
 Predict = Callable[[Sequence[str], Tensor, Tensor], Sequence[Tensor]]
+Together = Callable[[Tensor, Tensor], Sequence[str]]
 
 
 class Denoiser:
@@ -26,7 +27,7 @@ class Denoiser:
         process: Process,
         parametrisation: Parametrisation,
         predict: Predict,                            # (names, x_t, times (n,)) to a prediction each, in one batch
-        together: Callable[[Tensor, Tensor], Sequence[str]],  # names of what is asked at (alpha, sigma)
+        together: Together,                          # names of what is asked at (alpha, sigma)
     ):
         self.process = process
         self.parametrisation = parametrisation
@@ -37,8 +38,8 @@ class Denoiser:
         self._answers: dict[str, Tensor] = {}                 # images by name, ...
         self._predictions: list[tuple[Tensor, Tensor]] = []   # ... and (image, the prediction that it follows from)
 
-    def __call__(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The expected image."""
+    def __call__(self, x: Tensor, alpha: Tensor, sigma: Tensor, to: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The expected image, wherever a sampler's step ends (`to`)."""
         names = self.together(alpha, sigma)
         return self._ask(names, x, alpha, sigma)
 

@@ -98,14 +98,14 @@ def guided(denoiser: Denoiser, guides: Sequence[Guide], settings: Mapping[str, A
         owner = f"The guide '{function.__name__}'"
         bound.append(functools.partial(one, **chosen(one, settings, owner, denoiser=denoiser, noise=noise)))
 
-    def answer(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def answer(x: Tensor, alpha: Tensor, sigma: Tensor, to: tuple[Tensor, Tensor] | None = None) -> Tensor:
         if not recorded:
-            return bent(x, alpha, sigma)
+            return bent(x, alpha, sigma, to)
         with torch.enable_grad():
-            return bent(x.detach().requires_grad_(True), alpha, sigma).detach()
+            return bent(x.detach().requires_grad_(True), alpha, sigma, to).detach()
 
-    def bent(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        x0 = denoiser(x, alpha, sigma)
+    def bent(x: Tensor, alpha: Tensor, sigma: Tensor, to: tuple[Tensor, Tensor] | None) -> Tensor:
+        x0 = denoiser(x, alpha, sigma, to)
         for one in bound:
             x0 = one(x, x0, alpha, sigma)
         return x0

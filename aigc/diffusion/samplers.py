@@ -1,13 +1,16 @@
 """Samplers: free functions from noise to images, each usable with any trained process.
 
 All follow a `path`, `(steps + 1, 2)` pairs (alpha, sigma) from noise to the image (1, 0), and use the network only
-through `denoise(x, alpha, sigma)`: the expected image x_0 for x = alpha x_0 + sigma eps. Steps use the finite changes
-of alpha and sigma themselves, so the same line is EDM's step where alpha = 1, flow matching's where alpha + sigma = 1,
-and DDIM's on the circle. `noise(c, h, w)` gives fresh N(0, 1) noise `(n, c, h, w)`, drawn per image.
+through `denoise(x, alpha, sigma)`: the expected image x_0 for x = alpha x_0 + sigma eps. `euler` and `ddim` also say
+where their step ends, `to=(alpha, sigma)`, to a `denoise` that takes it: a few-step model answers with the image for
+which exactly this step is right (diffusion/flow_maps.py). Steps use the finite changes of alpha and sigma themselves,
+so the same line is EDM's step where alpha = 1, flow matching's where alpha + sigma = 1, and DDIM's on the circle.
+`noise(c, h, w)` gives fresh N(0, 1) noise `(n, c, h, w)`, drawn per image.
 
 The keyword parameters of a sampler besides `noise` are its options. Samplers record gradients if their caller does.
 """
 
+import inspect
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -16,7 +19,7 @@ from torch import Tensor
 
 from aigc.config.functions import function_named
 
-Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+Denoise = Callable[..., Tensor]
 Noise = Callable[..., Tensor]
 Sampler = Callable[..., Tensor]
 SAMPLERS: dict[str, Sampler] = {}
@@ -37,14 +40,24 @@ def sampler_named(name: Any) -> Sampler:
     return function_named(name, "sampler", SAMPLERS)
 
 
+def aimed(denoise: Denoise) -> Denoise:
+    """`denoise(x, alpha, sigma, to)` for any `denoise`; one that does not take `to` does without."""
+    kinds = {name: parameter.kind for name, parameter in inspect.signature(denoise).parameters.items()}
+    if "to" in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values():
+        return lambda x, alpha, sigma, to: denoise(x, alpha, sigma, to=to)
+    return lambda x, alpha, sigma, to: denoise(x, alpha, sigma)
+
+
 @sampler
 def ddim(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, eta: float = 0.0) -> Tensor:
     """Song et al. 2021, eq. 12; `eta` from 0 (deterministic) to 1 (all of DDPM's noise). Order 1."""
+    ask = aimed(denoise)
     for (alpha, sigma), (alpha_next, sigma_next) in pairwise(path):
-        x0 = denoise(x, alpha, sigma)
-        eps = (x - alpha * x0) / sigma
         fresh = eta * ancestral_noise(alpha, sigma, alpha_next, sigma_next)
-        x = alpha_next * x0 + (sigma_next**2 - fresh**2).clamp(min=0).sqrt() * eps
+        kept = (sigma_next**2 - fresh**2).clamp(min=0).sqrt()
+        x0 = ask(x, alpha, sigma, (alpha_next, kept))
+        eps = (x - alpha * x0) / sigma
+        x = alpha_next * x0 + kept * eps
         if fresh > 0:
             x = x + fresh * noise(*x.shape[1:])
     return x
@@ -59,9 +72,10 @@ def ancestral(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise) -> Ten
 @sampler
 def euler(denoise: Denoise, x: Tensor, path: Tensor, *, noise: Noise, churn: float = 0.0) -> Tensor:
     """Karras et al. 2022, algorithm 2 without the correction; equals `ddim` if `churn` is 0. Order 1."""
+    ask = aimed(denoise)
     for (alpha, sigma), (alpha_next, sigma_next) in pairwise(path):
         x, sigma = churned(x, alpha, sigma, share=churn / (len(path) - 1), noise=noise)
-        x0 = denoise(x, alpha, sigma)
+        x0 = ask(x, alpha, sigma, (alpha_next, sigma_next))
         eps = (x - alpha * x0) / sigma
         x = x + (alpha_next - alpha) * x0 + (sigma_next - sigma) * eps
     return x

@@ -55,10 +55,21 @@ class ConditionalDenoiser(nn.Module):
             return hidden_matrices(self.unet, without=[self.unet.stem, self.unet.out])
         return self.dit.matrices()
 
-    def forward(self, x: Tensor, clock: Tensor, condition: Tensor | None, drop: Tensor | None = None) -> Tensor:
-        """Scaled noisy images `(n, c, h, w)`, times `(n,)`, labels `(n,)` or texts to predictions `(n, c, h, w)`."""
+    def forward(
+        self, x: Tensor, clock: Tensor, condition: Tensor | None, drop: Tensor | None = None,
+        further: Tensor | None = None,
+    ) -> Tensor:
+        """Scaled noisy images `(n, c, h, w)`, times `(n,)`, labels `(n,)` or texts to predictions `(n, c, h, w)`.
+
+        `further` `(n, vector)` is added to the vector of the condition.
+        """
+        vector: Tensor | None
+        text = None
         if isinstance(self.encoder, TextEncoder):
-            pooled, tokens, mask = self.encoder.read(condition, n=len(x), drop=drop)
-            return self.denoiser(x, clock, pooled, None if tokens is None else (tokens, mask))
-        vector = None if self.encoder is None else self.encoder(condition, n=len(x), drop=drop)
-        return self.denoiser(x, clock, vector)
+            vector, tokens, mask = self.encoder.read(condition, n=len(x), drop=drop)
+            text = None if tokens is None else (tokens, mask)
+        else:
+            vector = None if self.encoder is None else self.encoder(condition, n=len(x), drop=drop)
+        if further is not None:
+            vector = further if vector is None else vector + further
+        return self.denoiser(x, clock, vector, text)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from aigc.conditions import as_tensor, condition_for
 from aigc.config.functions import check_known, chosen, options_of
-from aigc.diffusion.denoiser import Denoiser
+from aigc.diffusion.denoiser import Denoiser, Together
 from aigc.diffusion.guides import GIVEN, Guide, acts, autoguidance, classifier_free, guided, guides_named
 from aigc.diffusion.parametrisations import WEIGHTINGS, Parametrisation, loss_factor
 from aigc.diffusion.samplers import Denoise, Noise, sampler_named
@@ -218,12 +218,13 @@ class Diffusion(Family):
         self.moments += new
 
     def predict(
-        self, network: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, drop: Tensor | None = None
+        self, network: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, drop: Tensor | None = None,
+        *further: Tensor,
     ) -> Tensor:
         """The network's output for x_t at times t `(n,)`, float32; its input has unit variance."""
         alpha, sigma = (c[:, None, None, None] for c in self.process.scales(t))
         scale = ((alpha * self.sigma_data()) ** 2 + sigma**2).rsqrt()  # c_in of Karras et al. 2022
-        return network(x_t * scale, self.process.clock(t), labels, drop).float()
+        return network(x_t * scale, self.process.clock(t), labels, drop, *further).float()
 
     def errors(
         self, network: nn.Module, images: Tensor, labels: Tensor | None, *, u: Tensor, noise: Tensor,
@@ -328,7 +329,7 @@ class Diffusion(Family):
         )
         labels = None if labels is None else labels.to(self.device).clone()
         noise = SeededNoise(seeds, self.device)
-        points = path(self.process, settings["steps"], spacing=settings["spacing"])
+        points = self.points(settings)
         denoise = self.guided(labels, settings, noise=noise)
         special = chosen(sampler, settings, f"The sampler '{settings['sampler']}'", noise=noise)
         reduced = PRECISIONS[settings["precision"]]
@@ -337,6 +338,10 @@ class Diffusion(Family):
             x = sampler(denoise, points[0, 1] * noise(*self.shape), points, **special)
         images = x.float() if self.first_stage is None else self.first_stage.decode(x.float())
         return images.clamp(-1, 1)
+
+    def points(self, settings: dict[str, Any]) -> Tensor:
+        """The sampler's path, `(steps + 1, 2)` pairs (alpha, sigma)."""
+        return path(self.process, settings["steps"], spacing=settings["spacing"])
 
     def guided(self, labels: Tensor | None, settings: dict[str, Any], *, noise: Noise) -> Denoise:
         """The denoiser under the model's own guides and those that `settings` name."""
@@ -352,23 +357,30 @@ class Diffusion(Family):
                 return ("conditional",)
             return ("unconditional",) if w == 0 else ("conditional", "unconditional")
 
-        denoiser = Denoiser(
-            self.process, Parametrisation(self.hparams.prediction, self.sigma_data()),
-            lambda names, x, t: self.answers(names, x, t, labels), together,
-        )
+        denoiser = self.build_denoiser(labels, together)
         further = [guide for guide in guides_named(settings.get("guide")) if guide not in OWN_GUIDES]
         return guided(denoiser, [*own, *further], settings, noise=noise)
 
-    def answers(self, names: Sequence[str], x: Tensor, t: Tensor, labels: Tensor | None) -> list[Tensor]:
+    def build_denoiser(self, labels: Tensor | None, together: Together) -> Denoiser:
+        """The networks as guides ask them."""
+        parametrisation = Parametrisation(self.hparams.prediction, self.sigma_data())
+        return Denoiser(
+            self.process, parametrisation, lambda names, x, t: self.answers(names, x, t, labels), together
+        )
+
+    def answers(
+        self, names: Sequence[str], x: Tensor, t: Tensor, labels: Tensor | None, *further: Tensor
+    ) -> list[Tensor]:
         """Predictions of the averaged network with the condition and without it, or of the early network."""
         if len(names) == 1:
             network = self.early if names[0] == "early" else self.ema
             assert network is not None
-            return [self.predict(network, x, t, None if names[0] == "unconditional" else labels)]
+            return [self.predict(network, x, t, None if names[0] == "unconditional" else labels, None, *further)]
         assert labels is not None and list(names) == ["conditional", "unconditional"]
         drop = torch.arange(2 * len(x), device=x.device) >= len(x)
-        both = self.predict(self.ema, x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([labels, labels]), drop)
-        return list(both.chunk(2))
+        twice = [one.repeat(2) for one in (t, *further)]
+        made = self.predict(self.ema, x.repeat(2, 1, 1, 1), twice[0], torch.cat([labels, labels]), drop, *twice[1:])
+        return list(made.chunk(2))
 
     def denoise(
         self, x: Tensor, alpha: Tensor, sigma: Tensor, *, labels: Tensor | None = None, **options: Any

@@ -40,6 +40,15 @@ def grouped(init: Callable[..., None]) -> Callable[..., None]:
 
     Its signature and its annotations are the flat ones, and `save_hyperparameters()` in it keeps the flat options.
     """
+    return _grouped(init, [])
+
+
+def grouped_over(parent: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """`grouped` for a constructor that hands its `**rest` on to that of `parent`: the options of both are its own."""
+    return lambda init: _grouped(init, list(inspect.signature(parent.__init__).parameters.values())[1:])
+
+
+def _grouped(init: Callable[..., None], inherited: list[inspect.Parameter]) -> Callable[..., None]:
     hints, parameters = get_type_hints(init), inspect.signature(init).parameters
     groups = {name: hints[name] for name in parameters if hasattr(hints.get(name), _PREFIX)}
     flat: list[inspect.Parameter] = []
@@ -54,6 +63,10 @@ def grouped(init: Callable[..., None]) -> Callable[..., None]:
                 _flat(groups[name], f), parameter.KEYWORD_ONLY, default=default, annotation=types[f.name]
             ))
     rest = next((p.name for p in flat if p.kind is p.VAR_KEYWORD), "")
+    if inherited:
+        own = {p.name for p in flat}
+        flat = [p for p in flat if p.kind is not p.VAR_KEYWORD] + [p for p in inherited if p.name not in own]
+        rest = ""
     flat.sort(key=lambda p: p.kind)                        # **rest stays last
     signature = inspect.Signature(flat)                    # a name in two groups is an error here
 
@@ -84,6 +97,11 @@ _OPTIONS = "_flat_options"                                 # of a family under c
 def flat_options(family: Any) -> dict[str, Any] | None:
     """What a family under construction was called with; None if none of its constructors is marked `@grouped`."""
     return vars(family).get(_OPTIONS)
+
+
+def names_in(*kinds: Any) -> list[str]:
+    """The flat names of all options of groups."""
+    return [_flat(kind, f) for kind in kinds for f in fields(kind)]
 
 
 def _flat(kind: Any, f: Any) -> str:

@@ -74,10 +74,11 @@ def training_of(source: str, family: Family) -> dict[str, Any]:
 
 
 def stages(model: Family) -> dict[str, dict[str, Any]]:
-    """How the trained runs inside a model were trained, by their options: for its record."""
+    """How the trained runs that a model stands on were trained, by their options: for its record."""
     parts = {name: getattr(model, name, None) for name in model.parts}
-    return {name: {"family": type(part.family).__name__, **part.trained} for name, part in parts.items()
-            if isinstance(part, Part)}
+    return {name: {"family": part.description["family"].rpartition(".")[2] if isinstance(part, Borrowed)
+                   else type(part.family).__name__, **part.trained}
+            for name, part in parts.items() if isinstance(part, Part | Borrowed)}
 
 
 def leaks(model: Family, data: Mapping[str, Any]) -> list[str]:
@@ -89,6 +90,61 @@ def leaks(model: Family, data: Mapping[str, Any]) -> list[str]:
         for name, theirs in seen.items()
         if theirs.get("name") == data["name"] and theirs.get("fingerprint") != data["fingerprint"]
     ]
+
+
+class Borrowed:
+    """A trained run that a later one starts from: known by its identity alone, its weights are not kept.
+
+    Raises:
+        UserError: there is no such run, its family is another one, or it was trained on other data.
+    """
+
+    def __init__(
+        self, source: Source, *, option: str, family: type[Family], without: Sequence[str], facts: Mapping[str, Any]
+    ):
+        """`option` of `model` names it; its options are taken over, except those in `without`; `facts` must be its."""
+        self.borrowed: Any = None            # the family itself, until its weights have been copied
+        if isinstance(source, str):
+            self.borrowed = load_family(source)
+            if not isinstance(self.borrowed, family) or option in self.borrowed.parts:
+                raise UserError(f"'{source}' holds a {type(self.borrowed).__name__}: model.{option} needs a run of "
+                                f"{family.__name__}")
+            self.description = self._described(source, without)
+            self._check(option, facts)
+        elif isinstance(source.get("sha256"), str) and isinstance(source.get("options"), Mapping):
+            self.description = dict(source)
+        else:
+            raise UserError(f"model.{option} is neither a run nor what a checkpoint keeps of one: give a run folder")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the averaged weights."""
+        return self.description["sha256"]
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """See `training_of`."""
+        return dict(self.description.get("trained", {}))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are taken over."""
+        return dict(self.description["options"])
+
+    def _described(self, source: str, without: Sequence[str]) -> dict[str, Any]:
+        family = self.borrowed
+        average = family.averages()[0][0].network
+        return {"family": f"{type(family).__module__}.{type(family).__qualname__}", "run": Path(source).name,
+                "sha256": state_sha256(average.state_dict()), "trained": training_of(source, family),
+                "options": {name: value for name, value in family.hparams.items() if name not in without}}
+
+    def _check(self, option: str, facts: Mapping[str, Any]) -> None:
+        for name, now in facts.items():
+            was = self.borrowed.hparams.get(name)
+            if (list(was) if isinstance(was, tuple) else was) != now:
+                shown = "" if name == "vocabulary" else f" {was}, here it is {now}"
+                raise UserError(f"{name} of model.{option} is{shown or ' another'}: choose what it was trained on, or "
+                                "train one on this")
 
 
 def rebuilt(description: Mapping[str, Any], option: str) -> Family:

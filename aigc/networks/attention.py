@@ -1,8 +1,21 @@
 """Attention, in the precision that is fastest on the device."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@contextmanager
+def differentiable_forwards() -> Iterator[None]:
+    """Where attention has derivatives in forward mode (`torch.func.jvp`): fused kernels have none."""
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch.jit.script`", category=FutureWarning)  # its own use
+        yield
 
 
 def attend(

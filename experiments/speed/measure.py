@@ -62,7 +62,7 @@ from aigc.training.trainer import build_trainer, quiet
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- tables: written by measure.py -->", "<!-- end of tables -->"
 PRECISION = "bf16-mixed"        # of the steps that are compared with bare loops
-FAMILIES = ("gan", "biggan", "stylegan2", "vae", "diffusion", "dit")
+FAMILIES = ("gan", "biggan", "stylegan2", "vae", "diffusion", "dit", "few_step")
 TRANSLATORS = ("cyclegan", "cut")
 AUTOENCODERS = ("vqvae", "vqgan")
 LOOPS = {**MAKING, **TRANSLATING, **RECONSTRUCTING}
