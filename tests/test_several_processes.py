@@ -153,8 +153,9 @@ def test_one_process_goes_on_with_the_images_of_two_or_is_refused(case, pair, tm
 @pytest.mark.parametrize("case", ["latent-32-true", "latent-sharded"])
 def test_latents_are_measured_on_the_first_images_of_all_ranks(case, pair):
     space = load_family(pair / case, "last").first_stage
-    loaded = Digits(batch_size=32, seed=1).train_dataloader().dataset
-    seen = [loaded[k] for k in (0, 1)]                      # the first two steps of both: 64 images, sigma_images
+    data = Digits(batch_size=32, seed=1)
+    loaded = data.train_dataloader().dataset
+    seen = [data.prepare(loaded[k], "cpu") for k in (0, 1)]       # 64 images, the first two steps of both
     walked = [report["indices"][:32] for report in reports(pair / case)]
     assert sorted(walked[0] + walked[1]) == sorted(torch.cat([batch["index"] for batch in seen]).tolist())
     latents = space.family.encode(torch.cat([batch["image"] for batch in seen]))
