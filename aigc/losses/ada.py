@@ -1,7 +1,7 @@
 """Adaptive discriminator augmentation (Karras et al. 2020b, ADA): the paper's transforms, as often as is needed.
 
 Real and generated images are transformed in both players' steps, each image by each transform with probability p:
-pixel blitting, geometric and colour transforms. Where the discriminator is too sure of real images, it memorises them,
+pixel blitting, geometric and colour transforms. Where the discriminator is too sure of real images, it memorizes them,
 and p rises; where it is less sure than the target, p falls. All are differentiable twice in the image.
 """
 

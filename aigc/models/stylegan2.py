@@ -6,7 +6,7 @@ Notable here:
 - a residual discriminator, filtered halvings, the deviation over a minibatch, projection on the label's vector
 - the logistic loss; R1, and on demand path lengths, in steps of their own every so many, as much heavier, for which
   Adam's rates and betas are corrected
-- augmentation of real and generated images whose probability follows how far the discriminator has memorised
+- augmentation of real and generated images whose probability follows how far the discriminator has memorized
   (`losses.ada`)
 - samples come from an exponential moving average of the generator, pulled towards the mean style by `psi`; pictures
   are projected back into z, w or w+ (`models.projection`), where styles of fine and coarse layers can be exchanged
@@ -29,7 +29,7 @@ from aigc.models.options import Average, Schedule, group, grouped, option
 from aigc.models.projection import Projection, project
 from aigc.models.two_player import Adams, TwoPlayer
 from aigc.networks.ema import EMA
-from aigc.networks.equalised import EqualisedConv, EqualisedLinear
+from aigc.networks.equalized import EqualizedConv, EqualizedLinear
 from aigc.networks.ranks import mean_over_ranks
 from aigc.networks.residual import ResidualBlock, minibatch_deviation
 from aigc.networks.style import Mapping, Synthesis
@@ -76,7 +76,7 @@ class DiscriminatorShape:
 
 
 @group()
-class Regularisers:
+class Regularizers:
     """In steps of their own, every so many."""
 
     r1: float                                              # gamma of R1 on real images, 0: none
@@ -139,7 +139,7 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = list(shape.widths)
         self.group, self.stem = shape.group, shape.stem
-        self.first = EqualisedConv(channels, widths[0], active=True, **STEMS[shape.stem])
+        self.first = EqualizedConv(channels, widths[0], active=True, **STEMS[shape.stem])
         grid = [ceil(side / shape.stem) for side in size]
         blocks: list[nn.Module] = []
         while max(grid) > 4:
@@ -148,11 +148,11 @@ class Discriminator(nn.Module):
             grid = [ceil(side / 2) for side in grid]
         self.blocks = nn.Sequential(*blocks)
         width = widths[0]
-        self.last = EqualisedConv(width + 1, width, 3, active=True)
+        self.last = EqualizedConv(width + 1, width, 3, active=True)
         self.encoder = build_encoder(reading.condition, classes=reading.classes, width=reading.embedding)
         self.head = nn.Sequential(
-            EqualisedLinear(width * grid[0] * grid[1], width, active=True),
-            EqualisedLinear(width, 1 if self.encoder is None else width),
+            EqualizedLinear(width * grid[0] * grid[1], width, active=True),
+            EqualizedLinear(width, 1 if self.encoder is None else width),
         )
         if self.encoder is not None:
             self.mapping = Mapping(0, reading.embedding, width, layers=shape.mapping, rate=rate)
@@ -190,7 +190,7 @@ class StyleGAN2(TwoPlayer):
         reading: Reading,
         generator: GeneratorShape,
         discriminator: DiscriminatorShape,
-        regularisers: Regularisers,
+        regularizers: Regularizers,
         augmentation: Augmentation,
         optimizer: Adams,
         schedule: Schedule,
@@ -229,7 +229,7 @@ class StyleGAN2(TwoPlayer):
     # ---- training ----
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Discriminator, then generator, on the same generated images; regularisers in steps of their own."""
+        """Discriminator, then generator, on the same generated images; regularizers in steps of their own."""
         real, labels, h = batch["image"], self.condition_of(batch), self.hparams
         fake = self.generator(self.mixed_styles(len(real), labels))
         with self.turn("discriminator") as backward:
@@ -307,7 +307,7 @@ class StyleGAN2(TwoPlayer):
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The mean logit on held-out images: far below `logits/real`, the discriminator has memorised its images."""
+        """The mean logit on held-out images: far below `logits/real`, the discriminator has memorized its images."""
         return {"logits/held_out": self.discriminator(batch["image"], self.condition_of(batch)).mean()}
 
     def averages(self) -> list[tuple[EMA, nn.Module]]:

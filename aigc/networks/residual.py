@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc.networks.equalised import EqualisedConv
+from aigc.networks.equalized import EqualizedConv
 from aigc.networks.resample import blur, downsample
 
 
@@ -16,9 +16,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, residual: bool = True):
         super().__init__()
         scale = sqrt(0.5) if residual else 1.0
-        self.first = EqualisedConv(inputs, inputs, 3, active=True)
-        self.second = EqualisedConv(inputs, outputs, 3, stride=2, padding=0, active=True, scale=scale)
-        self.skip = EqualisedConv(inputs, outputs, 1, bias=False, scale=scale) if residual else None
+        self.first = EqualizedConv(inputs, inputs, 3, active=True)
+        self.second = EqualizedConv(inputs, outputs, 3, stride=2, padding=0, active=True, scale=scale)
+        self.skip = EqualizedConv(inputs, outputs, 1, bias=False, scale=scale) if residual else None
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, outputs, ceil(h / 2), ceil(w / 2))`; an odd side gets one more row of zeros."""

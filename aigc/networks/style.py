@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc.networks.equalised import GAIN, EqualisedLinear, activate, normalise
+from aigc.networks.equalized import GAIN, EqualizedLinear, activate, normalize
 from aigc.networks.resample import blur, upsample
 
 START = 8                                                  # a larger starting grid gets one more doubling
@@ -35,11 +35,11 @@ class Mapping(nn.Module):
     ):
         super().__init__()
         inputs = [latent + vector, *[width] * (layers - 1)]
-        self.layers = nn.Sequential(*(EqualisedLinear(n, width, rate=rate, active=True) for n in inputs))
+        self.layers = nn.Sequential(*(EqualizedLinear(n, width, rate=rate, active=True) for n in inputs))
 
     def forward(self, z: Tensor | None, vector: Tensor | None) -> Tensor:
         """Styles `(n, width)`, float32, of `z` `(n, latent)`, a label's `vector` `(n, vector)` or both."""
-        parts = [normalise(part) for part in (z, vector) if part is not None]
+        parts = [normalize(part) for part in (z, vector) if part is not None]
         with torch.autocast(parts[0].device.type, enabled=False):
             return self.layers(torch.cat(parts, dim=1))
 
@@ -71,7 +71,7 @@ class StyleLayer(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, style: int, grid: Sequence[int], *, up: bool, rate: float = 1.0):
         super().__init__()
-        self.affine = EqualisedLinear(style, inputs, rate=rate, bias=1.0)
+        self.affine = EqualizedLinear(style, inputs, rate=rate, bias=1.0)
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.strength = nn.Parameter(torch.zeros(()))
@@ -98,7 +98,7 @@ class ToImage(nn.Module):
 
     def __init__(self, inputs: int, channels: int, style: int, *, rate: float = 1.0):
         super().__init__()
-        self.affine = EqualisedLinear(style, inputs, rate=rate, bias=1.0)
+        self.affine = EqualizedLinear(style, inputs, rate=rate, bias=1.0)
         self.weight = nn.Parameter(torch.randn(channels, inputs, 1, 1))
         self.bias = nn.Parameter(torch.zeros(channels))
 

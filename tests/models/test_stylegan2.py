@@ -13,7 +13,7 @@ from aigc.errors import UserError
 from aigc.models.checkpoints import read_checkpoint
 from aigc.models.projection import autocorrelation
 from aigc.models.stylegan2 import StyleGAN2
-from aigc.networks.equalised import EqualisedConv, EqualisedLinear
+from aigc.networks.equalized import EqualizedConv, EqualizedLinear
 from aigc.networks.resample import blur
 from aigc.networks.residual import ResidualBlock, minibatch_deviation
 from aigc.networks.style import Mapping, StyleLayer, Synthesis, ToImage, demodulation, modulated_convolution
@@ -61,9 +61,9 @@ def trained(model: StyleGAN2, steps: int = 2, **trainer) -> StyleGAN2:
 # ---- layers ----
 
 
-def test_equalised_layers_start_at_unit_weights_and_learn_at_their_rate():
+def test_equalized_layers_start_at_unit_weights_and_learn_at_their_rate():
     torch.manual_seed(0)
-    layer = EqualisedLinear(400, 300, rate=0.01, bias=1.0)
+    layer = EqualizedLinear(400, 300, rate=0.01, bias=1.0)
     assert layer.weight.std().item() == pytest.approx(100, rel=0.01)      # N(0, 1) / rate
     x = torch.randn(500, 400)
     y = layer(x)
@@ -73,7 +73,7 @@ def test_equalised_layers_start_at_unit_weights_and_learn_at_their_rate():
     change = (layer.weight * layer.gain - (layer.weight + 0.5 * layer.weight.grad.sign()) * layer.gain).abs()
     assert change.max().item() == pytest.approx(0.01 * 0.5 / sqrt(400), rel=1e-2)
     assert not torch.equal(layer(x), before)
-    convolution = EqualisedConv(64, 48, 3, active=True)
+    convolution = EqualizedConv(64, 48, 3, active=True)
     y = convolution(torch.randn(4, 64, 8, 8))[..., 1:-1, 1:-1]
     assert y.square().mean().item() == pytest.approx(1.04, rel=0.05)      # gain sqrt 2 after a leaky ReLU of slope .2
     torch.testing.assert_close(
@@ -83,7 +83,7 @@ def test_equalised_layers_start_at_unit_weights_and_learn_at_their_rate():
     )
 
 
-def test_latent_and_label_are_normalised_each_before_they_are_joined():
+def test_latent_and_label_are_normalized_each_before_they_are_joined():
     mapping = Mapping(16, 8, 4, layers=2, rate=0.01)
     seen = []
     mapping.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -176,7 +176,7 @@ def test_a_residual_block_keeps_the_variance_and_halves_any_grid():
     x = torch.randn(2, 32, 8, 8)
     direct = block.second(blur(block.first(x), 2))
     assert block.second.scale == pytest.approx(1) and block.skip.scale == pytest.approx(sqrt(0.5))
-    again = EqualisedConv(32, 64, 3, stride=2, padding=0, active=True)
+    again = EqualizedConv(32, 64, 3, stride=2, padding=0, active=True)
     again.load_state_dict(block.second.state_dict())
     torch.testing.assert_close(direct, again(blur(block.first(x), 2)) * sqrt(0.5))
 

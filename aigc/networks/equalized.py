@@ -1,4 +1,4 @@
-"""Equalised learning rates (Karras et al. 2018, section 4.1): weights N(0, 1), scaled when they are used.
+"""Equalized learning rates (Karras et al. 2018, section 4.1): weights N(0, 1), scaled when they are used.
 
 Adam changes every weight by about its rate, whatever its size; so all of these learn equally fast.
 """
@@ -18,7 +18,7 @@ def activate(x: Tensor) -> Tensor:
     return F.leaky_relu_(x, SLOPE)
 
 
-class EqualisedLinear(nn.Module):
+class EqualizedLinear(nn.Module):
     """Linear layer; weights N(0, 1 / rate), used times rate / sqrt(inputs), so that `rate` multiplies the rate."""
 
     def __init__(
@@ -42,7 +42,7 @@ class EqualisedLinear(nn.Module):
         return activate(y) if self.active else y
 
 
-class EqualisedConv(nn.Module):
+class EqualizedConv(nn.Module):
     """Convolution of stride 1 or 2; weights N(0, 1), used times `scale` / sqrt(inputs * kernel^2)."""
 
     def __init__(
@@ -71,7 +71,7 @@ class EqualisedConv(nn.Module):
         return activate(y) if self.active else y
 
 
-def normalise(x: Tensor) -> Tensor:
+def normalize(x: Tensor) -> Tensor:
     """Vectors `(n, d)` of mean square 1, float32."""
     x = x.float()
     return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
