@@ -24,6 +24,7 @@ from aigc.training.fit import fit
 
 from .conftest import COMMON, TINY
 from .documents import DOCS, PAGES, ROOT, anchors, blocks, commands, links, name
+from .families import words as smallest
 
 COMMANDS = [(page, verb, words) for page in PAGES for verb, words in commands(page)]
 MEANT = {"run": "runs/some", "images": "photos", "out": "out", "against": "photos", "resume": "runs/some"}
@@ -153,6 +154,8 @@ def test_the_tutorials_family_trains_and_samples_as_any_other(mine, tmp_path):
 
 RUNS = {                                                     # what a documented command is tried on
     "labels": [*TINY["diffusion"], "condition=label"],
+    "styles": [*smallest("stylegan2"), "data=shapes", "data.size=16", "data.train=64", "data.validation=16",
+               "data.test=16", "data.heldout=16"],
     "text": [*TINY["diffusion"], "data=shapes", "data.size=16", "data.train=64", "data.validation=16", "data.test=40",
              "data.heldout=16", "condition=text", "model.text.width=16", "model.text.layers=1", "model.text.heads=2"],
     "translation": ["model=cyclegan", "data=shapes_unpaired", "data.size=16", "data.train=16", "data.validation=8",
@@ -171,7 +174,7 @@ TRIED = [(page, verb, words) for page, verb, words in COMMANDS if page in (ROOT 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory, mine):
-    """A folder in which the commands are typed: runs of four kinds, pictures and prompts."""
+    """A folder in which the commands are typed: runs of five kinds, pictures and prompts."""
     folder = tmp_path_factory.mktemp("desk")
     for kind, words in RUNS.items():
         with allowed(mine):
@@ -191,7 +194,7 @@ def desk(tmp_path_factory, mine):
 def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(desk)
     kind = "translation" if verb == "edit" else "text" if any(w.startswith("text=") for w in words) else "labels"
-    kind = "tutorial" if page == TUTORIAL else kind
+    kind = "tutorial" if page == TUTORIAL else "styles" if any("psi" in word for word in words) else kind
     folder_of_images = "run=<folder_of_images>" in words
     words = [f"run={'photos' if folder_of_images else f'runs/{kind}'}" if w.startswith("run=") else w for w in words]
     words = ["runs=runs" if w.startswith("runs=") else f"out={tmp_path / 'made'}" + ".html" * (verb == "compare")
