@@ -34,8 +34,12 @@ SMALLEST: dict[str, dict[str, Any]] = {  # model=<name>: options of conf/model/<
     "vqvae": {**_GRID, "codebook": 16, "latent": 4},
     "vqgan": {**_GRID, **_JUDGED, "codebook": 16, "latent": 4},
     "autoencoder": {**_GRID, **_JUDGED, "adversarial": 0.5, "latent": 4},
+    "prior": {"width": 16, "layers": 2, "heads": 2, "warmup_images": 0},
 }
-STAGES = {"latent_diffusion": ("first_stage", "autoencoder")}   # options that are runs of another family, and which
+STAGES = {  # options that are runs of another family, and which
+    "latent_diffusion": ("first_stage", "autoencoder"),
+    "prior": ("tokenizer", "vqvae"),
+}
 READER = ["model.text.width=16", "model.text.layers=1", "model.text.heads=2"]   # of condition=text
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from .families import READER, words
+from .families import READER, STAGES, words
 
 SCORED = ["metrics=classifier", "metrics.num_samples=24", "metrics.every_images=128", "metrics.validation_images=33",
           "metrics.num_reals=64", "metrics.second=null", "metrics.kd_subset_size=16", "metrics.batch_size=8",
@@ -41,6 +41,7 @@ FAMILIES = {  # name of a case: (family, its data, condition and scores); one li
     "vqgan": ("vqgan", *SCORED),
     "autoencoder": ("autoencoder", *SCORED),
     "pix2pix": ("pix2pix", *TRANSLATION, "data=shapes_paired"),
+    "prior": ("prior", "condition=label", *SCORED),
 }
 BF16 = ("gan", "gan_text", "vae", "flow", "cyclegan")      # also in it: each way to optimize, and captions
 STEPS = 8                                                  # of 2 x 16 images
@@ -75,7 +76,8 @@ def work(folder: Path, rank: int) -> None:
         told = ["+callbacks.report._target_=tests.rank_report.RankReport"]
         told += [f"+callbacks.report.folder={folder / where}"]
         budget = [f"budget.images={STEPS * 32}", "budget.minutes=null", "trainer.devices=2"]
-        stage = [f"model.first_stage={folder / 'stage'}"] if name.startswith("latent") else []
+        family = FAMILIES[name.split("-")[0]][0]
+        stage = [f"model.{STAGES[family][0]}={folder / STAGES[family][1]}"] if family in STAGES else []
         fit(compose_train(*cases()[name], *budget, *stage, *told, *more), folder / where, resumed=resumed)
 
     for name in cases():

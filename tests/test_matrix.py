@@ -30,7 +30,7 @@ from .stand_ins import CONDITIONS, DATA, kind_of, picture, stand_in, write
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
 SIDES = {"cyclegan": ("unpaired", "paired"), "cut": ("unpaired", "paired"), "pix2pix": ("paired",)}
 AGAIN = ("vqvae", "vqgan", "autoencoder")                     # reconstruct, and know no condition
-READERS = ("gan", "dcgan", "diffusion", "ddpm", "edm", "dit", "latent_diffusion", "few_step")    # of captions
+READERS = ("gan", "dcgan", "diffusion", "ddpm", "edm", "dit", "latent_diffusion", "few_step", "prior")    # of captions
 FITTING = [(model, data) for model in MODELS for data in DATA if kind_of(data) in SIDES.get(model, ("images",))]
 RUNS = [(model, data, condition) for model, data in FITTING for condition in ("none", *CONDITIONS.get(data, ()))
         if (condition != "text" or model in READERS) and (condition == "none" or model not in AGAIN)]

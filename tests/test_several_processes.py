@@ -24,7 +24,7 @@ from tests.training.callbacks.conftest import Alone
 
 from . import forked
 from .conftest import COMMON, TINY, compose_train, environment, once, python_train
-from .families import staged
+from .families import STAGES, staged
 from .ranks import STEPS, cases
 
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
@@ -48,7 +48,8 @@ def pair():
 
 
 def train_pairs(folder):
-    staged("latent_diffusion", folder / "stage", *COMMON, "budget.images=64", "budget.minutes=null")
+    for name, (_, first) in STAGES.items():
+        staged(name, folder / first, *COMMON, "budget.images=64", "budget.minutes=null")
     env = environment(AIGC_ALLOW_TARGETS="tests", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(launch.free_port()))
     both = [forked.Forked([sys.executable, "-m", "tests.ranks", str(folder), str(rank)], env=env) for rank in (0, 1)]
     try:

@@ -20,7 +20,7 @@ PATHS = (  # options whose value is a file, folder, URL or hub name; tests/test_
     "run", "runs", "resume", "images", "out", "against", "clip", "lpips_weights", "weights.*",
     "data.path", "data.root", "data.archive.url", "metrics.weights", "metrics.lpips_weights",
     "callbacks.scores.weights", "callbacks.scores.lpips_weights", "model.text.name", "model.first_stage",
-    "model.teacher",
+    "model.teacher", "model.tokenizer",
     "hydra.run.dir", "hydra.sweep.dir",
 )
 TEXTS = ("text", "title", "label", "study", "data.text", "data.licence")  # free text; columns in braces

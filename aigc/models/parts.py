@@ -147,6 +147,19 @@ class Borrowed:
                                 "train one on this")
 
 
+def check_size(family: Family, channels: int, size: Sequence[int], option: str) -> None:
+    """Refuses images that are not of the channels and size that a family was trained on.
+
+    Raises:
+        UserError: names both.
+    """
+    own = (family.hparams["channels"], *family.hparams["size"])
+    if own != (channels, *size):
+        was, now = (f"{h} x {w} images with {c} channel{'s' * (c > 1)}" for c, h, w in (own, (channels, *size)))
+        raise UserError(f"model.{option} was trained on {was}, these are {now}: choose its data, or train one on "
+                        "these")
+
+
 def rebuilt(description: Mapping[str, Any], option: str) -> Family:
     """The family of a description, without its weights.
 
@@ -195,11 +208,7 @@ class LatentSpace(Part):
         """
         super().__init__(source, option=option, needs=("encode", "decode"))
         self.family.lowered = True           # bf16 costs latents of deviation 1 an error of 0.005, and half as long
-        own = (self.family.hparams["channels"], *self.family.hparams["size"])
-        if own != (channels, *size):
-            was, now = (f"{h} x {w} images with {c} channel{'s' * (c > 1)}" for c, h, w in (own, (channels, *size)))
-            raise UserError(f"model.{option} was trained on {was}, these are {now}: choose its data, or train one on "
-                            "these")
+        check_size(self.family, channels, size, option)
         with torch.no_grad():
             made = self.family.encode(torch.zeros(1, channels, *size)).shape[1:]
         self.shape = (*made, 1, 1)[:3]       # of latents
@@ -247,3 +256,29 @@ class LatentSpace(Part):
             if state_dict[f"{prefix}scale"] > 0:
                 state_dict[f"{prefix}moments"][0] = self.images
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class CodeSpace(Part):
+    """The codes of a trained tokenizer as the space of another family: `shape` (rows, columns) numbers an image."""
+
+    def __init__(self, source: Source, channels: int, size: Sequence[int], *, option: str = "tokenizer"):
+        """For images of `channels` and `size`, which must be those that it was trained on.
+
+        Raises:
+            UserError: see `Part`, or it was trained on images of another size.
+        """
+        super().__init__(source, option=option, needs=("tokenize", "decode"))
+        check_size(self.family, channels, size, option)
+        rows, columns = self.family.tokenize(torch.zeros(1, channels, *size)).shape[1:]
+        self.shape = (int(rows), int(columns))
+        self.codes = int(self.family.codes)  # how many there are
+
+    @torch.no_grad()
+    def tokenize(self, images: Tensor) -> Tensor:
+        """Codes `(n, rows * columns)` int64, row by row, of images in [-1, 1]."""
+        return self.family.tokenize(images).flatten(1)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Images `(n, c, h, w)` in [-1, 1] of codes `(n, rows * columns)`."""
+        return self.family.decode(self.family.lookup(codes.view(-1, *self.shape)))

@@ -16,6 +16,7 @@ from aigc.models.diffusion import Diffusion
 from aigc.models.family import Family
 from aigc.models.few_step import FewStep
 from aigc.models.gan import GAN
+from aigc.models.prior import Prior
 from aigc.models.stylegan2 import StyleGAN2
 from aigc.models.vae import VAE, kl_to_standard_normal
 from aigc.networks.spectral_norm import spectral_norms
@@ -272,7 +273,34 @@ def shortcut_loop(model: FewStep, batches: Iterator[Any], low: bool) -> Iterator
         yield
 
 
+def prior_loop(model: Prior, batches: Iterator[Any], low: bool) -> Iterator[None]:
+    """One step on the cross-entropy of the codes a batch."""
+    h, network = model.hparams, model.network
+    assert h.order == "causal" and not h.smoothing, "the loop below knows codes one by one only"
+    optimizer = model.configure_optimizers()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    average, seen = follow(model, network), 0
+    model.remember(60_000)
+    for batch in batches:
+        codes, labels = model.codes_of(batch), batch["label"]
+        n = len(codes)
+        drop = torch.rand(n, device=DEVICE) < h.drop
+        with autocast(low):
+            logits = network(codes[:, :-1], network.under(labels, n=n, drop=drop))
+        loss = F.cross_entropy(logits.transpose(1, 2), codes)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1.0, (seen + 1) / h.warmup_images)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), h.clip, foreach=True)
+        optimizer.step()
+        seen += n
+        average(seen, n)
+        yield
+
+
 LOOPS: dict[str, Callable[..., Iterator[None]]] = {
     "GAN": gan_loop, "BigGAN": biggan_loop, "StyleGAN2": stylegan2_loop, "VAE": vae_loop, "Diffusion": diffusion_loop,
     "FewStep": shortcut_loop,
+    "Prior": prior_loop,
 }

@@ -62,7 +62,7 @@ from aigc.training.trainer import build_trainer, quiet
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- tables: written by measure.py -->", "<!-- end of tables -->"
 PRECISION = "bf16-mixed"        # of the steps that are compared with bare loops
-FAMILIES = ("gan", "biggan", "stylegan2", "vae", "diffusion", "dit", "few_step")
+FAMILIES = ("gan", "biggan", "stylegan2", "vae", "diffusion", "dit", "few_step", "prior")
 TRANSLATORS = ("cyclegan", "cut")
 AUTOENCODERS = ("vqvae", "vqgan")
 LOOPS = {**MAKING, **TRANSLATING, **RECONSTRUCTING}
@@ -111,7 +111,7 @@ def median(seconds: list[float], per: int = 1) -> float:
 def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictConfig, ImageData, Family]:
     """A configuration as `python -m aigc.train` composes it, its data, and the family with its first weights."""
     source = ["data=mnist", f"data.root={args.root}"] if args.root else ["data=digits", "data.size=28"]
-    source = [*source, "condition=label"]
+    source = [*source, f"condition={'none' if family == 'vqvae' else 'label'}"]
     if family == "pix2pix":
         source = ["data=shapes_paired", "data.train=512", "condition=none"]
     if family in TRANSLATORS:
@@ -129,6 +129,11 @@ def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictC
     L.seed_everything(SEED, verbose=False)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes,
              "condition": cfg.condition}
+    if family == "prior":           # over a tokenizer as it starts out: what it has learned changes no times
+        _, _, first = build(args, "vqvae")
+        kept = {"family": "aigc.models.vqgan.VQGAN", "sha256": "untrained", "hyper_parameters": dict(first.hparams)}
+        cfg.model.tokenizer = kept
+        L.seed_everything(SEED, verbose=False)
     return cfg, data, instantiate(cfg.model, "model", **facts).to(DEVICE)
 
 
