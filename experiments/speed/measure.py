@@ -111,7 +111,7 @@ def median(seconds: list[float], per: int = 1) -> float:
 def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictConfig, ImageData, Family]:
     """A configuration as `python -m aigc.train` composes it, its data, and the family with its first weights."""
     source = ["data=mnist", f"data.root={args.root}"] if args.root else ["data=digits", "data.size=28"]
-    source = [*source, f"condition={'none' if family == 'vqvae' else 'label'}"]
+    source = [*source, "condition=label"]
     if family == "pix2pix":
         source = ["data=shapes_paired", "data.train=512", "condition=none"]
     if family in TRANSLATORS:
@@ -120,6 +120,8 @@ def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictC
     if family in AUTOENCODERS:
         source = [*source[:2], "condition=none", "model.decay_from=1", "model.adversarial_start=0",
                   "model.adversarial_warmup=0"]
+    if family == "prior":
+        source += ["model.tokenizer=untrained"]               # below
     common = ["metrics=none", "logger=none", f"seed={SEED}", "budget.minutes=null",
               "budget.images=1000000000", "callbacks.samples.every_images=1000000000", "callbacks.samples.n=10"]
     register_schemas()
