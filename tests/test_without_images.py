@@ -130,7 +130,7 @@ def test_it_loads_as_any_other(desk, load_own):
 
 
 @pytest.mark.parametrize(("verb", "words", "message"), [
-    ("generate", ["n=2"], "makes no images: generate needs a run of dcgan or"),
+    ("generate", ["n=2"], "makes no images: generate needs a run of biggan or"),
     ("edit", ["task=translate", "images=image.png"], "makes no images: task=translate needs a run of cut or"),
 ])
 def test_what_needs_images_says_so_in_one_sentence(desk, verb, words, message):

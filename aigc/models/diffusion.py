@@ -130,11 +130,11 @@ class Diffusion(Family):
         if condition == "text":
             network = {**network, **(text_network or {})}
         self.shape = (channels, *size)      # of what is noised and denoised
-        self.first_stage: LatentSpace | None = None
+        first: LatentSpace | None = None
         if first_stage is not None:
-            self.first_stage = LatentSpace(first_stage, channels, size, images=objective.sigma_images)
-            self.hparams["first_stage"] = self.first_stage.description()
-            self.shape = self.first_stage.shape
+            first = LatentSpace(first_stage, channels, size, images=objective.sigma_images)
+            self.hparams["first_stage"] = first.description()
+            self.shape = first.shape
             vectors = vector_network if self.shape[1:] == (1, 1) else None
             network = {**network, **(latent_network or {}), **(vectors or {})}
         facts = {"classes": classes, "vocabulary": vocabulary}
@@ -142,6 +142,7 @@ class Diffusion(Family):
             denoiser, self.shape, condition=condition, facts=facts, text=text or {},
             network=network if denoiser == "unet" else dit or {},
         )
+        self.first_stage = first            # after the network: training/sharded.py counts parameters from there
         self.ema = EMA(self.network, **vars(average))
         early, autoguidance = sampling.early, sampling.autoguidance
         if not (0 <= early < 1 and (early > 0 or autoguidance == 1)):

@@ -32,6 +32,10 @@ class Sharded(ModelParallelStrategy):
         self.accelerator.setup(trainer)
         warnings.filterwarnings("ignore", message=".*returned a view tensor")  # nothing is modified in place here
         self.model_to_device()
+        # Lightning names optimizer state by the parameter's place in the family, every other strategy by that in the
+        # optimizer: a checkpoint is anyone's where both are the same
+        trained = [p for name in self.model.sharded for p in getattr(self.model, name).parameters()]
+        assert all(a is b for a, b in zip(trained, self.model.parameters(), strict=False)), "they come first"
         for name in self.model.sharded:
             shard(getattr(self.model, name), self.device_mesh["data_parallel"])
         self.barrier()
