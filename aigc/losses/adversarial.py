@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc.errors import UserError, choices
+from aigc.networks.ranks import mean_over_ranks
 
 
 class AdversarialLoss(NamedTuple):
@@ -113,8 +114,5 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor) -
         pulls = torch.stack([
             torch.autograd.grad(loss, last, retain_graph=True)[0].float() for loss in (reconstruction, adversarial)
         ])
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(pulls)
-        pulls /= torch.distributed.get_world_size()
-    of_reconstruction, of_adversarial = pulls.flatten(1).norm(dim=1)
+    of_reconstruction, of_adversarial = mean_over_ranks(pulls).flatten(1).norm(dim=1)
     return (of_reconstruction / (of_adversarial + 1e-4)).clamp(max=MOST_WEIGHT).detach()

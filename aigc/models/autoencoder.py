@@ -147,8 +147,8 @@ class FirstStage(TwoPlayer):
 
     def players(self) -> dict[str, list[nn.Module]]:
         """The discriminator, where there is one, then the autoencoder."""
-        judges = {} if self.discriminator is None else {"discriminator": [self.discriminator]}
-        return {**{player: list(nets) for player, nets in judges.items()}, "generator": [self.network]}
+        generator: dict[str, list[nn.Module]] = {"generator": [self.network]}
+        return generator if self.discriminator is None else {"discriminator": [self.discriminator], **generator}
 
     # ---- training ----
 

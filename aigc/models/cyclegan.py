@@ -25,6 +25,7 @@ from aigc.models.two_player import Adams, TwoPlayer
 from aigc.networks.ema import EMA
 from aigc.networks.patchgan import NORMS, PatchGAN
 from aigc.networks.pix2pix_unet import UNetGenerator
+from aigc.networks.ranks import distributed
 from aigc.networks.resnet import UPSAMPLE, ResNetGenerator
 
 
@@ -155,7 +156,7 @@ class CycleGAN(TwoPlayer, Translator):
     def earlier(self, side: str, fake: Tensor) -> Tensor:
         """The same number of translations, some of them from earlier steps; all ranks feed the pool."""
         pool, n = self.pools[side], len(fake)
-        if not (pool.size and torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not (pool.size and distributed()):
             return pool(fake, self.progress.batches)
         everyone = cast(Tensor, self.all_gather(fake)).flatten(0, -4)
         return pool(everyone, self.progress.batches)[self.global_rank * n :][:n]

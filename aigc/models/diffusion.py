@@ -37,6 +37,7 @@ from aigc.models.options import Average, Schedule, group, grouped
 from aigc.models.parts import LatentSpace, Source
 from aigc.networks.ema import EMA
 from aigc.networks.muon import Muon
+from aigc.networks.ranks import sum_over_ranks
 from aigc.noise import SeededNoise, mix
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
@@ -214,9 +215,7 @@ class Diffusion(Family):
             return
         flat = images.flatten(1)
         new = torch.stack([flat.new_tensor(len(flat)), flat.mean(1).sum(), flat.square().mean(1).sum()])
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(new)
-        self.moments += new
+        self.moments += sum_over_ranks(new)
 
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, drop: Tensor | None = None,

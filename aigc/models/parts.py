@@ -19,6 +19,7 @@ from aigc.models.capabilities import require
 from aigc.models.checkpoints import find_checkpoint, load_family, read_checkpoint, run_of
 from aigc.models.family import Family
 from aigc.networks.fingerprint import state_sha256
+from aigc.networks.ranks import sum_over_ranks
 from aigc.runs.summary import read_summary
 
 Source = str | Mapping[str, Any]         # a run folder or checkpoint, or a description kept in a checkpoint
@@ -241,9 +242,7 @@ class LatentSpace(Part):
             return
         count = latents.new_tensor([len(latents)])
         new = torch.cat([count, latents.mean((2, 3)).sum(0), latents.square().mean((2, 3)).sum(0)])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(new)
-        self.moments += new
+        self.moments += sum_over_ranks(new)
         mean, square = (self.moments[1:] / self.moments[0]).chunk(2)
         self.mean.copy_(mean[:, None, None])
         self.scale.copy_((square - mean**2).mean().clamp(min=1e-8).rsqrt())

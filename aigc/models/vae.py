@@ -23,6 +23,7 @@ from aigc.losses.likelihood import bernoulli_log_likelihood, gaussian_log_densit
 from aigc.models.family import Batch, Family
 from aigc.models.options import Adam, Average, Schedule, group, grouped, option
 from aigc.networks.ema import EMA
+from aigc.networks.ranks import distributed
 from aigc.noise import SeededNoise
 
 GRID = 8                                                   # images are halved until no side exceeds this
@@ -269,7 +270,7 @@ class VAE(Family):
     def remember(self, z: Tensor, labels: Tensor | None) -> None:
         """Keeps the latents of the last training images of all ranks, for the mixture."""
         kept = torch.zeros(len(z), dtype=torch.int64, device=z.device) if labels is None else labels
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if distributed():
             every: Any = self.all_gather((z, kept))        # `(ranks, n, ...)`
             z, kept = every[0].flatten(0, -2), every[1].flatten()
         z, kept = z[-len(self.latents) :], kept[-len(self.latents) :]

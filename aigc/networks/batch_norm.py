@@ -6,6 +6,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from aigc.networks.ranks import distributed, mean_over_ranks
+
 
 class ConditionalBatchNorm(nn.Module):
     """Batch norm whose gain and bias depend on a condition vector (de Vries et al. 2017); plain without one."""
@@ -27,14 +29,12 @@ class ConditionalBatchNorm(nn.Module):
 @torch.no_grad()
 def share_statistics(*networks: nn.Module) -> None:
     """Averages running statistics over the ranks, in place; otherwise every rank would sample a different network."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not distributed():
         return
     norms = [m for network in networks for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     running = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
     if running:
-        mean = torch.cat(running)
-        torch.distributed.all_reduce(mean)
-        mean /= torch.distributed.get_world_size()
+        mean = mean_over_ranks(torch.cat(running))
         torch._foreach_copy_(running, list(mean.split([len(buffer) for buffer in running])))
 
 

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aigc.networks.ranks import distributed, sum_over_ranks
+
 
 class Passed(NamedTuple):
     """What leaves a bottleneck in training."""
@@ -38,11 +40,6 @@ def perplexity(usage: Tensor) -> Tensor:
     """exp(entropy) of how often codes are used `(K,)`, from 1 to K: as many equally frequent codes carry as much."""
     share = usage.double() / usage.sum().clamp(min=1e-30)
     return torch.exp(-torch.xlogy(share, share).sum()).float()
-
-
-def distributed() -> bool:
-    """Whether several processes train together."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 class Codebook(nn.Module):
@@ -186,13 +183,12 @@ class AveragedCodebook(Codebook):
         """Moves the averages towards a step's latents of all devices, restarts dead codes; returns how many."""
         step = latents_BD.new_zeros(self.codes, 1 + self.dimension)
         step.index_add_(0, codes_B, torch.cat([torch.ones_like(latents_BD[:, :1]), latents_BD], dim=1))
-        if distributed():
-            torch.distributed.all_reduce(step)
+        step = sum_over_ranks(step)
         self.counts.lerp_(step[:, 0], 1 - self.decay)
         self.sums.lerp_(step[:, 1:], 1 - self.decay)
-        dead = self.counts < self.restart * self.counts.mean()
+        use = self.counts.mean()
+        dead = self.counts < self.restart * use
         if self.restart:
-            use = self.counts.mean()
             self.counts.copy_(torch.where(dead, use, self.counts))
             self.sums.copy_(torch.where(dead[:, None], use * self.drawn(latents_BD), self.sums))
         self.vectors.copy_(self._unit(self.sums / self.smoothed()[:, None]))

@@ -35,7 +35,8 @@ class Sharded(ModelParallelStrategy):
         # Lightning names optimizer state by the parameter's place in the family, every other strategy by that in the
         # optimizer: a checkpoint is anyone's where both are the same
         trained = [p for name in self.model.sharded for p in getattr(self.model, name).parameters()]
-        assert all(a is b for a, b in zip(trained, self.model.parameters(), strict=False)), "they come first"
+        first = zip(trained, self.model.parameters(), strict=False)
+        assert all(a is b for a, b in first), f"{self.model.sharded} must be registered before all other networks"
         for name in self.model.sharded:
             shard(getattr(self.model, name), self.device_mesh["data_parallel"])
         self.barrier()

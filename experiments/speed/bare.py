@@ -148,6 +148,18 @@ def vae_loop(model: VAE, batches: Iterator[Any], low: bool) -> Iterator[None]:
         yield
 
 
+def descend(
+    loss: torch.Tensor, optimizer: torch.optim.Optimizer, rates: list[float], network: nn.Module, h: Any, seen: int
+) -> None:
+    """A step of the only optimizer, at rates that rise over the first images, with clipped gradients."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * min(1.0, (seen + 1) / h.warmup_images)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), h.clip, foreach=True)
+    optimizer.step()
+
+
 def diffusion_loop(model: Diffusion, batches: Iterator[Any], low: bool) -> Iterator[None]:
     """One flow-matching step a batch."""
     h, network = model.hparams, model.network
@@ -169,12 +181,7 @@ def diffusion_loop(model: Diffusion, batches: Iterator[Any], low: bool) -> Itera
         with autocast(low):
             velocity = network(x_t * scale, t, labels, drop)
         loss = F.mse_loss(velocity.float(), images - noise)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * min(1.0, (seen + 1) / h.warmup_images)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), h.clip, foreach=True)
-        optimizer.step()
+        descend(loss, optimizer, rates, network, h, seen)
         seen += n
         average(seen, n)
         yield
@@ -262,12 +269,7 @@ def shortcut_loop(model: FewStep, batches: Iterator[Any], low: bool) -> Iterator
         length = torch.cat([(level / levels).to(DEVICE), torch.zeros_like(t)])
         made = velocity(network, x, torch.cat([start, t]), labels, drop, length)
         loss = F.mse_loss(made, torch.cat([(first + second) / 2, (images - noise)[k:]]))
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * min(1.0, (seen + 1) / h.warmup_images)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), h.clip, foreach=True)
-        optimizer.step()
+        descend(loss, optimizer, rates, network, h, seen)
         seen += n
         move(seen, n)
         yield
@@ -288,12 +290,7 @@ def prior_loop(model: Prior, batches: Iterator[Any], low: bool) -> Iterator[None
         with autocast(low):
             logits = network(codes[:, :-1], network.under(labels, n=n, drop=drop))
         loss = F.cross_entropy(logits.transpose(1, 2), codes)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * min(1.0, (seen + 1) / h.warmup_images)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), h.clip, foreach=True)
-        optimizer.step()
+        descend(loss, optimizer, rates, network, h, seen)
         seen += n
         average(seen, n)
         yield

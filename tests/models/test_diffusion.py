@@ -28,6 +28,15 @@ def recipe(name="diffusion"):
     return numbers
 
 
+def wake(model):
+    """Gives layers that start at zero values: without them every test would see a constant."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.network.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            parameter.data.normal_(0, 0.2, generator=generator)
+    model.ema.network.load_state_dict(model.network.state_dict())
+
+
 def tiny(name="diffusion", *, size=(8, 8), channels=1, condition="label", awake=True, **overrides):
     torch.manual_seed(0)
     numbers = recipe(name)
@@ -36,12 +45,8 @@ def tiny(name="diffusion", *, size=(8, 8), channels=1, condition="label", awake=
     model = Diffusion(
         channels, size, classes=3 if condition == "label" else None, condition=condition, **{**numbers, **overrides}
     )
-    if awake:  # blocks and output start at zero: without this every test would see a constant
-        generator = torch.Generator().manual_seed(1)
-        for parameter in model.network.parameters():
-            if parameter.dim() > 1 and not parameter.any():
-                parameter.data.normal_(0, 0.2, generator=generator)
-        model.ema.network.load_state_dict(model.network.state_dict())
+    if awake:
+        wake(model)
     return model.eval()
 
 

@@ -16,7 +16,7 @@ from aigc.networks.fingerprint import state_sha256
 from aigc.runs.resume import resumed_config
 from aigc.training.fit import fit
 from tests.conftest import TINY, compose_train
-from tests.models.test_diffusion import CONF, batch_of
+from tests.models.test_diffusion import CONF, batch_of, wake
 from tests.models.test_diffusion import TINY as SMALL
 from tests.test_resume import assert_same
 
@@ -34,11 +34,7 @@ def tiny(method="shortcut", process="diffusion", *, condition="label", classes=3
     given = {**numbers, "method": method, **overrides}
     model = FewStep(1, (8, 8), classes=classes if condition == "label" else None, condition=condition, **given)
     if awake:
-        generator = torch.Generator().manual_seed(1)
-        for parameter in model.network.parameters():
-            if parameter.dim() > 1 and not parameter.any():
-                parameter.data.normal_(0, 0.2, generator=generator)
-        model.ema.network.load_state_dict(model.network.state_dict())
+        wake(model)
     return model.eval()
 
 
