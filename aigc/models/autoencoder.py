@@ -150,6 +150,10 @@ class FirstStage(TwoPlayer):
         generator: dict[str, list[nn.Module]] = {"generator": [self.network]}
         return generator if self.discriminator is None else {"discriminator": [self.discriminator], **generator}
 
+    def judges(self) -> list[nn.Module]:
+        """The discriminator and the network of the perceptual distance."""
+        return [*super().judges(), *([] if self.perceptual is None else [self.perceptual])]
+
     # ---- training ----
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

@@ -158,7 +158,7 @@ class Family(L.LightningModule):
     # ---- a step: backward, rates and averages ----
 
     def setup(self, stage: str) -> None:
-        """Loads the pretrained networks that it learns through, before any work.
+        """Loads the pretrained networks that it learns through, before any work; runs inside learned through theirs.
 
         Raises:
             UserError: the weights of one are not there.
@@ -167,6 +167,9 @@ class Family(L.LightningModule):
             if isinstance(module, Pretrained):
                 module.load()
                 self.learned_through[module.network] = str(module.sha256)
+        for name in self.parts:
+            inside = getattr(getattr(self, name, None), "family", None)
+            self.learned_through |= {} if inside is None else inside.learned_through
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Lightning's, outside autocast, which would lower float32 parts of a backward pass (PyTorch's AMP recipe)."""

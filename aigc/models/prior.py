@@ -179,7 +179,6 @@ class Prior(Family):
         Choice(sampling.temperature, sampling.top_k, sampling.top_p)
         self.tokenizer = CodeSpace(tokenizer, channels, size)
         self.hparams["tokenizer"] = self.tokenizer.description()
-        self.learned_through = dict(self.tokenizer.family.learned_through)
         self.network = CodeTransformer(
             self.tokenizer.codes, self.tokenizer.shape, network, order=order, condition=condition,
             facts={"classes": classes, "vocabulary": vocabulary}, text=text,

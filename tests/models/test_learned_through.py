@@ -40,3 +40,22 @@ def test_older_checkpoints_name_none():
     model.on_load_checkpoint(checkpoint)
     assert model.learned_through == {}
     assert not any(isinstance(value, torch.Tensor) for value in checkpoint.values())
+
+def test_a_run_on_top_of_it_needs_no_weights_and_names_the_network_too(monkeypatch):
+    from types import SimpleNamespace
+
+    from aigc.models.vqgan import VQGAN
+    from tests.models.test_vqgan import tiny
+
+    stage = tiny("gradient", perceptual={"weight": 1.0, "network": "efficientnet"})
+    assert isinstance(stage, VQGAN) and stage.perceptual in stage.judges()       # a part keeps no judges
+    stage.learned_through = {"efficientnet": "e" * 64}
+    monkeypatch.setattr(efficientnet, "packaged", lambda: None)
+
+    class Later(Family):
+        parts = {"tokenizer": ()}
+
+    later = Later()
+    later.tokenizer = SimpleNamespace(family=stage)
+    later.setup("fit")
+    assert later.learned_through == {"efficientnet": "e" * 64}
