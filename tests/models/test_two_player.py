@@ -9,9 +9,9 @@ from aigc.models.two_player import TwoPlayer
 
 
 class Rivals(TwoPlayer):
-    """A discriminator with a frozen part, `per_step` turns of it in a step, from step `start` on, in `parts` parts."""
+    """A discriminator with a frozen part, `per_step` turns of it in a step from `start` on, in `chunks` chunks."""
 
-    def __init__(self, generator_rate=0.1, discriminator_rate=0.2, betas=(0.0, 0.9), *, parts=1, per_step=1, start=0,
+    def __init__(self, generator_rate=0.1, discriminator_rate=0.2, betas=(0.0, 0.9), *, chunks=1, per_step=1, start=0,
                  **clip):
         super().__init__()
         self.save_hyperparameters({"generator_rate": generator_rate, "discriminator_rate": discriminator_rate,
@@ -19,7 +19,7 @@ class Rivals(TwoPlayer):
         torch.manual_seed(0)
         self.judge, self.maker = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), nn.Linear(2, 2)
         self.judge[0].requires_grad_(False)
-        self.parts, self.per_step, self.start, self.seen = parts, per_step, start, []
+        self.chunks, self.per_step, self.start, self.seen = chunks, per_step, start, []
 
     def players(self):
         return {"discriminator": [self.judge], "generator": [self.maker]}
@@ -27,8 +27,8 @@ class Rivals(TwoPlayer):
     def training_step(self, batch, batch_idx):
         for _ in range(self.per_step if self.progress.batches >= self.start else 0):
             with self.turn("discriminator") as backward:
-                for part in batch.chunk(self.parts):
-                    backward(-self.judge(part).mean() / self.parts)
+                for part in batch.chunk(self.chunks):
+                    backward(-self.judge(part).mean() / self.chunks)
         with self.turn("generator") as backward:
             self.seen.append([p.requires_grad for p in self.parameters()])
             backward(self.judge(self.maker(batch)).square().mean())
@@ -81,7 +81,7 @@ def test_a_turn_that_fails_takes_no_step_and_hands_the_judges_back():
 
 
 def test_gradients_of_one_turn_add_up():
-    torch.testing.assert_close(weights(trained(Rivals(parts=4), 3)), weights(trained(Rivals(), 3)))
+    torch.testing.assert_close(weights(trained(Rivals(chunks=4), 3)), weights(trained(Rivals(), 3)))
 
 
 def test_a_player_may_have_several_turns_or_start_late():
