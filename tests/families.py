@@ -35,6 +35,9 @@ SMALLEST: dict[str, dict[str, Any]] = {  # model=<name>: options of conf/model/<
     "vqgan": {**_GRID, **_JUDGED, "codebook": 16, "latent": 4},
     "autoencoder": {**_GRID, **_JUDGED, "adversarial": 0.5, "latent": 4},
     "prior": {"width": 16, "layers": 2, "heads": 2, "warmup_images": 0},
+    "clip": {"resnet.widths": [8, 16], "resnet.blocks": [1, 0], "resnet.heads": 2, "vit.width": 16, "vit.layers": 1,
+             "vit.heads": 2, "text.width": 16, "text.layers": 1, "text.heads": 2, "embedding": 16,
+             "warmup_images": 0},
 }
 STAGES = {  # options that are runs of another family, and which
     "latent_diffusion": ("first_stage", "autoencoder"),

@@ -42,8 +42,9 @@ FAMILIES = {  # name of a case: (family, its data, condition and scores); one li
     "autoencoder": ("autoencoder", *SCORED),
     "pix2pix": ("pix2pix", *TRANSLATION, "data=shapes_paired"),
     "prior": ("prior", "condition=label", *SCORED),
+    "clip": ("clip", *TEXT),
 }
-BF16 = ("gan", "gan_text", "vae", "flow", "cyclegan")      # also in it: each way to optimize, and captions
+BF16 = ("gan", "gan_text", "vae", "flow", "cyclegan", "clip")      # also in it: each way to optimize, and captions
 STEPS = 8                                                  # of 2 x 16 images
 
 

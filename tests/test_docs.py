@@ -161,7 +161,10 @@ RUNS = {                                                     # what a documented
     "translation": ["model=cyclegan", "data=shapes_unpaired", "data.size=16", "data.train=16", "data.validation=8",
                     "data.test=8", "model.width=8", "model.blocks=1", "model.discriminator_width=8"],
     "tutorial": ["model=realnvp", "model.layers=2", "model.hidden=16"],
+    "clip": [*smallest("clip"), "data=shapes", "data.size=16", "data.train=64", "data.validation=16", "data.test=16",
+             "data.heldout=16"],
 }
+OF_TEXT = ("text=", "clip=")                                  # options that only a run on captions takes
 SMALL_SHAPES = ["data=shapes", "data.train=200", "data.validation=40", "data.test=40", "data.heldout=16"]
 TINY_RUN = ["metrics=none", "~callbacks.samples", "budget.images=64"]
 QUICK = {"generate": ["n=3"], "evaluate": ["num_samples=40", "second=null", "resamples=2", "memorisation=false",
@@ -174,7 +177,7 @@ TRIED = [(page, verb, words) for page, verb, words in COMMANDS if page in (ROOT 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory, mine):
-    """A folder in which the commands are typed: runs of five kinds, pictures and prompts."""
+    """A folder in which the commands are typed: runs of several kinds, pictures and prompts."""
     folder = tmp_path_factory.mktemp("desk")
     for kind, words in RUNS.items():
         with allowed(mine):
@@ -193,12 +196,13 @@ def desk(tmp_path_factory, mine):
                          ids=[f"{name(page)}: {verb} {' '.join(words)}"[:150] for page, verb, words in TRIED])
 def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(desk)
-    kind = "translation" if verb == "edit" else "text" if any(w.startswith("text=") for w in words) else "labels"
+    kind = "translation" if verb == "edit" else "text" if any(w.startswith(OF_TEXT) for w in words) else "labels"
     kind = "tutorial" if page == TUTORIAL else "styles" if any("psi" in word for word in words) else kind
     folder_of_images = "run=<folder_of_images>" in words
     words = [f"run={'photos' if folder_of_images else f'runs/{kind}'}" if w.startswith("run=") else w for w in words]
     words = ["runs=runs" if w.startswith("runs=") else f"out={tmp_path / 'made'}" + ".html" * (verb == "compare")
              if w.startswith("out=") else "images=photos" if w.startswith("images=") else w for w in words]
+    words = [re.sub("<CLIP_run>", "runs/clip", word) for word in words]
     keys = {word.split("=")[0] for word in words}
     quick = [w for w in QUICK[verb] if verb == "generate" or w.split("=")[0] not in keys]
     words = [w for w in words if not (verb == "generate" and w.startswith("n="))]

@@ -30,10 +30,12 @@ from .stand_ins import CONDITIONS, DATA, kind_of, picture, stand_in, write
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
 SIDES = {"cyclegan": ("unpaired", "paired"), "cut": ("unpaired", "paired"), "pix2pix": ("paired",)}
 AGAIN = ("vqvae", "vqgan", "autoencoder")                     # reconstruct, and know no condition
+MATCHING = ("clip",)                                          # tell how well texts fit images, and make none
 READERS = ("gan", "dcgan", "diffusion", "ddpm", "edm", "dit", "latent_diffusion", "few_step", "prior")    # of captions
 FITTING = [(model, data) for model in MODELS for data in DATA if kind_of(data) in SIDES.get(model, ("images",))]
 RUNS = [(model, data, condition) for model, data in FITTING for condition in ("none", *CONDITIONS.get(data, ()))
-        if (condition != "text" or model in READERS) and (condition == "none" or model not in AGAIN)]
+        if (condition != "text" or model in READERS) and (condition == "none" or model not in AGAIN)
+        and model not in MATCHING]
 RUNS += [(model, data, condition) for data, models, conditions in (     # the same data in other layouts
     ("huggingface:parquet", ("gan",), ("label", "text")), ("paired_folder:names", ("cyclegan", "pix2pix"), ("none",)),
     ("paired_folder:beside", ("cut", "pix2pix"), ("none",))) for model in models for condition in conditions]
@@ -118,6 +120,48 @@ def test_what_composes_works_to_the_end(chosen, tmp_path: Path, model: str, data
     typed.budget.images = 16
     summary = fit(resumed_config(typed, run, ["budget.images=16"]), run, resumed=True)
     assert (summary["status"], summary["images"], len(summary["resumes"])) == ("finished", 16, 1)
+
+
+@pytest.mark.parametrize("data", [name for name in sorted(CONDITIONS) if "text" in CONDITIONS[name]])
+@pytest.mark.parametrize("model", MATCHING)
+def test_what_matches_texts_and_images_works_to_the_end(chosen, tmp_path: Path, model: str, data: str) -> None:
+    run, record = tmp_path / "run", tmp_path / "record.json"
+    cfg = compose_train(*words(model), *chosen(data), *BRIEF, "metrics.every_images=4", "metrics.validation_images=4",
+                        "metrics.batch_size=3", "callbacks.samples.n=4", *READER, common=False)     # condition=auto
+    (run / ".hydra").mkdir(parents=True)
+    OmegaConf.save(cfg, run / ".hydra" / "config.yaml")
+    summary = fit(cfg, run)
+    assert (summary["status"], summary["images"], summary["condition"]) == ("finished", 8, "text")
+    assert (summary["capabilities"], summary["scores"]["monitor"]) == (["score_text"], "val/loss")
+    last = summary["scores"]["last"]
+    found = {name for name in last if name.startswith("retrieval/validation/")}
+    assert {name.split("/")[-1] for name in found} == {
+        f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5)}
+    assert all(0 <= last[name] <= 1 for name in found) and "zero_shot/validation/accuracy" in last
+    (told,) = [other for other in summary["protocol"]["others"] if other["split"] == "validation"]
+    assert found < set(told["scores"]) and told["captions"] >= 1 and summary["catalogue"]["val/loss"]
+    assert (run / "samples" / "000000008_retrieval.png").is_file()
+    evaluate(asked("evaluate", run=run, out=record, device="cpu"))
+    scores = json.loads(record.read_text())["scores"]
+    assert found < set(scores) and {"val/loss", "test/val/loss", "retrieval/test/image_to_text_r1"} < set(scores)
+    photos, out = write(tmp_path / "photos", {"1.png": picture(ending="PNG")}), tmp_path / "out"
+    for verb, more in ((generate, {"n": 2}), (edit, {"images": photos})):
+        with pytest.raises(UserError, match=r"CLIP, which tells how well texts fit images: .* needs a run of "):
+            verb(asked(verb.__name__, run=run, out=out, device="cpu", **more))
+    typed = copy.deepcopy(cfg)
+    typed.budget.images = 16
+    summary = fit(resumed_config(typed, run, ["budget.images=16"]), run, resumed=True)
+    assert (summary["status"], summary["images"], len(summary["resumes"])) == ("finished", 16, 1)
+
+
+@pytest.mark.parametrize("model", MATCHING)
+def test_what_matches_texts_needs_some(chosen, tmp_path: Path, model: str) -> None:
+    cfg = compose_train(*words(model), *chosen("digits"), *BRIEF, common=False)
+    with pytest.raises(UserError, match="CLIP needs captions, and digits has none: choose data=shapes, data=hugg"):
+        fit(cfg, tmp_path)
+    cfg.condition = "label"
+    with pytest.raises(UserError, match="CLIP has no condition 'label': choose from text"):
+        check_compatible(cfg)
 
 
 def named(model: str) -> DictConfig:

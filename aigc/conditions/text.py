@@ -12,7 +12,42 @@ from aigc.errors import UserError
 from aigc.networks.text import TextTransformer
 
 
-class TextEncoder(nn.Module):
+class Reader(nn.Module):
+    """What reads texts, as token numbers."""
+
+    tokens: int                             # longest text; longer ones are truncated
+    tokenizer: Tokenizer | None             # None: of another package
+
+    def numbers(self, text: str) -> list[int]:
+        """Token numbers of a whole text; none for an empty one."""
+        assert self.tokenizer is not None
+        return self.tokenizer(text)
+
+    def shortened(self, row: list[int]) -> list[int]:
+        """The numbers that are read of a text's."""
+        return row[: self.tokens]
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token numbers `(n, L)` int64 on this module's device, padded with -1; L <= `tokens`."""
+        rows = [self.shortened(self.numbers(text)) for text in texts]
+        ids = torch.full((len(rows), max(map(len, rows), default=0)), -1)
+        for k, row in enumerate(rows):
+            ids[k, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        return ids.to(next(self.parameters()).device)
+
+    def warnings(self, texts: Sequence[str]) -> list[str]:
+        """One line per surprise in these texts: what is truncated, which words are unknown."""
+        lines = []
+        long = [text for text in dict.fromkeys(texts) if len(self.numbers(text)) > self.tokens]
+        if long:
+            lines.append(f"{len(long)} of the prompts cut off after {self.tokens} tokens: '{long[0][:40]}...'")
+        unknown = [] if self.tokenizer is None else [word for text in texts for word in self.tokenizer.unknown(text)]
+        if words := [word for word in dict.fromkeys(unknown) if category(word[0])[0] != "P"]:  # ignores punctuation
+            lines.append(f"not in the training captions, so meaningless to the model: {', '.join(words)}")
+        return lines
+
+
+class TextEncoder(Reader):
     """Maps each text to a vector, and to tokens with a mask.
 
     An empty or dropped text means no condition: it becomes the learned null vector and the start token alone. Padding
@@ -48,7 +83,7 @@ class TextEncoder(nn.Module):
             self.transformer = TextTransformer(len(vocabulary), width, layers=layers, heads=heads, tokens=tokens)
             self.pool = nn.Linear(width, output)
             return
-        self.frozen = load_frozen(encoder, name)
+        self.frozen, self.tokenizer = load_frozen(encoder, name), None
         self.tokens = min(tokens, self.frozen.tokens)
         self.register_buffer("fingerprint", torch.tensor(list(self.frozen.fingerprint), dtype=torch.uint8))
         self.name = name
@@ -59,35 +94,15 @@ class TextEncoder(nn.Module):
             self.project = nn.Linear(self.frozen.width, width)
             self.start = nn.Parameter(torch.randn(width))
 
-    # ---- texts to numbers ----
-
     def numbers(self, text: str) -> list[int]:
         """Token numbers of a whole text; none for an empty one."""
         if self.frozen is None:
-            return self.tokenizer(text)
+            return super().numbers(text)
         return self.frozen.numbers(text) if text.strip() else []
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token numbers `(n, L)` int64 on this encoder's device, padded with -1; L <= `tokens`."""
-        rows = [self.numbers(text) for text in texts]
-        rows = [shortened(row, self.tokens) if self.frozen else row[: self.tokens] for row in rows]
-        ids = torch.full((len(rows), max(map(len, rows), default=0)), -1)
-        for k, row in enumerate(rows):
-            ids[k, : len(row)] = torch.tensor(row, dtype=torch.int64)
-        return ids.to(self.pool.weight.device)
-
-    def warnings(self, texts: Sequence[str]) -> list[str]:
-        """One line per surprise in these texts: what is truncated, which words are unknown."""
-        lines = []
-        long = [text for text in dict.fromkeys(texts) if len(self.numbers(text)) > self.tokens]
-        if long:
-            lines.append(f"{len(long)} of the prompts cut off after {self.tokens} tokens: '{long[0][:40]}...'")
-        unknown = [] if self.frozen else [word for text in texts for word in self.tokenizer.unknown(text)]
-        if words := [word for word in dict.fromkeys(unknown) if category(word[0])[0] != "P"]:  # ignores punctuation
-            lines.append(f"not in the training captions, so meaningless to the model: {', '.join(words)}")
-        return lines
-
-    # ---- numbers to vectors ----
+    def shortened(self, row: list[int]) -> list[int]:
+        """The numbers that are read of a text's, with the end mark of a frozen encoder."""
+        return super().shortened(row) if self.frozen is None else shortened(row, self.tokens)
 
     def forward(self, ids: Tensor | None, *, n: int, drop: Tensor | None = None) -> Tensor:
         """Vectors `(n, output)` for token numbers `(n, L)`, or for "no condition" if they are None.

@@ -19,7 +19,8 @@ from aigc.errors import UserError
 PATHS = (  # options whose value is a file, folder, URL or hub name; tests/test_words.py finds forgotten ones
     "run", "runs", "resume", "images", "out", "against", "clip", "lpips_weights", "weights.*",
     "data.path", "data.root", "data.archive.url", "metrics.weights", "metrics.lpips_weights",
-    "callbacks.scores.weights", "callbacks.scores.lpips_weights", "model.text.name", "model.first_stage",
+    "metrics.clip", "callbacks.scores.clip", "callbacks.scores.weights", "callbacks.scores.lpips_weights",
+    "model.text.name", "model.first_stage",
     "model.teacher", "model.tokenizer",
     "hydra.run.dir", "hydra.sweep.dir",
 )

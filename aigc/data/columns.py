@@ -43,11 +43,18 @@ def text_columns(features: Mapping[str, Any]) -> list[str]:
     return usual_first([name for name, f in features.items() if name.lower() in TEXT_NAMES and is_text(f)], TEXT_NAMES)
 
 
+class Several(list[Any]):
+    """Several texts in a template: the first, or with a separator behind a colon, `{keywords:, }`, all of them."""
+
+    def __format__(self, separator: str) -> str:
+        return separator.join(map(first_text, self)) if separator else first_text(self)
+
+
 def captions(table: Any, text: str) -> list[str]:
     """Captions of all rows: from a column (the first where a row has several), or a template filled from columns."""
     if "{" not in text:
         return [first_text(value) for value in table[text]]
     names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
     columns = {name: list(table[name]) for name in names}
-    return [text.format(**{name: first_text(values[i]) for name, values in columns.items()})
-            for i in range(len(table))]
+    return [text.format(**{name: Several(values[i]) if isinstance(values[i], list | tuple) else first_text(values[i])
+                           for name, values in columns.items()}) for i in range(len(table))]

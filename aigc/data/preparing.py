@@ -38,9 +38,19 @@ def prepare_data(
         why = f" ({data.unlabelled})" if data.unlabelled else ""
         raise UserError(f"condition=label needs labels, and {data.name} has none{why}: use condition=none or other "
                         "data")
-    if cfg.condition == "text" and not data.texts("train"):
+    if cfg.condition == "text":
+        check_captions(data, "condition=text needs captions")
+    return data
+
+
+def check_captions(data: ImageData, needed: str) -> None:
+    """Refuses data without captions; `needed` says who needs them.
+
+    Raises:
+        UserError: names data that have some.
+    """
+    if not data.texts("train"):
         raise UserError(
-            f"condition=text needs captions, and {data.name} has none: choose data=shapes, data=huggingface with "
+            f"{needed}, and {data.name} has none: choose data=shapes, data=huggingface with "
             "data.text=<column of captions>, or data=image_folder with a.txt beside a.png"
         )
-    return data

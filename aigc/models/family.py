@@ -24,7 +24,7 @@ CAPABILITIES = {                                           # methods that tools 
     "encode": "turns images into latents",
     "decode": "turns latents into images",
     "tokenize": "turns images into codes",
-    "score_text": "tells how well texts fit images",
+    "score_text": "tells how well texts fit images",       # and has `embed_images` and `embed_texts`: unit vectors
     "denoise": "tells the expected image behind a noisy one",
 }
 
@@ -126,8 +126,11 @@ class Family(L.LightningModule):
         """What `fakes(batch)` should look like, `(n, c, h, w)` in [-1, 1]."""
         return batch["image"]
 
-    def panels(self, batch: Batch) -> dict[str, Tensor]:
-        """Further pictures to draw as grids, by name, e.g. reconstructions beside their inputs; none by default."""
+    def panels(self, batch: Batch) -> dict[str, Any]:
+        """Further pictures to draw as grids, by name, e.g. reconstructions beside their inputs; none by default.
+
+        Images `(n, c, h, w)` in [-1, 1], or a pair of them and options of `images.grids.grid`, such as its captions.
+        """
         return {}
 
     def held_out(self, means: dict[str, Any]) -> dict[str, float]:
@@ -144,6 +147,11 @@ class Family(L.LightningModule):
         for name, how in cls.required.items():
             if options.get(name) is None:
                 raise UserError(f"{cls.__name__} stands on a trained run, and model.{name} names none: {how}")
+
+    @classmethod
+    def texts_read(cls, options: dict[str, Any], captions: Sequence[str]) -> Sequence[str]:
+        """The texts that it reads in training with these options of `model`, for its vocabulary: the captions."""
+        return captions
 
     def check_options(self, options: dict[str, Any], known: Sequence[str]) -> None:
         """Refuses an option that `sample` does not know.

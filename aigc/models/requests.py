@@ -158,7 +158,7 @@ def prompts_of(family: Family, wanted: Any, n: int) -> tuple[list[str] | None, l
 
 
 def text_encoder(family: Family) -> Any:
-    """The text encoder of a family trained with condition=text."""
-    from aigc.conditions import TextEncoder
+    """What reads the texts of a family trained with condition=text."""
+    from aigc.conditions.text import Reader
 
-    return next(module for module in family.modules() if isinstance(module, TextEncoder))
+    return next(module for module in family.modules() if isinstance(module, Reader))

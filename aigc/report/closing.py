@@ -27,6 +27,10 @@ MEANINGS = (  # a score: what it says, for who sees it for the first time
     (r"attributes/seen/all", "share of samples that show all their caption asks for"),
     (r"attributes/heldout/all", "the same for combinations that training never showed"),
     (r"attributes/\w+/(\w+)", "... of these, the {0} alone"),
+    (r"retrieval/\w+/image_to_text_r(\d)", "share of images whose caption is among the first {0} found"),
+    (r"retrieval/\w+/text_to_image_r(\d)", "share of captions whose image is among the first {0} found"),
+    (r"zero_shot/\w+/accuracy", "share of images whose class's name fits best"),
+    (r"clip_score", "how well samples fit their captions, of 100, as a CLIP sees it"),
     (r"attributes/clear", "share of samples that show one clear known shape"),
 )
 

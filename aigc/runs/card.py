@@ -98,6 +98,7 @@ def introduction(run: Run) -> str:
     able = capabilities_of(run.summary)
     what = "makes images" if "sample" in able else "makes no images"
     what = "turns images into latents and back" if {"encode", "decode"} <= {*able} and "sample" not in able else what
+    what = "tells how well texts fit images" if "score_text" in able and "sample" not in able else what
     what = "turns images of one side of the data into the other" if "translate" in able else what
     told = (f"`{recipe_of(run)}` ({run.family}){size}, trained on `{data_of(run)}`"
             f"{conditions.get(condition_of(run), '')}: it {what}. Made with aigc, study `{run.study}`.")

@@ -85,7 +85,9 @@ ENTRIES: dict[str, Entry] = {entry.name: entry for entry in (
     Entry("lpips", "less", (0, None), "", ("images", "pairs"), (*EVERY, "lpips", "lpips_sha256")),
     Entry("cycle_l1", "less", (0, None), "", ("losses",)),          # CycleGAN's own loss, of the round trip
     Entry("clip_score", "more", (0, 100), "", ("images", "captions"),
-          (*EVERY, "network_sha256", "resizer", "num_samples")),
+          (*EVERY, "network_sha256", "resizer", "num_samples", "judge_saw_captions")),
+    Entry("retrieval/*", "more", (0, 1), "", ("images", "captions"), (*EVERY, "num_samples", "captions", "pools")),
+    Entry("zero_shot/*", "more", (0, 1), "", ("images",), (*EVERY, "num_samples", "prompts")),
     Entry("attributes/*", "more", (0, 1), "", ("images", "captions"), ("data_fingerprint", "attribute_samples")),
     _loss("loss"), _loss("l1", least=0),
     *(_loss(f"{name}_{side}", least=0) for name in ("cycle", "identity") for side in "ab"),

@@ -49,13 +49,18 @@ class Score:
 
 
 def measured(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """The protocol of the score `name`: what a run's says of a second network replaces what it says of the first."""
-    first, second = dict(protocol), protocol.get("second")
-    first.pop("second", None)
-    listed = second.get("scores") if isinstance(second, Mapping) else None
-    if not isinstance(second, Mapping) or not isinstance(listed, list) or name.split("/")[-1] not in listed:
-        return first
-    return {**first, **{key: value for key, value in second.items() if key != "scores"}}
+    """The protocol of the score `name`.
+
+    What a run's says of a second network, and in `others` of scores that these list, replaces what it says of the
+    first network.
+    """
+    first = {key: value for key, value in protocol.items() if key not in ("second", "others")}
+    second, others = protocol.get("second"), protocol.get("others")
+    for other in (second, *(others if isinstance(others, list) else ())):
+        listed = other.get("scores") if isinstance(other, Mapping) else None
+        if isinstance(listed, list) and (name in listed or (other is second and name.split("/")[-1] in listed)):
+            return {**first, **{key: value for key, value in other.items() if key != "scores"}}
+    return first
 
 
 def facts(name: str, protocol: Mapping[str, Any], known: Mapping[str, Entry] | None = None) -> dict[str, Any]:

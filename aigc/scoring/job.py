@@ -33,8 +33,9 @@ from aigc.scoring.samples import (
     score_images,
     show_neighbours,
 )
-from aigc.scoring.scores.clip_score import CLIPScore
+from aigc.scoring.scores.clip_score import Judge, open_judge
 from aigc.scoring.scores.registry import load
+from aigc.scoring.scores.retrieval import retrieval, splits_of
 from aigc.scoring.scores.similarity import PROTOCOL, check_lpips, lpips_at_hand, no_ssim
 from aigc.scoring.sources import DataSource, FolderSource, share_ranges
 from aigc.scoring.target import Target, open_data, open_networks, open_reference, open_second
@@ -182,7 +183,7 @@ def _images(
     return notes
 
 
-def open_clip(cfg: Any, target: Target, device: torch.device) -> CLIPScore | None:
+def open_clip(cfg: Any, target: Target, device: torch.device) -> Judge | None:
     """The requested CLIP.
 
     Raises:
@@ -192,7 +193,7 @@ def open_clip(cfg: Any, target: Target, device: torch.device) -> CLIPScore | Non
         return None
     if target.family is None or target.family.condition != "text":
         raise UserError("clip= scores images by their captions, but this run uses none: leave it out")
-    return CLIPScore(cfg.clip, device)
+    return open_judge(cfg.clip, device)
 
 
 def _losses(cfg: Any, target: Target, data: Any, found: Found, batch_size: int) -> None:
@@ -206,6 +207,9 @@ def _losses(cfg: Any, target: Target, data: Any, found: Found, batch_size: int) 
             "data": data.name, "data_fingerprint": data.fingerprint, "split": split, "batch_size": batch_size,
             "num_samples": min(cfg.num_samples or data.count(split), data.count(split)), "seed": cfg.seed,
         })
+    for split in splits_of(data, ("validation", cfg.test)) if target.family.can("score_text") else ():
+        scores, facts = retrieval(target.family, data, split, batch_size=batch_size)
+        found.add({name: Estimate(value) for name, value in scores.items()}, facts)
 
 
 def refuse(cfg: Any, names: Sequence[str], why: str) -> None:

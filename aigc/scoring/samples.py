@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aigc.conditions.rewording import caption_numbers
 from aigc.data.datamodule import ImageData
 from aigc.errors import UserError
 from aigc.files.cache import keep_cached, load_cached
@@ -26,7 +27,7 @@ from aigc.scoring.networks.features import real_key
 from aigc.scoring.networks.oracle import oracle_of
 from aigc.scoring.panel import Panel
 from aigc.scoring.scores.attributes import shares_of, tables
-from aigc.scoring.scores.clip_score import CLIPScore
+from aigc.scoring.scores.clip_score import Judge
 from aigc.scoring.scores.memorisation import SHOWN, save_neighbours
 from aigc.scoring.scores.similarity import likeness
 from aigc.scoring.sources import DataSource, Source
@@ -135,7 +136,7 @@ def show(stream: Stream, n: int, panels: Sequence[Panel]) -> Stream:
 
 
 def score_images(
-    stream: Stream, n: int, panels: list[Panel], found: Found, *, clip: CLIPScore | None = None, facts: dict[str, Any],
+    stream: Stream, n: int, panels: list[Panel], found: Found, *, clip: Judge | None = None, facts: dict[str, Any],
     progress: Report = silent, prefix: str = "",
 ) -> list[Tensor]:
     """Shows the n images of a stream to every panel, and adds the scores to `found`.
@@ -158,11 +159,13 @@ def score_images(
     """
     shown: list[Tensor] = []
     agreement: list[Tensor] = []
+    captions: list[str] = []
     count = 0
     progress(count, n, "")
     for _, images, _, texts, _ in show(stream, n, panels):
         if clip is not None and texts is not None:
             agreement.append(clip(images, texts))
+            captions += texts
         if sum(part.nbytes for part in shown) < PICTURED:
             shown.append(images.cpu())
         count += len(images)
@@ -172,13 +175,14 @@ def score_images(
     for panel in panels:
         found.add({prefix + name: score for name, score in panel.scores().items()}, {**panel.protocol(), **facts})
     if clip is not None and agreement:
-        seen = {"network": clip.name, "network_sha256": clip.sha256, "resizer": clip.resizer}
         score = panels[0].mean("clip_score", torch.cat(agreement))
-        found.add({"clip_score": score}, {**panels[0].compared(), **seen, **facts})
+        found.add({"clip_score": score}, {**panels[0].compared(), **clip.facts(caption_numbers(captions)),
+                                          **facts})
+        found.note(clip.remark(caption_numbers(captions)))
     return [image for part in shown for image in part]
 
 
-def clip_floor(clip: CLIPScore, source: DataSource, n: int, batch_size: int) -> float | None:
+def clip_floor(clip: Judge, source: DataSource, n: int, batch_size: int) -> float | None:
     """The score of n real images with their own captions; None without captions, or with fewer images."""
     if n > source.count or source.data.texts(source.split) is None:
         return None

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from aigc.config.schema import to_plain
 from aigc.config.targets import instantiate
 from aigc.data.datamodule import ImageData
-from aigc.data.preparing import prepare_data
+from aigc.data.preparing import check_captions, prepare_data
 from aigc.errors import RunError, UserError
 from aigc.files.turns import rank
 from aigc.models.checkpoints import read_checkpoint
@@ -46,18 +46,21 @@ def settle_condition(cfg: DictConfig, family: type[Family], data: ImageData, bef
         return
     captioned = "text" in family.conditions and bool(data.texts("train"))
     cfg.condition = before.get("condition") or ("text" if captioned else "none")
+    if cfg.condition not in family.conditions:              # it learns from captions alone
+        check_captions(data, f"{family.__name__} needs captions")
     if cfg.condition == "text":
         log.info("condition=text, because %s has captions (condition=none leaves them out)", data.name)
 
 
-def vocabulary_of(cfg: DictConfig, data: ImageData) -> list[str] | None:
+def vocabulary_of(cfg: DictConfig, family: type[Family], data: ImageData) -> list[str] | None:
     """The vocabulary of the training captions, with `condition=text` and an encoder trained from scratch."""
     text = cfg.model.get("text")
-    if cfg.condition != "text" or text is None or text.encoder != "own":
+    if cfg.condition != "text" or text is None or text.get("encoder", "own") != "own":
         return None
     from aigc.conditions.vocabulary import build_vocabulary
 
-    return build_vocabulary(data.texts("train") or [], kind=text.words, size=text.size)
+    texts = family.texts_read(to_plain(cfg.model), data.texts("train") or [])
+    return build_vocabulary(texts, kind=text.words, size=text.size)
 
 
 def fit(
@@ -90,7 +93,7 @@ def fit(
     settle_condition(cfg, family, data, before)
     L.seed_everything(cfg.seed, verbose=False)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes, "condition": cfg.condition,
-             "vocabulary": vocabulary_of(cfg, data)}
+             "vocabulary": vocabulary_of(cfg, family, data)}
     kept = parts_in(family, checkpoint) if resumed else {}
     model: Family = instantiate({**to_plain(cfg.model), **kept}, "model", **facts)
     model.class_names = data.class_names if cfg.condition == "label" else None

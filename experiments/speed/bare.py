@@ -4,6 +4,7 @@ Networks, loss functions and optimizers are those of aigc/models/; everything ar
 of a loop is one step. The first steps draw what the family draws, so that both can be compared weight by weight.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc.models.biggan import BigGAN
+from aigc.models.clip import CLIP
 from aigc.models.diffusion import Diffusion
 from aigc.models.family import Family
 from aigc.models.few_step import FewStep
@@ -296,8 +298,41 @@ def prior_loop(model: Prior, batches: Iterator[Any], low: bool) -> Iterator[None
         yield
 
 
+def clip_loop(model: CLIP, batches: Iterator[Any], low: bool) -> Iterator[None]:
+    """One step on the symmetric cross-entropy of a batch's images and captions."""
+    h, optimizer, seen = model.hparams, model.configure_optimizers(), 0
+    assert not h.augment, "the loop below does not know this recipe"
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for batch in batches:
+        images, captions = batch["image"], batch["text"]
+        n = len(images)
+        places: dict[str, int] = {}
+        same = torch.tensor([places.setdefault(caption, len(places)) for caption in captions], device=DEVICE)
+        model.augmented.draw(n, DEVICE)                    # of nothing, and random numbers all the same
+        side, *shift = torch.rand(3, n, device=DEVICE)
+        side = h.crop + (1 - h.crop) * side
+        shift = [(1 - side) * (2 * u - 1) for u in shift]
+        zero = torch.zeros_like(side)
+        moves = torch.stack([side, zero, shift[0], zero, side, shift[1]], dim=1).view(-1, 2, 3)
+        grid = F.affine_grid(moves, list(images.shape), align_corners=False)
+        images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+        ids = model.text_tower.tokenize(model.reworded(captions))
+        with autocast(low):
+            seen_as, read_as = model.of_images(model.image_tower(images)), model.of_texts(model.text_tower(ids))
+        seen_as, read_as = F.normalize(seen_as.float(), dim=1), F.normalize(read_as.float(), dim=1)
+        targets = (same[:, None] == same).float()
+        targets = targets / targets.sum(1, keepdim=True)
+        logits = model.log_scale.exp() * seen_as @ read_as.T
+        loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+        descend(loss, optimizer, rates, model, h, seen)
+        with torch.no_grad():
+            model.log_scale.clamp_(0, math.log(100))
+        seen += n
+        yield
+
+
 LOOPS: dict[str, Callable[..., Iterator[None]]] = {
     "GAN": gan_loop, "BigGAN": biggan_loop, "StyleGAN2": stylegan2_loop, "VAE": vae_loop, "Diffusion": diffusion_loop,
     "FewStep": shortcut_loop,
-    "Prior": prior_loop,
+    "Prior": prior_loop, "CLIP": clip_loop,
 }

@@ -56,13 +56,14 @@ from aigc.scoring.networks.inception import InceptionV3
 from aigc.scoring.suite import Suite
 from aigc.training import precision
 from aigc.training.compatibility import check_compatible
+from aigc.training.fit import vocabulary_of
 from aigc.training.precision import settle_precision
 from aigc.training.trainer import build_trainer, quiet
 
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- tables: written by measure.py -->", "<!-- end of tables -->"
 PRECISION = "bf16-mixed"        # of the steps that are compared with bare loops
-FAMILIES = ("gan", "biggan", "stylegan2", "vae", "diffusion", "dit", "few_step", "prior")
+FAMILIES = ("gan", "biggan", "stylegan2", "vae", "diffusion", "dit", "few_step", "prior", "clip")
 TRANSLATORS = ("cyclegan", "cut")
 AUTOENCODERS = ("vqvae", "vqgan")
 LOOPS = {**MAKING, **TRANSLATING, **RECONSTRUCTING}
@@ -120,6 +121,8 @@ def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictC
     if family in AUTOENCODERS:
         source = [*source[:2], "condition=none", "model.decay_from=1", "model.adversarial_start=0",
                   "model.adversarial_warmup=0"]
+    if family == "clip":
+        source = ["data=shapes", "data.objects=mixed", "data.train=2048", "condition=text", "model.decay_from=1"]
     if family == "prior":
         source += ["model.tokenizer=untrained"]               # below
     common = ["metrics=none", "logger=none", f"seed={SEED}", "budget.minutes=null",
@@ -130,7 +133,7 @@ def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictC
     data = prepare_data(cfg, check_compatible(cfg).accepts)
     L.seed_everything(SEED, verbose=False)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes,
-             "condition": cfg.condition}
+             "condition": cfg.condition, "vocabulary": vocabulary_of(cfg, check_compatible(cfg), data)}
     if family == "prior":           # over a tokenizer as it starts out: what it has learned changes no times
         _, _, first = build(args, "vqvae")
         kept = {"family": "aigc.models.vqgan.VQGAN", "sha256": "untrained", "hyper_parameters": dict(first.hparams)}
@@ -181,7 +184,7 @@ class Alternate(L.Callback):
             for step in range(ALIKE):
                 torch.manual_seed(mix(SEED, 0, step))
                 next(bare)
-        ours, theirs = (m.averages()[0][0].state_dict() for m in (model, self.models["bare"]))
+        ours, theirs = ((m.averages() or [(m,)])[0][0].state_dict() for m in (model, self.models["bare"]))
         apart = max(float((ours[k].float() - theirs[k].float()).abs().max()) for k in ours)
         self.apart = apart / max(float(v.float().abs().max()) for v in ours.values())
 
@@ -194,7 +197,8 @@ def measure_step(args: argparse.Namespace) -> list[Row]:
             cfg, data, model = build(args, family, f"trainer.precision={PRECISION}")
             trainer = build_trainer(cfg, Path(folder), model, {})
             copies = {"bare": copy.deepcopy(model), "twin": copy.deepcopy(model)}
-            block = 40 if family in FAMILIES else 4     # seconds; every 20 steps a line is logged, every 8 R1 comes
+            few = family not in FAMILIES or family == "clip"
+            block = 4 if few else 40                # seconds; every 20 steps a line is logged, every 8 R1 comes
             alternate = Alternate(copies, data, block=block, rounds=1 if args.quick else 14)
             trainer.callbacks.append(alternate)  # type: ignore[attr-defined]
             with contextlib.redirect_stderr(io.StringIO()):         # the bar's lines

@@ -79,6 +79,9 @@ def test_columns_are_named_and_texts_filled_into_templates(tmp_path: Path) -> No
     assert named.class_names == ["cat", "dog"]
     assert named.labels("train").tolist() == [i % 2 for i in levels(named, "train")]
     assert named.split("test").texts == [f"a {['cat', 'dog'][i % 2]}, m{i}" for i in levels(named, "test")]
+    joined = load(path, text="a {kind}: {many:; }")                    # all of several texts, by a separator
+    assert joined.split("test").texts == [
+        f"a {['cat', 'dog'][i % 2]}: m{i}; x" for i in levels(joined, "test")]
     none = load(path, label=None, text=None)
     assert none.kind == "images" and none.classes is None and none.split("train").texts is None
 

@@ -30,14 +30,15 @@ def test_the_choices_that_have_a_capability():
     assert models_that_can("translate") == ["cut", "cyclegan", "pix2pix"]
     assert {"dcgan", "gan", "vae", "diffusion"} <= set(models_that_can("sample"))
     assert not set(models_that_can("sample")) & {"cut", "cyclegan", "pix2pix"}
-    assert "vae" in models_that_can("decode") and models_that_can("score_text") == []
+    assert "vae" in models_that_can("decode") and models_that_can("score_text") == ["clip"]
 
 
 @pytest.mark.parametrize(("family", "capability", "message"), [
     (Scorer, "translate", "'here' holds a Scorer, which tells how well texts fit images: task=x needs a run of cut or "
                           "cyclegan or pix2pix"),
-    (Negative, "score_text", "'here' holds a Negative, which turns images into images: task=x needs a family with "
-                             r"score_text\(\)"),
+    (Negative, "restore", "'here' holds a Negative, which turns images into images: task=x needs a family with "
+                          r"restore\(\)"),
+    (Negative, "score_text", "turns images into images: task=x needs a run of clip"),
     (Family, "translate", "'here' holds a Family, which makes no images: task=x needs"),
 ])
 def test_a_missing_capability_is_one_sentence(family, capability, message):

@@ -85,7 +85,8 @@ class SampleGrid(L.Callback):
             elif pl_module.makes_images():
                 pictures = {"samples": self._samples(data, pl_module)}
             held_out = data.prepare(self._items(data, self.n), pl_module.device)
-            pictures |= {name: Picture(images) for name, images in pl_module.panels(held_out).items()}
+            for name, drawn in pl_module.panels(held_out).items():
+                pictures[name] = Picture(*drawn) if isinstance(drawn, tuple) else Picture(drawn)
             files = []
             for name, picture in pictures.items():
                 path = folder / (f"{stem}.png" if name == "samples" else f"{stem}_{name}.png")

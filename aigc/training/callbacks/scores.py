@@ -9,7 +9,9 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
+from aigc.conditions.rewording import caption_numbers
 from aigc.errors import UserError, check_count
 from aigc.models.family import Family
 from aigc.scoring.enough import no_floor, no_label_accuracy
@@ -17,6 +19,8 @@ from aigc.scoring.networks.features import FeatureNetwork
 from aigc.scoring.panel import How, Panel
 from aigc.scoring.samples import Samples, Sampling, show
 from aigc.scoring.scores.attributes import reads_back, shares_of, shows_shapes, tables
+from aigc.scoring.scores.clip_score import Judge, open_judge
+from aigc.scoring.scores.retrieval import retrieval, splits_of
 from aigc.scoring.scores.similarity import PROTOCOL, no_ssim
 from aigc.scoring.sources import FamilySource
 from aigc.training.callbacks.evaluating import evaluating
@@ -39,6 +43,10 @@ class Scores(Scoring):
     With condition=text and data that can read attributes back from an image, `attributes/seen/<attribute>` and
     `attributes/heldout/<attribute>` are how often it is as the caption asks (scoring/scores/attributes.py). With
     condition=none and such data of single objects, `attributes/clear` is how often one clear known shape is seen.
+    `clip_score` is how well samples fit their captions, as a CLIP sees it (scoring/scores/clip_score.py).
+
+    Of a family that scores texts, `retrieval/<split>/...` and `zero_shot/<split>/accuracy` say how often it finds what
+    belongs together, on validation images and held-out combinations (scoring/scores/retrieval.py).
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class Scores(Scoring):
         split: str = "train",                   # whose images are the reference, and whose conditions are used
         balanced: bool = True,                  # labels as conditions: equally many of each class; else as in the data
         attribute_samples: int = 0,             # condition=text: images read back, of seen and of held-out captions
+        clip: str | None = None,                # condition=text: a CLIP's run, or its name, for clip_score; None: none
         validation_images: int = 0,             # held-out images for the family's own losses, at most
         weights: str | None = None,             # local file of the network's weights; None: download
         preprocessing: str | None = None,       # of squeezenet's weights: caffe or torchvision
@@ -84,6 +93,8 @@ class Scores(Scoring):
         self.split = split
         self.balanced = balanced
         self.attribute_samples = attribute_samples
+        self.clip = clip
+        self.judge: Judge | None = None
         self.panel: Panel | None = None         # on rank 0 it knows the real side
 
     @property
@@ -101,7 +112,23 @@ class Scores(Scoring):
         ) if self.attribute_samples and pl_module.makes_images() else ():
             if devices.first:
                 scores |= {prefix + name: value for name, value in shares_of(table).items()}
-        return scores
+        return scores | (self._retrieved(trainer, pl_module) if pl_module.can("score_text") else {})
+
+    def _retrieved(self, trainer: L.Trainer, pl_module: Family) -> dict[str, float]:
+        """How often it finds a caption, an image and a class, complete on rank 0."""
+        data, devices = trainer.datamodule, devices_of(trainer, pl_module)  # type: ignore[attr-defined]
+        found: dict[str, float] = {}
+        for split in splits_of(data, ("validation",)):
+            scores, facts = retrieval(pl_module, data, split, batch_size=self.batch_size, devices=devices)
+            found |= scores
+            self._told(scores, facts)
+        return found
+
+    def _told(self, scores: dict[str, float], facts: dict[str, Any]) -> None:
+        """Records how scores were taken that have a protocol of their own."""
+        others = [other for other in self.protocol.get("others", []) if not {*other["scores"]} & {*scores}]
+        if scores:
+            self.protocol["others"] = [*others, {"scores": list(scores), **facts}]
 
     def _samples(self, trainer: L.Trainer, pl_module: Family, *, final: bool) -> dict[str, float]:
         """Scores of samples, complete on rank 0; of the first `num_samples` under the plain names."""
@@ -113,10 +140,15 @@ class Scores(Scoring):
         prefix = pl_module.score_prefix()
         how = Sampling(n, self.batch_size, self.seed, "validation" if prefix else self.split, self.balanced, {})
         making = Samples(pl_module, data, how, devices)
-        for _ in show(iter(making), n, panels):
-            pass
+        numbers: list[int] = []
+        parts: list[dict[str, Tensor]] = []
+        for mine, images, _, texts, _ in show(iter(making), n, panels):
+            if self.judge is not None and texts is not None:
+                numbers += mine
+                parts.append({"fit": self.judge(images, texts), "caption": caption_numbers(texts)})
         self.sampling = {"evaluations": making.cost()["evaluations"]}
         seen = [panel.gather(n) for panel in panels]
+        judged = devices.collect(numbers, parts, n) if self.judge is not None else {}
         if not devices.first:
             return {}
         scores = _called(prefix, self.panel.scores_of(seen[0], self.num_samples))
@@ -132,6 +164,12 @@ class Scores(Scoring):
             }
         if n != self.num_samples:
             scores |= _called(f"final/{prefix}", self.panel.scores_of(seen[0]))
+        if self.judge is not None:
+            captions = judged["caption"][: self.num_samples]
+            scores["clip_score"] = judged["fit"][: self.num_samples].mean().item()
+            self._told({"clip_score": scores["clip_score"]}, self.judge.facts(captions))
+            remark = self.judge.remark(captions)
+            self.notes += [remark] if remark and remark not in self.notes else []
         return scores
 
     def _second(self, trainer: L.Trainer, pl_module: Family) -> list[Panel]:
@@ -164,7 +202,11 @@ class Scores(Scoring):
             self._bound(data.count("validation"))
             if (too_small := no_ssim(data.size)) is not None:
                 self.missing["ssim"] = too_small
+        if self.clip is not None and pl_module.condition != "text":
+            raise UserError("metrics.clip= scores images by their captions, but this run uses none: leave it out")
         with evaluating(pl_module):
+            if self.clip is not None:
+                self.judge = open_judge(self.clip, pl_module.device, option="metrics.clip")
             network = self.build(trainer, pl_module)
             count = self.reals(trainer)
             panel = self._learn(trainer, pl_module, network, count, {self.num_samples, self.num_samples_final})
