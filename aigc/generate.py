@@ -37,6 +37,7 @@ def generate(cfg: Any) -> None:
         asked = images_asked(family, typed, cfg.n, run=cfg.run)
         for note in asked.notes:
             print(f"aigc: {note}", file=sys.stderr)
+        best = reranked(cfg, family, asked.condition, device)
         sha256 = sha256_of(checkpoint)
         output.facts = {
             "verb": "generate", "run": str(run), "checkpoint": str(checkpoint.resolve()), "sha256": sha256,
@@ -45,10 +46,25 @@ def generate(cfg: Any) -> None:
         recipe = {"program": "aigc", "run": "/".join(run.resolve().parts[-2:]), "checkpoint": checkpoint.stem,
                   "sha256": sha256, "seed": cfg.seed, **({"options": asked.options} if asked.options else {})}
         with cli.bars(" images") as progress:
-            images = sample_uint8(family, cfg.n, seed=cfg.seed, condition=asked.condition, batch_size=cfg.batch_size,
-                                  progress=progress, **asked.options)
-            write(images, output, cfg.format, cfg.n, recipe=recipe, asked=asked.words)
+            how = {"batch_size": cfg.batch_size, "progress": progress, **asked.options}
+            if best is None:
+                images = sample_uint8(family, cfg.n, seed=cfg.seed, condition=asked.condition, **how)
+                write(images, output, cfg.format, cfg.n, recipe=recipe, asked=asked.words)
+            else:
+                recipe["rerank"] = {"of": best.of, "sha256": best.judge.sha256}
+                write(best.made(**how), output, cfg.format, cfg.n, recipe=recipe, asked=asked.words, found=best.facts)
     print(f"{counted(cfg.n, 'image')} in {output.folder}")
+
+
+def reranked(cfg: Any, family: Any, prompts: Any, device: Any) -> Any:
+    """What chooses each image among several, where that is asked for, or None."""
+    if cfg.rerank is None:
+        return None
+    from aigc.images.reranking import Reranked, check_reranking
+    from aigc.scoring.scores.clip_score import open_judge
+
+    check_reranking(family, prompts, cfg.rerank_of)
+    return Reranked(family, open_judge(cfg.rerank, device, option="rerank"), prompts, of=cfg.rerank_of, seed=cfg.seed)
 
 
 if __name__ == "__main__":

@@ -164,12 +164,12 @@ RUNS = {                                                     # what a documented
     "clip": [*smallest("clip"), "data=shapes", "data.size=16", "data.train=64", "data.validation=16", "data.test=16",
              "data.heldout=16"],
 }
-OF_TEXT = ("text=", "clip=")                                  # options that only a run on captions takes
+OF_TEXT = ("text=", "clip=", "rerank=")                                  # options that only a run on captions takes
 SMALL_SHAPES = ["data=shapes", "data.train=200", "data.validation=40", "data.test=40", "data.heldout=16"]
 TINY_RUN = ["metrics=none", "~callbacks.samples", "budget.images=64"]
 QUICK = {"generate": ["n=3"], "evaluate": ["num_samples=40", "second=null", "resamples=2", "memorisation=false",
                                           "kd_subset_size=20"],
-         "edit": [], "compare": ["thumbnail=40"]}
+         "edit": [], "compare": ["thumbnail=40"], "search": [], "describe": []}
 ELSEWHERE = ("inception", "dinov2", "serve=true", "at_minutes", "score=")    # weights or runs that are not at hand
 TRIED = [(page, verb, words) for page, verb, words in COMMANDS if page in (ROOT / "README.md", *DOCS) and verb in QUICK
          and not any(part in word for word in words for part in ELSEWHERE)]
@@ -196,7 +196,8 @@ def desk(tmp_path_factory, mine):
                          ids=[f"{name(page)}: {verb} {' '.join(words)}"[:150] for page, verb, words in TRIED])
 def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(desk)
-    kind = "translation" if verb == "edit" else "text" if any(w.startswith(OF_TEXT) for w in words) else "labels"
+    of_text = any(word.startswith(OF_TEXT) for word in words)
+    kind = {"describe": "clip", "edit": "translation"}.get(verb, "text" if of_text else "labels")
     kind = "tutorial" if page == TUTORIAL else "styles" if any("psi" in word for word in words) else kind
     folder_of_images = "run=<folder_of_images>" in words
     words = [f"run={'photos' if folder_of_images else f'runs/{kind}'}" if w.startswith("run=") else w for w in words]
@@ -220,6 +221,9 @@ def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch,
         assert len([path for path in made if path.stem.isdecimal()]) == 3 or (cfg.format == "npy" and made)
     elif verb == "edit":
         assert len(list((tmp_path / "made").glob("[0-9]*"))) == 24
+    elif verb in ("search", "describe"):
+        made = (tmp_path / "made" / {"search": "found.csv", "describe": "described.csv"}[verb]).read_text()
+        assert "photos" in made and len(made.splitlines()) > 4
     elif verb == "evaluate":
         assert (tmp_path / "made.json").is_file() and "fd_classifier" in said
     else:

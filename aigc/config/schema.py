@@ -57,6 +57,8 @@ class GenerateConfig:
     text: Any = None
     guidance: float | None = None
     truncation: float | None = None
+    rerank: str | None = None
+    rerank_of: int = 8
     sampler: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     format: str = "png"
@@ -125,6 +127,39 @@ class EvaluateConfig:
 
 
 @dataclass
+class SearchConfig:
+    """The top level of `aigc.search`; conf/search.yaml explains each key."""
+
+    clip: str = "???"
+    checkpoint: str = "best"
+    images: str = "???"
+    text: Any = None
+    image: str | None = None
+    n: int = 12
+    out: str | None = None
+    overwrite: bool = False
+    range: Any = None
+    batch_size: int = 64
+    device: str = "auto"
+
+
+@dataclass
+class DescribeConfig:
+    """The top level of `aigc.describe`; conf/describe.yaml explains each key."""
+
+    run: str = "???"
+    checkpoint: str = "best"
+    images: str = "???"
+    candidates: Any = None
+    n: int = 3
+    out: str | None = None
+    overwrite: bool = False
+    range: Any = None
+    batch_size: int = 64
+    device: str = "auto"
+
+
+@dataclass
 class CompareConfig:
     """The top level of `aigc.compare`; conf/compare.yaml explains each key."""
 
@@ -145,7 +180,7 @@ class CompareConfig:
 
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig, "generate": GenerateConfig, "edit": EditConfig, "evaluate": EvaluateConfig,
-    "compare": CompareConfig,
+    "compare": CompareConfig, "search": SearchConfig, "describe": DescribeConfig,
 }
 
 

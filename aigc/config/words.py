@@ -17,16 +17,16 @@ from aigc.config.schema import CONFIG_DIR
 from aigc.errors import UserError
 
 PATHS = (  # options whose value is a file, folder, URL or hub name; tests/test_words.py finds forgotten ones
-    "run", "runs", "resume", "images", "out", "against", "clip", "lpips_weights", "weights.*",
+    "run", "runs", "resume", "images", "image", "out", "against", "clip", "rerank", "lpips_weights", "weights.*",
     "data.path", "data.root", "data.archive.url", "metrics.weights", "metrics.lpips_weights",
     "metrics.clip", "callbacks.scores.clip", "callbacks.scores.weights", "callbacks.scores.lpips_weights",
     "model.text.name", "model.first_stage",
     "model.teacher", "model.tokenizer",
     "hydra.run.dir", "hydra.sweep.dir",
 )
-TEXTS = ("text", "title", "label", "study", "data.text", "data.licence")  # free text; columns in braces
+TEXTS = ("text", "candidates", "title", "label", "study", "data.text", "data.licence")  # free text; columns in braces
 OPEN = ("options",)                    # whose names only the run knows: `options.eta=1` needs no `++`
-LISTS = ("runs", "text", "label")      # options whose value in brackets is a list
+LISTS = ("runs", "text", "candidates", "label")      # options whose value in brackets is a list
 QUOTED = re.compile(r"""(['"])(.*)\1""", re.DOTALL)
 PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_][\w./-]*", re.IGNORECASE | re.ASCII)   # needs no quotes
 SWEEP = re.compile(r"(choice|range|interval|glob|tag|sort|shuffle|extend_list)\(.*\)", re.DOTALL)

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -43,7 +43,7 @@ def sample_uint8(
 
 def write(
     images: Iterator[np.ndarray], out: Output, form: str, n: int, *, recipe: dict[str, Any],
-    asked: Sequence[dict[str, Any]] | None = None,
+    asked: Sequence[dict[str, Any]] | None = None, found: Callable[[int], dict[str, Any]] | None = None,
 ) -> None:
     """Writes n images `(h, w, c)` one by one, so an interruption loses none: PNGs or images.npy, and grid.png.
 
@@ -54,6 +54,7 @@ def write(
         n: number of images.
         recipe: how they were made; each PNG holds it with number, label and text (text chunk `aigc`, JSON).
         asked: `label` or `text` of each image: shown in the grid; texts are written to prompts.txt.
+        found: what is known of image k once it is made, for its recipe.
 
     Raises:
         RunError: the images cannot be written.
@@ -75,7 +76,7 @@ def write(
             write_array(file, (image for _, image in each()), n)
     else:
         for k, image in each():
-            facts = {"number": k, **(asked[k] if asked else {})}
+            facts = {"number": k, **(asked[k] if asked else {}), **(found(k) if found is not None else {})}
             name = f"{k:0{max(5, len(str(n - 1)))}}.png"
             out.write(name, png(image, {**recipe, **facts}), kind="image", **facts)
     out.write("grid.png", overview(shown, words[: len(shown)], rows=in_rows(asked)), kind="grid")

@@ -145,16 +145,26 @@ def prompts_of(family: Family, wanted: Any, n: int) -> tuple[list[str] | None, l
         if wanted is not None:
             raise UserError(f"text='{wanted}', but this {type(family).__name__} was not trained with condition=text")
         return None, []
+    prompts = prompts_listed(wanted)
+    return [prompts[k % len(prompts)] for k in range(n)], text_encoder(family).warnings(prompts)
+
+
+def prompts_listed(wanted: Any, *, option: str = "text") -> list[str]:
+    """What an option of texts means: a text, a list, or @<file> with one per line; without a text, an empty one.
+
+    Raises:
+        UserError: the file cannot be read or is empty.
+    """
     prompts = [str(prompt) for prompt in wanted] if isinstance(wanted, list) else [str(wanted or "")]
     if isinstance(wanted, str) and wanted.startswith("@"):
         path = Path(wanted[1:]).expanduser()
         try:
             prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"text={wanted}: '{path}' cannot be read ({error}): give a text file") from error
+            raise UserError(f"{option}={wanted}: '{path}' cannot be read ({error}): give a text file") from error
     if not prompts:
-        raise UserError(f"text={wanted} holds no prompts: give one a line")
-    return [prompts[k % len(prompts)] for k in range(n)], text_encoder(family).warnings(prompts)
+        raise UserError(f"{option}={wanted} holds no prompts: give one a line")
+    return prompts
 
 
 def text_encoder(family: Family) -> Any:

@@ -118,8 +118,9 @@ def test_a_group_of_which_nothing_need_be_chosen_takes_null(group):
 
 
 NO_PATH = {  # their comments speak of files or folders, and they name none
-    "checkpoint", "data.download", "data.archive.bytes", "data.archive.sha256", "data.labels", "data.validation",
-    "data.test", "data.direction", "format", "metrics.preprocessing", "preprocessing.inception", "text", "side",
+    "candidates", "checkpoint", "data.download", "data.archive.bytes", "data.archive.sha256", "data.labels",
+    "data.validation", "data.test", "data.direction", "format", "metrics.preprocessing", "preprocessing.inception",
+    "text", "side",
     "serve", "title", "lpips", "preprocessing.squeezenet", "logger.wandb.name", "callbacks.run_folder", "data.source",
     "data.subset", "data.skip_broken", "data.margins", "data.archive", "experiment", "metrics.lpips",
     "num_samples", "weights", "resume.sweep", "data.range", "range", "data.layout", "resume.callbacks.run_folder",
@@ -162,7 +163,8 @@ def test_every_declared_path_is_an_option_that_exists():
 
 
 @pytest.mark.parametrize(("verb", "options"), {
-    "generate": ["run", "out"], "edit": ["run", "images", "out"], "compare": ["runs", "out"],
+    "generate": ["run", "out", "rerank"], "search": ["clip", "images", "image", "out"],
+    "describe": ["run", "images", "out"], "edit": ["run", "images", "out"], "compare": ["runs", "out"],
     "evaluate": ["run", "against", "out", "clip", "lpips_weights", "weights.inception"],
     "train": ["resume", "hydra.run.dir"],
 }.items())
