@@ -38,10 +38,12 @@ SMALLEST: dict[str, dict[str, Any]] = {  # model=<name>: options of conf/model/<
     "clip": {"resnet.widths": [8, 16], "resnet.blocks": [1, 0], "resnet.heads": 2, "vit.width": 16, "vit.layers": 1,
              "vit.heads": 2, "text.width": 16, "text.layers": 1, "text.heads": 2, "embedding": 16,
              "warmup_images": 0},
+    "dalle": {"width": 16, "layers": 2, "heads": 2, "warmup_images": 0, "text.tokens": 6},
 }
 STAGES = {  # options that are runs of another family, and which
     "latent_diffusion": ("first_stage", "autoencoder"),
     "prior": ("tokenizer", "vqvae"),
+    "dalle": ("tokenizer", "vqvae"),
 }
 READER = ["model.text.width=16", "model.text.layers=1", "model.text.heads=2"]   # of condition=text
 

@@ -16,7 +16,8 @@ SCORED = ["metrics=classifier", "metrics.num_samples=24", "metrics.every_images=
 LOSSES = ["metrics=losses", "metrics.every_images=128", "metrics.validation_images=33", "metrics.batch_size=8",
           "callbacks.samples.n=4"]
 SMALL = ["data.train=64", "data.validation=40", "data.test=8", "data.size=16"]
-TEXT = ["data=shapes", *SMALL, "data.heldout=8", "condition=text", *READER, *LOSSES]
+SHAPES = ["data=shapes", *SMALL, "data.heldout=8"]
+TEXT = [*SHAPES, "condition=text", *READER, *LOSSES]
 TRANSLATION = ["data=shapes_unpaired", *SMALL, *LOSSES, "batch_size=16"]
 FAMILIES = {  # name of a case: (family, its data, condition and scores); one line a family
     "gan": ("gan", "condition=label", *SCORED),
@@ -43,9 +44,16 @@ FAMILIES = {  # name of a case: (family, its data, condition and scores); one li
     "pix2pix": ("pix2pix", *TRANSLATION, "data=shapes_paired"),
     "prior": ("prior", "condition=label", *SCORED),
     "clip": ("clip", *TEXT),
+    "dalle": ("dalle", *SHAPES, *LOSSES),
 }
+CAPTIONED = ("dalle",)                                     # learn from captions alone, and so does what they stand on
 BF16 = ("gan", "gan_text", "vae", "flow", "cyclegan", "clip")      # also in it: each way to optimize, and captions
 STEPS = 8                                                  # of 2 x 16 images
+
+
+def stage_of(family: str) -> str:
+    """The folder of the run that a family of STAGES stands on."""
+    return STAGES[family][1] + ("_shapes" if family in CAPTIONED else "")
 
 
 def cases() -> dict[str, list[str]]:
@@ -78,7 +86,7 @@ def work(folder: Path, rank: int) -> None:
         told += [f"+callbacks.report.folder={folder / where}"]
         budget = [f"budget.images={STEPS * 32}", "budget.minutes=null", "trainer.devices=2"]
         family = FAMILIES[name.split("-")[0]][0]
-        stage = [f"model.{STAGES[family][0]}={folder / STAGES[family][1]}"] if family in STAGES else []
+        stage = [f"model.{STAGES[family][0]}={folder / stage_of(family)}"] if family in STAGES else []
         fit(compose_train(*cases()[name], *budget, *stage, *told, *more), folder / where, resumed=resumed)
 
     for name in cases():

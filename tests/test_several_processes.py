@@ -25,7 +25,7 @@ from tests.training.callbacks.conftest import Alone
 from . import forked
 from .conftest import COMMON, TINY, compose_train, environment, once, python_train
 from .families import STAGES, staged
-from .ranks import STEPS, cases
+from .ranks import CAPTIONED, SHAPES, STEPS, cases, stage_of
 
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 REPORT = "+callbacks.report._target_=tests.rank_report.RankReport"
@@ -48,8 +48,9 @@ def pair():
 
 
 def train_pairs(folder):
-    for name, (_, first) in STAGES.items():
-        staged(name, folder / first, *COMMON, "budget.images=64", "budget.minutes=null")
+    for name in STAGES:
+        data = [word for word in COMMON if not word.startswith("data=")] + SHAPES if name in CAPTIONED else COMMON
+        staged(name, folder / stage_of(name), *data, "budget.images=64", "budget.minutes=null")
     env = environment(AIGC_ALLOW_TARGETS="tests", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(launch.free_port()))
     both = [forked.Forked([sys.executable, "-m", "tests.ranks", str(folder), str(rank)], env=env) for rank in (0, 1)]
     try:

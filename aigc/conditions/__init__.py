@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aigc.conditions.text import TextEncoder
+from aigc.conditions.text import Reader, TextEncoder
 from aigc.errors import UserError
 from aigc.noise import mix
 from aigc.wording import counted
@@ -67,8 +67,8 @@ def build_encoder(
 
 
 def as_tensor(condition: Tensor | Sequence[str] | None, encoder: nn.Module | None) -> Tensor | None:
-    """A batch's condition as one tensor on the encoder's device: labels as they are, texts as token numbers."""
-    if isinstance(encoder, TextEncoder) and condition is not None and not isinstance(condition, Tensor):
+    """A batch's condition as one tensor: labels as they are, texts as token numbers, on the encoder's device."""
+    if isinstance(encoder, Reader) and condition is not None and not isinstance(condition, Tensor):
         return encoder.tokenize(condition)
     assert condition is None or isinstance(condition, Tensor), "texts for a family without a text encoder"
     return condition
@@ -84,7 +84,7 @@ def condition_for(
     Raises:
         UserError: the model takes no such condition, or the number of conditions is wrong.
     """
-    if not isinstance(encoder, TextEncoder):
+    if not isinstance(encoder, Reader):
         return labels_for(condition, kind=kind, classes=classes, seeds=seeds)
     if condition is None:
         condition = [""] * len(seeds)

@@ -16,6 +16,7 @@ from aigc.wording import counted
 UNKNOWN = "<unknown>"                                      # entry 0 of every vocabulary
 KINDS = ("words", "bytepairs")
 _WORD = re.compile(r"\w+|[^\w\s]")
+_BEFORE = re.compile(r" ([.,;:!?)])")
 
 
 def words_of(text: str) -> list[str]:
@@ -102,6 +103,12 @@ class Tokenizer:
     def unknown(self, text: str) -> list[str]:
         """Words of a text that are wholly or partly missing from the vocabulary."""
         return [word for word in words_of(text) if 0 in self._word(word)]
+
+    def text(self, numbers: Sequence[int]) -> str:
+        """The text of these numbers: words with spaces between them, none before punctuation that follows a word."""
+        entries = [self.entries[number] for number in numbers]
+        said = " ".join(entries) if self.kind == "words" else "".join(entries).strip()
+        return _BEFORE.sub(r"\1", said)
 
     def _word(self, word: str) -> list[int]:
         if word not in self._known:

@@ -14,11 +14,11 @@ from aigc.errors import UserError, choices
 from aigc.images.pictures import at_side
 from aigc.models.capabilities import require
 from aigc.models.family import CAPABILITIES, Family
-from aigc.models.requests import check_direction
+from aigc.models.requests import check_direction, one_for_all
 from aigc.noise import mix
 
 Task = Callable[..., Tensor]   # (family, images, masks, seeds, *, options) -> images, (n, c, h, w) in [-1, 1] as given
-FRAME = ("tasks",)             # files of this folder that are no tasks
+FRAME = ("tasks", "codes")     # files of this folder that are no tasks
 
 
 def tasks() -> dict[str, Task]:
@@ -54,6 +54,8 @@ def open_task(
     check_known(options, options_of(function), f"The task '{name}'")
     if "direction" in options and "translate" in needs:
         check_direction(family, options["direction"], run=run, wanted=wanted)
+    if {"text", "label"} & set(options):
+        one_for_all(family, options)
     work = partial(function, **chosen(function, options, f"The task '{name}'"))
 
     def edit(images: Tensor, numbers: Sequence[int]) -> Tensor:

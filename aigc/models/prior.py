@@ -12,6 +12,7 @@ Notable here:
 """
 
 from collections.abc import Sequence
+from functools import partial
 from math import log, pi
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,19 +22,18 @@ from torch import Tensor, nn
 
 from aigc.conditions import TextEncoder, as_tensor, build_encoder, condition_for
 from aigc.errors import UserError, check_choices
-from aigc.models.family import Batch, Family
+from aigc.models.family import Batch
 from aigc.models.options import Average, Schedule, group, grouped
-from aigc.models.parts import CodeSpace, Source
+from aigc.models.over_codes import OPTIONS, Drawing, Optimizer, OverCodes
+from aigc.models.parts import Source
 from aigc.networks.ema import EMA
-from aigc.networks.tokens import Choice, fill, uniforms
+from aigc.networks.tokens import Choice, draw_in_order, fill, guided, hidden, uniforms
 from aigc.networks.transformer import POSITIONS, Cache, Text, Transformer, grid_places
 from aigc.noise import SeededNoise, mix
 
 ORDERS = ("causal", "masked")
 GOLDEN = 0.6180339887498949                                # steps of it cover [0, 1] evenly: validation masks by image
-MEMORY = 2**28                                             # most codes kept of training images: 1 GB
-OPTIONS = ("guidance", "temperature", "top_k", "top_p")    # of `sample`
-STEPWISE = ("steps", "spread")                             # with order=masked
+STEPWISE = ("steps", "spread")                             # options of `sample` with order=masked
 
 
 @group()
@@ -48,25 +48,11 @@ class Network:
 
 
 @group()
-class Optimizer:
-    """AdamW."""
+class Stepwise:
+    """The recipe's own sampling with order=masked, each overridden by an option of `sample`."""
 
-    lr: float
-    betas: list[float]
-    weight_decay: float                                    # of matrices
-    clip: float                                            # largest gradient norm, 0: no limit
-
-
-@group()
-class Sampling:
-    """The recipe's own sampling, each overridden by an option of `sample`."""
-
-    guidance: float                                        # scale w; only with a condition
-    temperature: float                                     # of the logits
-    top_k: int                                             # among the k likeliest codes, 0: all
-    top_p: float                                           # and those that together reach this probability
-    steps: int                                             # order=masked: in which all codes are filled
-    spread: float                                          # order=masked: of the noise on confidences, at first
+    steps: int                                             # in which all codes are filled
+    spread: float                                          # of the noise on confidences, at first
 
 
 class Given(NamedTuple):
@@ -134,7 +120,7 @@ class CodeTransformer(nn.Module):
         return self.logits(x if self.causal else x[:, 1:]).float()
 
 
-class Prior(Family):
+class Prior(OverCodes):
     """A transformer over the codes of a trained tokenizer.
 
     Raises:
@@ -142,11 +128,6 @@ class Prior(Family):
     """
 
     conditions: ClassVar[tuple[str, ...]] = ("none", "label", "text")
-    parts: ClassVar[dict[str, tuple[str, ...]]] = {"tokenizer": ()}
-    required: ClassVar[dict[str, str]] = {
-        "tokenizer": "train one on the same data (python -m aigc.train model=vqvae hydra.run.dir=runs/codes) and give "
-                     "model.tokenizer=runs/codes",
-    }
 
     @grouped
     def __init__(
@@ -166,7 +147,8 @@ class Prior(Family):
         optimizer: Optimizer,
         schedule: Schedule,
         average: Average,
-        sampling: Sampling,
+        drawing: Drawing,
+        stepwise: Stepwise,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -174,71 +156,23 @@ class Prior(Family):
         if network.width % network.heads or (network.positions == "rotary" and network.width // network.heads % 4):
             raise UserError(f"model.width={network.width} does not divide into model.heads={network.heads} heads of a "
                             "multiple of 4: choose another number of heads")
-        self.check_parts({"tokenizer": tokenizer})
-        assert tokenizer is not None
-        Choice(sampling.temperature, sampling.top_k, sampling.top_p)
-        self.tokenizer = CodeSpace(tokenizer, channels, size)
-        self.hparams["tokenizer"] = self.tokenizer.description()
+        self.over(tokenizer, channels, size, drawing)
         self.network = CodeTransformer(
             self.tokenizer.codes, self.tokenizer.shape, network, order=order, condition=condition,
             facts={"classes": classes, "vocabulary": vocabulary}, text=text,
         )
         self.ema = EMA(self.network, **vars(average))
-        self._known: Tensor | None = None                  # (images, L) codes of the training images, -1: not yet
 
     @property
     def causal(self) -> bool:
         """Whether codes are predicted from those before them."""
         return self.hparams.order == "causal"
 
-    def averages(self) -> list[tuple[EMA, nn.Module]]:
-        """The averaged transformer."""
-        return [(self.ema, self.network)]
-
     def fingerprints(self) -> dict[str, str | None]:
         """Also the options of the other order, which do not count."""
         return super().fingerprints() | (dict.fromkeys(STEPWISE) if self.causal else {})
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; biases, norms and single vectors do not decay."""
-        h, parameters = self.hparams, list(self.network.parameters())
-        groups = [{"params": [p for p in parameters if p.dim() > 1], "weight_decay": h.weight_decay},
-                  {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=h.lr, betas=(h.betas[0], h.betas[1]), fused=True)
-
-    def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        """Clips the gradient norm at the recipe's `clip`."""
-        if self.hparams.clip:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.hparams.clip, foreach=True)
-
     # ---- training and validation ----
-
-    def on_fit_start(self) -> None:
-        """Makes room for the codes of all training images, unless these are mirrored at random."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if data is not None and not data.flip:
-            self.remember(data.count("train"))
-
-    def remember(self, images: int) -> None:
-        """From now on keeps the codes of so many training images, unless they are too many."""
-        length = self.tokenizer.shape[0] * self.tokenizer.shape[1]
-        if images * length <= MEMORY:
-            self._known = torch.full((images, length), -1, dtype=torch.int32)
-
-    def codes_of(self, batch: Batch) -> Tensor:
-        """Codes `(n, L)` int64 of a training batch; those of images that always look alike are found out once.
-
-        Tokenizing MNIST takes a quarter of a step of the recipe.
-        """
-        if self._known is None:
-            return self.tokenizer.tokenize(batch["image"])
-        index = batch["index"].cpu()
-        known = self._known[index]
-        if int(known.min()) < 0:                           # the whole batch: then its size never changes
-            self._known[index] = known = self.tokenizer.tokenize(batch["image"]).to("cpu", torch.int32)
-        return known.to(self.device, torch.int64)
 
     def nats(
         self, network: CodeTransformer, codes: Tensor, condition: Tensor | None, *, drop: Tensor | None = None,
@@ -283,11 +217,6 @@ class Prior(Family):
 
     # ---- sampling ----
 
-    @property
-    def averaged(self) -> CodeTransformer:
-        """The transformer that everything outside training uses."""
-        return self.ema.network  # type: ignore[return-value]
-
     def settings(self, options: dict[str, Any]) -> dict[str, Any]:
         """The recipe's sampling options under `options`.
 
@@ -304,31 +233,14 @@ class Prior(Family):
         return settings
 
     @torch.no_grad()
-    def sample(
-        self, n: int, *, condition: Any = None, seeds: Sequence[int] | None = None, **options: Any
-    ) -> Tensor:
-        """Images `(n, c, h, w)` in [-1, 1] of codes from the averaged weights.
-
-        Options, each by default the recipe's: `guidance` (with a condition; 1 is off, 0 unconditional), `temperature`
-        (0: always the likeliest code), `top_k`, `top_p`; with order=masked also `steps` and `spread`.
-
-        Raises:
-            UserError: an option is unknown or out of its range, or a condition does not fit.
-        """
-        length = self.tokenizer.shape[0] * self.tokenizer.shape[1]
-        codes = torch.zeros(n, length, dtype=torch.int64)
-        made = self.complete(codes, torch.ones_like(codes, dtype=torch.bool), condition=condition, seeds=seeds,
-                             **options)
-        return self.tokenizer.decode(made)
-
-    @torch.no_grad()
     def complete(
         self, codes: Tensor, masked: Tensor, *, condition: Any = None, seeds: Sequence[int] | None = None,
         **options: Any,
     ) -> Tensor:
         """Codes `(n, L)` int64 in which those that are `masked` `(n, L)` are drawn and all others are as they were.
 
-        A causal prior draws each from what is before it alone; a masked one from all. Options as of `sample`.
+        A causal prior draws each from what is before it alone; a masked one from all. Options as of `sample`; with
+        order=masked also `steps` and `spread`.
 
         Raises:
             UserError: see `sample`.
@@ -345,32 +257,13 @@ class Prior(Family):
         with torch.autocast(self.device.type, enabled=False):
             passes = [self.averaged.under(c if c is None else c.to(self.device), n=n) for c in asked]
             if self.causal:
-                return self._in_order(codes, masked, passes, w, choice, uniforms(noise, codes.shape[1]))
+                follow = [partial(self._next, given, self.averaged.transformer.cache()) for given in passes]
+                return draw_in_order(follow, w, codes, masked, choice, uniforms(noise, codes.shape[1]))
             return fill(
                 lambda known, hidden: guided([self.averaged(known, given, hidden) for given in passes], w),
                 codes, masked, choice, noise, steps=settings["steps"], spread=settings["spread"],
             )
 
-    def _in_order(
-        self, codes: Tensor, masked: Tensor, passes: list[Given], w: float, choice: Choice, numbers: Tensor
-    ) -> Tensor:
-        """Codes with the masked ones drawn one place after the other; every pass keeps its own keys and values."""
-        places = masked.any(0).nonzero()[:, 0].tolist()
-        caches = [self.averaged.transformer.cache() for _ in passes]
-        codes, read = codes.clone(), 0
-        for place in range(places[0], places[-1] + 1) if places else ():
-            fresh, read = codes[:, read:place], place      # all that are known at first, then one at a time
-            logits = guided([self.averaged(fresh, given, cache=cache)[:, -1]
-                             for given, cache in zip(passes, caches, strict=True)], w)
-            codes[:, place] = torch.where(masked[:, place], choice(logits, numbers[:, place]), codes[:, place])
-        return codes
-
-
-def guided(answers: list[Tensor], w: float) -> Tensor:
-    """Logits u + w (c - u) of a conditional and a null pass, or those of the only pass (Ho and Salimans 2022)."""
-    return answers[0] if len(answers) == 1 else answers[1] + w * (answers[0] - answers[1])
-
-
-def hidden(count: Tensor, numbers: Tensor) -> Tensor:
-    """Which of L places are masked, `(n, L)` bool: `count` `(n,)` of each row, where `numbers` `(n, L)` are least."""
-    return numbers.argsort(dim=1).argsort(dim=1) < count[:, None]
+    def _next(self, given: Given, cache: Cache, fresh: Tensor) -> Tensor:
+        """Logits `(n, K)` of the code after `fresh` `(n, k)`, which follow those that `cache` has read."""
+        return self.averaged(fresh, given, cache=cache)[:, -1]

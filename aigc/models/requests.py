@@ -100,6 +100,27 @@ def labels_of(family: Family, wanted: Any, n: int) -> Any:
     return torch.tensor([labels[k % len(labels)] for k in range(n)])
 
 
+def one_for_all(family: Family, typed: Mapping[str, Any]) -> Any:
+    """The one condition of all pictures of an editing task: a label, a text, or None where none is given.
+
+    Args:
+        family: the trained family.
+        typed: the options of a task, of which `text` and `label` are read.
+
+    Raises:
+        UserError: it does not fit the family, or there are several.
+    """
+    text, label = typed.get("text"), typed.get("label")
+    for name, value in (("text", text), ("label", label)):
+        if value is not None and (isinstance(value, list) or (name == "label" and value == "all")):
+            raise UserError(f"task.{name}={value} names several: all pictures have the same one")
+    if label is not None:
+        labels_of(family, label, 1)                        # says where there are none
+        return label_of(label, int(family.hparams["classes"]), family.class_names)
+    prompts = None if text is None else prompts_of(family, text, 1)[0]
+    return None if prompts is None else prompts[0]
+
+
 def label_of(wanted: Any, classes: int, names: Sequence[str] | None) -> int:
     """The number of the class that is called `wanted`, or else has this number.
 

@@ -3,12 +3,13 @@
 Notable:
 - A token is the inverse of the cumulative distribution at one uniform number, so it depends on nothing but its own
   logits and its own number: not on the batch, and not on what else is drawn.
+- Places in order are drawn after everything before them, read once by each pass of guidance (`draw_in_order`).
 - Logits that are left out are -inf: no rounding can bring their tokens back.
 - Masked places are filled over several steps by MaskGIT's cosine schedule (Chang et al. 2022, section 3.2), the most
   confident first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import cos, inf, pi
 
@@ -19,6 +20,7 @@ from aigc.errors import UserError
 from aigc.noise import SeededNoise
 
 Logits = Callable[[Tensor, Tensor], Tensor]  # of codes (n, L) and the places (n, L) among them that are masked
+Pass = Callable[[Tensor], Tensor]            # tokens (n, k) that follow those read before to logits (n, K) of the next
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,38 @@ class Choice:
 def uniforms(noise: SeededNoise, *shape: int) -> Tensor:
     """The next uniform numbers `(n, *shape)`, float64 in (0, 1), of each image's own stream."""
     return torch.special.ndtr(noise(*shape).double())
+
+
+def hidden(count: Tensor, numbers: Tensor) -> Tensor:
+    """Which of L places are masked, `(n, L)` bool: `count` `(n,)` of each row, where `numbers` `(n, L)` are least."""
+    return numbers.argsort(dim=1).argsort(dim=1) < count[:, None]
+
+
+def guided(answers: Sequence[Tensor], w: float) -> Tensor:
+    """Logits u + w (c - u) of a conditional and a null pass, or those of the only pass (Ho and Salimans 2022)."""
+    return answers[0] if len(answers) == 1 else answers[1] + w * (answers[0] - answers[1])
+
+
+def draw_in_order(
+    passes: Sequence[Pass], w: float, codes: Tensor, masked: Tensor, choice: Choice, numbers: Tensor
+) -> Tensor:
+    """Codes `(n, L)` in which the `masked` `(n, L)` ones are drawn, one place after the other; the others stay.
+
+    Args:
+        passes: the conditional and the null one, or the only one; each remembers what it has read.
+        w: scale of guidance.
+        codes: int64; those that are masked are not looked at.
+        masked: which are drawn.
+        choice: how.
+        numbers: `(n, L)`, in [0, 1), that decide.
+    """
+    places = masked.any(0).nonzero()[:, 0].tolist()
+    codes, read = codes.clone(), 0
+    for place in range(places[0], places[-1] + 1) if places else ():
+        fresh, read = codes[:, read:place], place          # all that are known at first, then one at a time
+        logits = guided([follow(fresh) for follow in passes], w)
+        codes[:, place] = torch.where(masked[:, place], choice(logits, numbers[:, place]), codes[:, place])
+    return codes
 
 
 def cosine_schedule(masked: Tensor, steps: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from aigc.models.biggan import BigGAN
 from aigc.models.clip import CLIP
+from aigc.models.dalle import DALLE
 from aigc.models.diffusion import Diffusion
 from aigc.models.family import Family
 from aigc.models.few_step import FewStep
@@ -331,8 +332,36 @@ def clip_loop(model: CLIP, batches: Iterator[Any], low: bool) -> Iterator[None]:
         yield
 
 
+def dalle_loop(model: DALLE, batches: Iterator[Any], low: bool) -> Iterator[None]:
+    """One step on the weighted cross-entropies of captions and codes a batch."""
+    h, network = model.hparams, model.network
+    optimizer = model.configure_optimizers()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    average, seen = follow(model, network), 0
+    model.remember(20_000)
+    for batch in batches:
+        codes, text = model.codes_of(batch), network.padded(network.tokenize(batch["text"]))
+        n = len(codes)
+        first = torch.rand(n, device=DEVICE) < h.picture_first
+        dropped = (torch.rand(n, device=DEVICE) < h.drop) & ~first
+        text = torch.where(dropped[:, None], network.padding, text)
+        with autocast(low):
+            words, image = network.both(text, codes, first)
+        over = network.words
+        ends = (text >= over).cumsum(1) < 2                # words and the first padding token
+        each = F.cross_entropy(words.transpose(1, 2), text.clamp(max=over), reduction="none")
+        each = each * (ends & (text[:, :1] < over))
+        of_text = each.sum(1) / ends.sum(1)
+        of_image = F.cross_entropy(image.transpose(1, 2), codes, reduction="none").mean(1)
+        share = torch.where(first, h.image_weight, 1.0) / (1 + h.image_weight)
+        descend((share * of_text + (1 - share) * of_image).mean(), optimizer, rates, network, h, seen)
+        seen += n
+        average(seen, n)
+        yield
+
+
 LOOPS: dict[str, Callable[..., Iterator[None]]] = {
     "GAN": gan_loop, "BigGAN": biggan_loop, "StyleGAN2": stylegan2_loop, "VAE": vae_loop, "Diffusion": diffusion_loop,
     "FewStep": shortcut_loop,
-    "Prior": prior_loop, "CLIP": clip_loop,
+    "Prior": prior_loop, "CLIP": clip_loop, "DALLE": dalle_loop,
 }

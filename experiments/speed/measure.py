@@ -63,9 +63,10 @@ from aigc.training.trainer import build_trainer, quiet
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- tables: written by measure.py -->", "<!-- end of tables -->"
 PRECISION = "bf16-mixed"        # of the steps that are compared with bare loops
-FAMILIES = ("gan", "biggan", "stylegan2", "vae", "diffusion", "dit", "few_step", "prior", "clip")
+FAMILIES = ("gan", "biggan", "stylegan2", "vae", "diffusion", "dit", "few_step", "prior", "clip", "dalle")
 TRANSLATORS = ("cyclegan", "cut")
 AUTOENCODERS = ("vqvae", "vqgan")
+OVER_CODES = ("prior", "dalle")
 LOOPS = {**MAKING, **TRANSLATING, **RECONSTRUCTING}
 SEED = 1
 
@@ -109,7 +110,9 @@ def median(seconds: list[float], per: int = 1) -> float:
 # ---- what is measured ----
 
 
-def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictConfig, ImageData, Family]:
+def build(
+    args: argparse.Namespace, family: str, *overrides: str, captioned: bool = False
+) -> tuple[DictConfig, ImageData, Family]:
     """A configuration as `python -m aigc.train` composes it, its data, and the family with its first weights."""
     source = ["data=mnist", f"data.root={args.root}"] if args.root else ["data=digits", "data.size=28"]
     source = [*source, "condition=label"]
@@ -123,7 +126,9 @@ def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictC
                   "model.adversarial_warmup=0"]
     if family == "clip":
         source = ["data=shapes", "data.objects=mixed", "data.train=2048", "condition=text", "model.decay_from=1"]
-    if family == "prior":
+    if captioned := captioned or family == "dalle":
+        source = ["data=shapes", "data.train=2048", "condition=text" if family == "dalle" else "condition=none"]
+    if family in OVER_CODES:
         source += ["model.tokenizer=untrained"]               # below
     common = ["metrics=none", "logger=none", f"seed={SEED}", "budget.minutes=null",
               "budget.images=1000000000", "callbacks.samples.every_images=1000000000", "callbacks.samples.n=10"]
@@ -134,8 +139,8 @@ def build(args: argparse.Namespace, family: str, *overrides: str) -> tuple[DictC
     L.seed_everything(SEED, verbose=False)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes,
              "condition": cfg.condition, "vocabulary": vocabulary_of(cfg, check_compatible(cfg), data)}
-    if family == "prior":           # over a tokenizer as it starts out: what it has learned changes no times
-        _, _, first = build(args, "vqvae")
+    if family in OVER_CODES:        # over a tokenizer as it starts out: what it has learned changes no times
+        _, _, first = build(args, "vqvae", captioned=captioned)
         kept = {"family": "aigc.models.vqgan.VQGAN", "sha256": "untrained", "hyper_parameters": dict(first.hparams)}
         cfg.model.tokenizer = kept
         L.seed_everything(SEED, verbose=False)

@@ -8,47 +8,20 @@ from omegaconf import OmegaConf
 
 from aigc.config.schema import CONFIG_DIR
 from aigc.errors import UserError
-from aigc.models.family import Family
-from aigc.models.prior import Prior, hidden
-from aigc.networks.tokens import Choice, uniforms
+from aigc.models.prior import Prior
+from aigc.networks.tokens import Choice, hidden, uniforms
 from aigc.noise import SeededNoise
+
+from ..grey import grey
 
 TINY = {"width": 16, "layers": 2, "heads": 2, "dropout": 0.0, "guidance": 1.0}
 READER = {"width": 8, "layers": 1, "heads": 2}
 WORDS = ["<unknown>", "red", "circle", "blue"]
 
 
-class Grey(Family):
-    """A tokenizer without anything to learn: the grey level of every 2 x 2 pixels, one of `codes`."""
-
-    def __init__(self, channels=1, size=(8, 8), codes=5):
-        super().__init__()
-        self.save_hyperparameters()
-        self.codes = codes
-        self.register_buffer("levels", torch.linspace(-1, 1, codes))
-
-    def encode(self, images):
-        return torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 2)
-
-    def tokenize(self, images):
-        return (self.encode(images)[:, 0, :, :, None] - self.levels).abs().argmin(-1)
-
-    def lookup(self, codes):
-        return self.levels[codes][:, None]
-
-    def decode(self, latents):
-        return torch.nn.functional.interpolate(latents, scale_factor=2.0).expand(-1, self.hparams.channels, -1, -1)
-
-
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch):
     monkeypatch.setenv("AIGC_ALLOW_TARGETS", "tests")
-
-
-def grey(codes=5, size=(8, 8), **more):
-    """A description of the stand-in, as a checkpoint keeps it."""
-    return {"family": f"{__name__}.Grey", "sha256": "0" * 64,
-            "hyper_parameters": {"channels": 1, "size": size, "codes": codes, **more}}
 
 
 def recipe(**changes) -> dict:

@@ -8,10 +8,10 @@ import torch
 from omegaconf import OmegaConf
 
 from aigc.errors import UserError
-from aigc.models import prior
+from aigc.models import over_codes
 from aigc.models.checkpoints import load_family, read_checkpoint
+from aigc.models.over_codes import MEMORY
 from aigc.models.parts import CodeSpace
-from aigc.models.prior import MEMORY
 from aigc.networks.fingerprint import state_sha256
 from aigc.runs.resume import resumed_config
 from aigc.runs.summary import read_summary
@@ -90,7 +90,7 @@ def test_images_that_always_look_alike_are_tokenized_once(tokenizer, tmp_path, m
     monkeypatch.setattr(CodeSpace, "tokenize", lambda self, x: (batches.append(len(x)), tokenize(self, x))[1])
     seen, kept = {}, {}
     for name, more, most in (("once", [], MEMORY), ("each", [], 0), ("mirrored", ["data.flip=true"], MEMORY)):
-        monkeypatch.setattr(prior, "MEMORY", most)
+        monkeypatch.setattr(over_codes, "MEMORY", most)
         trained(tokenizer, tmp_path / name, 192, *few, *more)
         kept[name] = read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"]
         seen[name], batches[:] = list(batches), []
