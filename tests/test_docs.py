@@ -152,10 +152,12 @@ def test_the_tutorials_family_trains_and_samples_as_any_other(mine, tmp_path):
 
 # ---- what works on runs, for real ----
 
+SHAPES = ["data=shapes", "data.size=16", "data.train=64", "data.validation=16", "data.test=16", "data.heldout=16"]
 RUNS = {                                                     # what a documented command is tried on
     "labels": [*TINY["diffusion"], "condition=label"],
-    "styles": [*smallest("stylegan2"), "data=shapes", "data.size=16", "data.train=64", "data.validation=16",
-               "data.test=16", "data.heldout=16"],
+    "styles": [*smallest("stylegan2"), *SHAPES],
+    "tokens": [*smallest("vqvae"), *SHAPES],
+    "codes": [*smallest("dalle"), *SHAPES, "model.tokenizer=runs/tokens"],
     "text": [*TINY["diffusion"], "data=shapes", "data.size=16", "data.train=64", "data.validation=16", "data.test=40",
              "data.heldout=16", "condition=text", "model.text.width=16", "model.text.layers=1", "model.text.heads=2"],
     "translation": ["model=cyclegan", "data=shapes_unpaired", "data.size=16", "data.train=16", "data.validation=8",
@@ -180,6 +182,7 @@ def desk(tmp_path_factory, mine):
     """A folder in which the commands are typed: runs of several kinds, pictures and prompts."""
     folder = tmp_path_factory.mktemp("desk")
     for kind, words in RUNS.items():
+        words = [word.replace("=runs/", f"={folder}/runs/") for word in words]
         with allowed(mine):
             cfg = understood("train", ["--config-dir", "mine", *COMMON, *words, *TINY_RUN], mine)
             fit(cfg, folder / "runs" / kind)
@@ -198,6 +201,7 @@ def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch,
     monkeypatch.chdir(desk)
     of_text = any(word.startswith(OF_TEXT) for word in words)
     kind = {"describe": "clip", "edit": "translation"}.get(verb, "text" if of_text else "labels")
+    kind = "codes" if any(part in word for word in words for part in ("top_p", "=complete", "=vary")) else kind
     kind = "tutorial" if page == TUTORIAL else "styles" if any("psi" in word for word in words) else kind
     folder_of_images = "run=<folder_of_images>" in words
     words = [f"run={'photos' if folder_of_images else f'runs/{kind}'}" if w.startswith("run=") else w for w in words]
