@@ -24,7 +24,9 @@ PATHS = (  # options whose value is a file, folder, URL or hub name; tests/test_
     "model.teacher", "model.tokenizer",
     "hydra.run.dir", "hydra.sweep.dir",
 )
-TEXTS = ("text", "candidates", "title", "label", "study", "data.text", "data.licence")  # free text; columns in braces
+TEXTS = (                              # free text; columns in braces
+    "text", "candidates", "title", "label", "study", "task.text", "task.label", "data.text", "data.licence",
+)
 OPEN = ("options",)                    # whose names only the run knows: `options.eta=1` needs no `++`
 LISTS = ("runs", "text", "candidates", "label")      # options whose value in brackets is a list
 QUOTED = re.compile(r"""(['"])(.*)\1""", re.DOTALL)
