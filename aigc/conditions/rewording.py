@@ -30,7 +30,9 @@ class Rewording:
     templates: Sequence[str]                               # with {} in place of the caption
     template: float                                        # share of captions that are put into one
     separator: str | None                                  # between keywords; None: captions are no lists of them
-    drop: float                                            # share of keywords that are left out; one always stays
+    drop: float                                            # share of keywords that are left out; one always stays.
+                                                           # Each caption's is its own, from 0 to twice it: a word or
+                                                           # two alone, and nearly all, are read as well
     shuffle: bool                                          # keywords
     first: bool                                            # the first one stays in front: what the others describe
 
@@ -57,7 +59,8 @@ class Rewording:
 
     def _listed(self, keywords: list[str]) -> list[str]:
         front, rest = (keywords[:1], keywords[1:]) if self.first else ([], keywords)
-        kept = [word for word in rest if not self.drop or _uniform() >= self.drop]
+        share = 2 * self.drop * _uniform() if self.drop else 0.0
+        kept = [word for word in rest if not share or _uniform() >= share]
         if not kept and not front:
             kept = [_one_of(rest)]
         if self.shuffle and len(kept) > 1:
