@@ -25,6 +25,7 @@ FAMILIES = {  # name of a case: (family, its data, condition and scores); one li
     "dcgan": ("dcgan", *SCORED),
     "biggan": ("biggan", "condition=label", *SCORED),
     "stylegan2": ("stylegan2", "condition=label", *SCORED),
+    "projected_gan": ("projected_gan", "condition=label", *LOSSES),
     "vae": ("vae", "condition=label", *SCORED),
     "flow": ("diffusion", "condition=label", *SCORED),
     "flow_text": ("diffusion", *TEXT),

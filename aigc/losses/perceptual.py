@@ -25,7 +25,7 @@ class Perceptual(Pretrained):
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Distances `(n,)` of images `(n, 1 or 3, h, w)` in [-1, 1], float32."""
-        maps = self.maps(torch.cat([images, targets]))[: DEPTHS[self.network]]
+        maps = self.maps(torch.cat([images, targets]), DEPTHS.get(self.network))
         return torch.stack([_apart(*m.float().chunk(2)) for m in maps]).sum(0)
 
 

@@ -6,7 +6,7 @@ Notable here:
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class FromNoise(TwoPlayer):
     generator: Any                                         # modules of the family's own
     discriminator: Any
     ema: EMA                                               # of the generator
+    sampling_options: ClassVar[tuple[str, ...]] = ("truncation", "standing_statistics")
 
     def players(self) -> dict[str, list[nn.Module]]:
         """The discriminator, then the generator."""
@@ -58,18 +59,22 @@ class FromNoise(TwoPlayer):
         Raises:
             UserError: an option is unknown or out of range, or the labels are.
         """
-        self.check_options(options, ("truncation", "standing_statistics"))
+        self.check_options(options, self.sampling_options)
         truncation, measured = options.get("truncation"), options.get("standing_statistics")
         seeds = self.seeds_or_fresh(n, seeds)
         labels = self.conditions_of(condition, seeds)
         z = self.latents(seeds, truncation)
         with torch.autocast(self.device.type, enabled=False):
             generator = self.with_standing_statistics(measured, truncation) if measured else self.ema.network
-            return generator(z.to(self.device), labels)
+            return self.made(generator, z.to(self.device), labels, seeds)
 
     def latents(self, seeds: Sequence[int], truncation: float | None = None) -> Tensor:
         """`z` of these seeds, `(n, latent)`, each from its own seed."""
         return SeededNoise(seeds)(self.generator.latent)
+
+    def made(self, generator: nn.Module, z: Tensor, labels: Tensor | None, seeds: Sequence[int]) -> Tensor:
+        """Images of `z` `(n, latent)`; `seeds` are for a generator that draws more."""
+        return generator(z, labels)
 
     def conditions_of(self, condition: Any, seeds: Sequence[int]) -> Tensor | None:
         """The requested conditions, checked, on this device."""

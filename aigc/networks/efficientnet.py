@@ -38,7 +38,6 @@ STAGES = (  # blocks, kernel, stride of the first, expansion, channels: Efficien
     (1, 3, 1, 6, 320),
 )
 LAST = (2, 4, 10, 15)                       # the last blocks at strides 4, 8, 16 and 32
-MAPS = (24, 40, 112, 320)                   # their channels
 NAMES = {"_expand_conv": "expand.conv", "_bn0": "expand.norm", "_depthwise_conv": "depthwise.conv",
          "_bn1": "depthwise.norm", "_project_conv": "project.conv", "_bn2": "project.norm"}      # of a block's parts
 OUTER = {"_conv_stem": "stem.conv", "_bn0": "stem.norm", "_conv_head": "head.conv", "_bn1": "head.norm",
@@ -140,13 +139,13 @@ class Network(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         return self.head(self.blocks(self.stem(x))).mean((2, 3))
 
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """Maps at strides 4 to 32, of `MAPS` channels, of images `(n, 3, h, w)` with sides that are multiples of 32.
+    def maps(self, x: Tensor, most: int | None = None) -> list[Tensor]:
+        """Maps at strides 4 to 32 of images `(n, 3, h, w)` with sides that are multiples of 32; the `most` finest.
 
         Images are turned by 180 degrees, and so are their maps.
         """
         x, found = self.stem(x.contiguous(memory_format=torch.channels_last)), []
-        for k, block in enumerate(self.blocks):
+        for k, block in enumerate(self.blocks[: LAST[:most][-1] + 1]):
             x = block(x)
             if k in LAST:
                 found.append(x)

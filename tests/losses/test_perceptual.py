@@ -77,7 +77,7 @@ def test_gradients_lead_towards_the_target_and_the_network_is_in_no_checkpoint(s
 
 
 def test_refusals(squeezenet_file, monkeypatch):
-    with pytest.raises(UserError, match=r"model\.perceptual\.network 'efficentnet' is unknown.*efficientnet"):
+    with pytest.raises(UserError, match=r"model\.perceptual\.network 'efficentnet' is unknown.*efficientnet.*timm/"):
         Perceptual("efficentnet")
     with pytest.raises(UserError, match=r"model\.perceptual\.weights=<file>"):
         Perceptual("squeezenet")
