@@ -15,6 +15,7 @@ _SIDES = {"width": 4, "discriminator_width": 4, "discriminator_layers": 1}
 SMALLEST: dict[str, dict[str, Any]] = {  # model=<name>: options of conf/model/<name>.yaml, dotted
     "gan": _GAN,
     "dcgan": _GAN,
+    "r3gan": _GAN,
     "biggan": {"chunk": 4, "shared": 4, "generator_widths": [16, 8, 8], "discriminator_widths": [8, 8],
                "generator_every": 2, "accumulate": 2, "orthogonality": 1e-4},
     "stylegan2": {"latent": 8, "style": 8, "embedding": 8, "generator_widths": [8, 8],

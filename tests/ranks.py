@@ -23,6 +23,7 @@ FAMILIES = {  # name of a case: (family, its data, condition and scores); one li
     "gan": ("gan", "condition=label", *SCORED),
     "gan_text": ("gan", *TEXT),
     "dcgan": ("dcgan", *SCORED),
+    "r3gan": ("r3gan", "condition=label", *SCORED),
     "biggan": ("biggan", "condition=label", *SCORED),
     "stylegan2": ("stylegan2", "condition=label", *SCORED),
     "projected_gan": ("projected_gan", "condition=label", *LOSSES),

@@ -32,8 +32,8 @@ SIDES = {"cyclegan": ("unpaired", "paired"), "cut": ("unpaired", "paired"), "pix
 AGAIN = ("vqvae", "vqgan", "autoencoder")                     # reconstruct, and know no condition
 MATCHING = ("clip",)                                          # tell how well texts fit images, and make none
 TEXT_ALONE = ("dalle",)                                       # know no other condition, and have no text encoder
-READERS = ("gan", "dcgan", "diffusion", "ddpm", "edm", "dit", "latent_diffusion", "few_step", "prior",    # of captions
-           *TEXT_ALONE)
+READERS = ("gan", "dcgan", "r3gan", "diffusion", "ddpm", "edm", "dit", "latent_diffusion", "few_step",
+           "prior", *TEXT_ALONE)                              # of captions
 FITTING = [(model, data) for model in MODELS for data in DATA if kind_of(data) in SIDES.get(model, ("images",))]
 RUNS = [(model, data, condition) for model, data in FITTING for condition in ("none", *CONDITIONS.get(data, ()))
         if (condition != "text" or model in READERS) and (condition == "none" or model not in AGAIN)

@@ -3,6 +3,7 @@
 Notable here:
 - `model=dcgan` (Radford et al. 2016) and `model=gan` share one class: the recipe chooses widths, norm, head and loss
 - any size and channel count: the starting grid is derived from the size, the last rows and columns are cropped
+- `model=r3gan` (Huang et al. 2024) is the relativistic one with R1 and R2 and without any norm
 - five losses, R1, R2 and WGAN-GP penalties, DiffAugment; conditioned by concatenation, or by batch norm and a
   projection head: then only z decides the layout, and no text or label collapses to one picture
 - the generator's images are made once per step: the discriminator learns from them first, then the generator
@@ -60,6 +61,7 @@ class GeneratorShape:
     latent: int                                            # length of its input
     widths: list[int] = option("generator_widths")         # feature maps from the starting grid on
     last: str = option("generator_last")                   # to pixels: transposed (doubles) or convolution (3x3)
+    norm: str = option("generator_norm", default="batch")  # batch, or none: then a condition joins the latent
 
 
 @group(prefix="discriminator_")
@@ -81,6 +83,14 @@ class Penalties:
     penalty_every: int                                     # steps between penalties, weighted up to match (lazy)
 
 
+class Unnormed(nn.Module):
+    """No norm, in the place of one."""
+
+    def forward(self, x: Tensor, vector: Tensor | None) -> Tensor:
+        """`x` itself."""
+        return x
+
+
 class Generator(nn.Module):
     """Latent to image: a linear layer to the starting grid, doublings by transposed convolution, then tanh."""
 
@@ -88,7 +98,7 @@ class Generator(nn.Module):
         self, channels: int, size: tuple[int, int], shape: GeneratorShape, reading: Reading, init_std: float | None
     ):
         super().__init__()
-        latent, widths, last = astuple(shape)
+        latent, widths, last, normed = astuple(shape)
         doublings = len(widths) - (last == "convolution")
         while ceil(max(size) / 2**doublings) > START:
             doublings, widths = doublings + 1, [widths[0], *widths]
@@ -96,13 +106,16 @@ class Generator(nn.Module):
         self.grid = tuple(ceil(side / 2**doublings) for side in size)
         self.encoder = reading.encoder()
         vector = reading.embedding if self.encoder is not None else 0
-        self.concat = reading.conditioning == "concat"
+        plain = normed == "none"
+        self.concat = plain or reading.conditioning == "concat"
         joined, modulating = (vector, 0) if self.concat else (0, vector)
-        self.start = nn.Linear(latent + joined, widths[0] * self.grid[0] * self.grid[1], bias=False)
+        self.start = nn.Linear(latent + joined, widths[0] * self.grid[0] * self.grid[1], bias=plain)
         self.doublings = nn.ModuleList(
-            nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False) for a, b in pairwise(widths)
+            nn.ConvTranspose2d(a, b, 4, 2, 1, bias=plain) for a, b in pairwise(widths)
         )
-        self.norms = nn.ModuleList(ConditionalBatchNorm(width, modulating) for width in widths)
+        self.norms = nn.ModuleList(
+            Unnormed() if plain else ConditionalBatchNorm(width, modulating) for width in widths
+        )
         final = nn.ConvTranspose2d if last == "transposed" else nn.Conv2d
         self.last = final(widths[-1], channels, *((4, 2, 1) if last == "transposed" else (3, 1, 1)))
         initialize(self, init_std)
@@ -199,6 +212,7 @@ class GAN(FromNoise):
         check_choices((
             ("conditioning", reading.conditioning, ("projection", "concat")),
             ("generator_last", generator.last, ("transposed", "convolution")),
+            ("generator_norm", generator.norm, ("batch", "none")),
             ("discriminator_norm", discriminator.norm, ("spectral", "batch", "none")),
             ("discriminator_head", discriminator.head, ("mean", "flatten")),
         ))

@@ -4,6 +4,7 @@ import lightning as L
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.nn.utils.parametrize import is_parametrized
 
 from aigc.config.schema import CONFIG_DIR
 from aigc.errors import UserError
@@ -72,6 +73,26 @@ def test_golden_losses(case):
     g_loss, _ = model.generator_loss(batch["image"], fake, batch["label"])
     got = [d_loss.item(), g_loss.item(), *(logs[name].item() for name in sorted(logs) if name.startswith("penalty"))]
     assert got == pytest.approx(GOLDEN[case], abs=1e-4, rel=1e-4)
+
+
+def test_r3gan_has_no_norm_and_learns_from_pairs_and_both_penalties():
+    chosen = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "model" / "r3gan.yaml").model)
+    assert chosen == {"generator_norm": "none", "loss": "relativistic", "r1": 1.0, "r2": 1.0}
+    model = tiny(init_std=0.2, penalty_every=1, **chosen)
+    norms = [module for module in model.modules() if "Norm" in type(module).__name__ or is_parametrized(module)]
+    assert norms == [] and model.generator.start.in_features == 8 + 4 and model.generator.start.bias is not None
+    assert hasattr(model.discriminator, "project")
+    batch = batch_of()
+    torch.manual_seed(2)
+    fake = model.generator(torch.randn(8, 8), batch["label"])
+    d_loss, logs = model.discriminator_loss(batch["image"], fake.detach(), batch["label"])
+    g_loss, _ = model.generator_loss(batch["image"], fake, batch["label"])
+    got = [d_loss.item(), g_loss.item(), logs["penalty/r1"].item(), logs["penalty/r2"].item()]
+    assert got == pytest.approx([0.724233, 0.676935, 0.014529, 0.012307], abs=1e-4, rel=1e-4)
+    on_real, on_fake = model.logits(batch["image"], fake, batch["label"])
+    assert g_loss.item() == pytest.approx(torch.nn.functional.softplus(on_real - on_fake).mean().item(), rel=1e-5)
+    zero, one = (model.generator(torch.ones(4, 8), torch.full((4,), label)) for label in (0, 1))
+    assert (zero - one).abs().amax((1, 2, 3)).min() > 1e-4
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -273,6 +294,7 @@ def test_weights_of_another_shape_are_refused_by_name(tmp_path):
         ({"discriminator_norm": "batch", "r1": 1.0}, "one gradient per image"),
         ({"loss": "wasserstein"}, "gradient_penalty=10"),
         ({"augment": ["color"]}, "'colour'"),
+        ({"generator_norm": "layer"}, "model.generator_norm=layer"),
     ],
 )
 def test_impossible_options_are_one_sentence(changes, sentence):
