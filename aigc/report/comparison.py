@@ -133,6 +133,8 @@ def remarks(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
         missing: dict[str, str] = {}
         for record in (*run.evaluations, run.summary):
             missing |= missing_of(record)
+        for name, seconds in run.stages.items():
+            said.setdefault(f"{seconds / 60:.1f} of its minutes are its {name}'s", {})[label] = None
         for column in columns:
             score, reason = column.scores[k], why_missing(column.name, missing)
             if score is not None:

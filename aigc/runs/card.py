@@ -134,6 +134,7 @@ def training(run: Run) -> str:
         "budget": " or ".join(f"{value:,} {name}" for name, value in budget.items()),
         "images seen": f"{summary['images']:,}" if "images" in summary else "",
         "minutes of training": f"{summary['seconds'] / 60:.2f}" if "seconds" in summary else "",
+        "of these for stages": ", ".join(f"{name} {seconds / 60:.2f}" for name, seconds in run.stages.items()),
         "images a second": f"{speed:,}" if speed else "",
         "training images": facts,
         "classes": names_of(summary.get("data")),

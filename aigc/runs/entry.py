@@ -18,6 +18,8 @@ class Run:
         config: as composed, interpolations unresolved, so that a value used twice is there once.
         overrides: as typed.
         history: the lines of metrics.jsonl: step, images (seen), seconds (of training) and scalars.
+        stages: seconds in which the trained runs were made that it stands on, e.g. `{"tokenizer": 120.0}`; they are
+            counted in all its seconds, in the history, the summary and the evaluations.
         samples: pictures by key (`samples`, or the name of a panel or direction) and images seen.
         evaluations: the records of `aigc.evaluate`, oldest first.
         warnings: what could not be read, a sentence each.
@@ -33,6 +35,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     samples: dict[str, dict[int, Path]] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)

@@ -143,7 +143,22 @@ def read_run(folder: str | Path) -> Run:
         record = _read(run, f"evaluations/{path.name}", json.loads, dict)
         run.evaluations += [record] if record else []
     run.evaluations.sort(key=lambda record: str(record.get("made", "")))
+    _count_stages(run)
     return run
+
+
+def _count_stages(run: Run) -> None:
+    """Adds the training of the runs that it stands on to all of its seconds: else equal minutes were not equal."""
+    stages = run.summary.get("stages")
+    for name, stage in stages.items() if isinstance(stages, dict) else ():
+        seconds = stage.get("seconds") if isinstance(stage, dict) else None
+        if isinstance(seconds, int | float):
+            run.stages[str(name)] = float(seconds)
+    earlier = sum(run.stages.values())
+    targets = [record.get("target") for record in run.evaluations]
+    for place in (run.summary, *run.history, *targets) if earlier else ():
+        if isinstance(place, dict) and isinstance(place.get("seconds"), int | float):
+            place["seconds"] += earlier
 
 
 def _yaml(text: str) -> Any:

@@ -212,3 +212,21 @@ def test_what_the_records_note_and_lack_is_said_once_for_all(tmp_path):
 ])
 def test_the_reason_of_a_missing_score_is_its_own_or_that_of_its_kind(name, reason):
     assert why_missing(name, {"psnr": "a", "test/psnr": "b", "a2b/floor": "c", "final/fd_x": "d"}) == reason
+
+
+def test_minutes_of_the_runs_that_a_run_stands_on_count_at_equal_minutes(tmp_path):
+    alone, staged = make_run(tmp_path / "alone"), make_run(tmp_path / "staged", fd=0.5)       # a minute each
+    summary = json.loads((staged / "summary.json").read_text())
+    summary["stages"] = {"tokenizer": {"family": "VQGAN", "images": 640, "seconds": 45.0}}
+    (staged / "summary.json").write_text(json.dumps(summary))
+    evaluate(staged, "own", 0.4, 1.0, seconds=60.0)
+    runs = [read_run(alone), read_run(staged)]
+    assert runs[1].stages == {"tokenizer": 45.0} and runs[1].evaluations[0]["target"]["seconds"] == 105.0
+    assert [facts(run)["minutes"] for run in runs] == [1.0, 1.75]
+    assert [facts(run)["images_per_second"] for run in runs] == [213.3, 213.3]
+    early = Comparison(runs, "fd_classifier", ("seconds", 60.0))
+    values = {run.name: score and score.value for run, score in zip(runs, early.columns[0].scores, strict=True)}
+    assert values == {"alone": 1.0, "staged": None}                        # 15 seconds of its own: no score yet
+    late = Comparison(runs, "fd_classifier", ("seconds", 76.0)).columns[0].scores[1]
+    assert late is not None and late.value == 1.0                          # the one in its middle
+    assert "staged: 0.8 of its minutes are its tokenizer's" in remarks(early, early.columns)
