@@ -20,6 +20,7 @@ from aigc.models.family import Family
 from aigc.models.few_step import FewStep
 from aigc.models.gan import GAN
 from aigc.models.prior import Prior
+from aigc.models.projected_gan import ProjectedGAN
 from aigc.models.stylegan2 import StyleGAN2
 from aigc.models.vae import VAE, kl_to_standard_normal
 from aigc.networks.spectral_norm import spectral_norms
@@ -164,8 +165,8 @@ def descend(
 
 
 def diffusion_loop(model: Diffusion, batches: Iterator[Any], low: bool) -> Iterator[None]:
-    """One flow-matching step a batch."""
-    h, network = model.hparams, model.network
+    """One flow-matching step a batch, on images or on their latents."""
+    h, network, stage = model.hparams, model.network, model.first_stage
     assert (h.process, h.prediction, h.weighting) == ("flow", "flow", "own"), "the loop below knows flow matching only"
     optimizer = model.configure_optimizers()
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -173,6 +174,9 @@ def diffusion_loop(model: Diffusion, batches: Iterator[Any], low: bool) -> Itera
     for batch in batches:
         images, labels = batch["image"], batch["label"]
         n = len(images)
+        if stage is not None:
+            with autocast(low):
+                images = stage.encode(images, measure=True)
         if seen < h.sigma_images + n:
             model.measure(images)
             spread = float(model.sigma_data())
@@ -222,6 +226,41 @@ def stylegan2_loop(model: StyleGAN2, batches: Iterator[Any], low: bool) -> Itera
         loss.backward()
         for_generator.step()
         discriminator.requires_grad_(True)
+        seen += n
+        average(seen, n)
+        yield
+
+
+def projected_gan_loop(model: ProjectedGAN, batches: Iterator[Any], low: bool) -> Iterator[None]:
+    """One step of all discriminators and one of the generator a batch, on the same generated images."""
+    generator, heads, project = model.generator, model.discriminator.heads, model.discriminator.projector
+    assert not model.hparams.warmup_images, "the loop below does not know this recipe"
+    for_discriminator, for_generator = model.configure_optimizers()
+    average, seen = follow(model, generator), 0
+    for batch in batches:
+        real, labels = batch["image"], batch["label"]
+        n = len(real)
+        with autocast(low):
+            fake = generator(torch.randn(n, generator.latent, device=DEVICE), labels)
+            maps = project(model.augment.draw(n, DEVICE)(fake))
+            with torch.no_grad():
+                real_maps = project(model.augment.draw(n, DEVICE)(real))
+            loss = torch.zeros((), device=DEVICE)
+            on_real = [head(m, labels) for head, m in zip(heads, real_maps, strict=True)]
+            on_fake = [head(m.detach(), labels) for head, m in zip(heads, maps, strict=True)]
+            for a, b in zip(on_real, on_fake, strict=True):
+                loss = loss + F.relu(1 - a).mean() + F.relu(1 + b).mean()
+        for_discriminator.zero_grad()
+        loss.backward()
+        for_discriminator.step()
+
+        heads.requires_grad_(False)
+        with autocast(low):
+            loss = torch.stack([-head(m, labels).mean() for head, m in zip(heads, maps, strict=True)]).sum()
+        for_generator.zero_grad()
+        loss.backward()
+        for_generator.step()
+        heads.requires_grad_(True)
         seen += n
         average(seen, n)
         yield
@@ -361,7 +400,7 @@ def dalle_loop(model: DALLE, batches: Iterator[Any], low: bool) -> Iterator[None
 
 
 LOOPS: dict[str, Callable[..., Iterator[None]]] = {
-    "GAN": gan_loop, "BigGAN": biggan_loop, "StyleGAN2": stylegan2_loop, "VAE": vae_loop, "Diffusion": diffusion_loop,
-    "FewStep": shortcut_loop,
+    "GAN": gan_loop, "BigGAN": biggan_loop, "StyleGAN2": stylegan2_loop, "ProjectedGAN": projected_gan_loop,
+    "VAE": vae_loop, "Diffusion": diffusion_loop, "LatentDiffusion": diffusion_loop, "FewStep": shortcut_loop,
     "Prior": prior_loop, "CLIP": clip_loop, "DALLE": dalle_loop,
 }

@@ -1,4 +1,4 @@
-"""VQ-VAE and VQGAN trained as one would without any platform: more loops for measure.py, in the manner of bare.py.
+"""VQ-VAE, VQGAN and the KL autoencoder as one would train them without any platform: more loops, as in bare.py.
 
 Networks, loss functions and optimizers are those of aigc/models/; everything around them is written out here.
 """
@@ -10,10 +10,10 @@ import torch
 from bare import autocast, follow
 from torch import nn
 
-from aigc.models.vqgan import VQGAN
+from aigc.models.autoencoder import FirstStage
 
 
-def vqgan_loop(model: VQGAN, batches: Iterator[Any], low: bool) -> Iterator[None]:
+def vqgan_loop(model: FirstStage, batches: Iterator[Any], low: bool) -> Iterator[None]:
     """The discriminator, where there is one, then the autoencoder, a batch."""
     h, network, judge = model.hparams, model.network, model.discriminator
     assert model.perceptual is None and not (model.loss.relativistic or h.adversarial_start or h.adversarial_warmup)
@@ -56,4 +56,4 @@ def vqgan_loop(model: VQGAN, batches: Iterator[Any], low: bool) -> Iterator[None
         yield
 
 
-LOOPS: dict[str, Callable[..., Iterator[None]]] = {"VQGAN": vqgan_loop}
+LOOPS: dict[str, Callable[..., Iterator[None]]] = {"VQGAN": vqgan_loop, "Autoencoder": vqgan_loop}

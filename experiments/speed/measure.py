@@ -63,10 +63,12 @@ from aigc.training.trainer import build_trainer, quiet
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- tables: written by measure.py -->", "<!-- end of tables -->"
 PRECISION = "bf16-mixed"        # of the steps that are compared with bare loops
-FAMILIES = ("gan", "biggan", "stylegan2", "vae", "diffusion", "dit", "few_step", "prior", "clip", "dalle")
+FAMILIES = ("gan", "biggan", "stylegan2", "projected_gan", "vae", "diffusion", "dit", "latent_diffusion",
+            "few_step", "prior", "clip", "dalle")
+STAGES = {"prior": ("tokenizer", "vqvae", "vqgan.VQGAN"), "dalle": ("tokenizer", "vqvae", "vqgan.VQGAN"),
+          "latent_diffusion": ("first_stage", "autoencoder", "autoencoder.Autoencoder")}   # option, recipe, class
 TRANSLATORS = ("cyclegan", "cut")
-AUTOENCODERS = ("vqvae", "vqgan")
-OVER_CODES = ("prior", "dalle")
+AUTOENCODERS = ("vqvae", "vqgan", "autoencoder")
 LOOPS = {**MAKING, **TRANSLATING, **RECONSTRUCTING}
 SEED = 1
 
@@ -128,8 +130,8 @@ def build(
         source = ["data=shapes", "data.objects=mixed", "data.train=2048", "condition=text", "model.decay_from=1"]
     if captioned := captioned or family == "dalle":
         source = ["data=shapes", "data.train=2048", "condition=text" if family == "dalle" else "condition=none"]
-    if family in OVER_CODES:
-        source += ["model.tokenizer=untrained"]               # below
+    if family in STAGES:
+        source += [f"model.{STAGES[family][0]}=untrained"]    # below
     common = ["metrics=none", "logger=none", f"seed={SEED}", "budget.minutes=null",
               "budget.images=1000000000", "callbacks.samples.every_images=1000000000", "callbacks.samples.n=10"]
     register_schemas()
@@ -139,10 +141,11 @@ def build(
     L.seed_everything(SEED, verbose=False)
     facts = {"channels": data.channels, "size": tuple(data.size), "classes": data.classes,
              "condition": cfg.condition, "vocabulary": vocabulary_of(cfg, check_compatible(cfg), data)}
-    if family in OVER_CODES:        # over a tokenizer as it starts out: what it has learned changes no times
-        _, _, first = build(args, "vqvae", captioned=captioned)
-        kept = {"family": "aigc.models.vqgan.VQGAN", "sha256": "untrained", "hyper_parameters": dict(first.hparams)}
-        cfg.model.tokenizer = kept
+    if family in STAGES:            # on one as it starts out: what it has learned changes no times
+        option, recipe, kind = STAGES[family]
+        _, _, first = build(args, recipe, captioned=captioned)
+        cfg.model[option] = {"family": f"aigc.models.{kind}", "sha256": "untrained",
+                             "hyper_parameters": dict(first.hparams)}
         L.seed_everything(SEED, verbose=False)
     return cfg, data, instantiate(cfg.model, "model", **facts).to(DEVICE)
 
