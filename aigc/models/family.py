@@ -52,6 +52,8 @@ class Family(L.LightningModule):
     required: ClassVar[dict[str, str]] = {}                # those of `parts` that there must be: how to train one
     reconstructs: ClassVar[bool] = False                   # `fakes` are held-out images again, not samples: scored
                                                            # as reconstruction/<score>, pair by pair too
+    encodes_by_search: ClassVar[bool] = False              # `encode` optimizes for each image, for seconds: no first
+                                                           # stage
     sharded: ClassVar[tuple[str, ...]] = ()                # networks that trainer=fsdp may shard (training/sharded.py)
     least_batch: int = 1                                   # smallest batch per device
     hparams: Any                                           # Lightning's, readable as attributes

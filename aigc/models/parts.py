@@ -205,9 +205,12 @@ class LatentSpace(Part):
         """For images of `channels` and `size`, which must be those that it was trained on.
 
         Raises:
-            UserError: see `Part`, or it was trained on images of another size.
+            UserError: see `Part`, or it was trained on images of another size, or encodes too slowly.
         """
         super().__init__(source, option=option, needs=("encode", "decode"))
+        if self.family.encodes_by_search:
+            raise UserError(f"model.{option} holds a {type(self.family).__name__}, which searches for the latents of "
+                            "each image, for seconds: give an autoencoder's run (model=autoencoder)")
         self.family.lowered = True           # bf16 costs latents of deviation 1 an error of 0.005, and half as long
         check_size(self.family, channels, size, option)
         with torch.no_grad():

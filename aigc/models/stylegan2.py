@@ -179,6 +179,7 @@ class StyleGAN2(TwoPlayer):
         UserError: an option's value is unknown or out of range.
     """
 
+    encodes_by_search = True
     path_mean: Tensor                                      # () running mean of path lengths
 
     @grouped
@@ -214,10 +215,7 @@ class StyleGAN2(TwoPlayer):
         return {"discriminator": [self.discriminator], "generator": [self.generator]}
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam for each player; one that takes a step more every k gets k / (k + 1) of the rate, and betas to that.
-
-        Karras et al. 2020a, appendix B.
-        """
+        """Adam for each player; with a step more every k, k / (k + 1) of the rate, betas so (2020a, appendix B)."""
         optimizers, h = super().configure_optimizers(), self.hparams
         for optimizer, every in zip(optimizers, (h.r1 and h.r1_every, h.path and h.path_every), strict=True):
             share = every / (every + 1) if every else 1.0

@@ -12,6 +12,8 @@ from aigc.models.checkpoints import load_family, read_checkpoint
 from aigc.models.diffusion import Diffusion
 from aigc.models.latent_diffusion import LatentDiffusion
 from aigc.models.parts import LatentSpace
+from aigc.models.stylegan2 import StyleGAN2
+from aigc.models.vae import VAE
 from aigc.networks.fingerprint import state_sha256
 from aigc.runs.resume import resumed_config
 from aigc.runs.summary import read_summary, signature
@@ -228,6 +230,13 @@ def test_a_run_that_does_not_exist_or_makes_no_latents_is_refused(autoencoder, t
     with pytest.raises(UserError, match="on 8 x 8 images with 1 channel, these are 16 x 16 images with 3 channels:"):
         fit(configured(autoencoder, 800, "data=shapes", "data.size=16", "data.train=100", "data.heldout=20",
                        "data.validation=20", "data.test=20"), tmp_path / "c")
+
+
+def test_a_run_that_searches_for_latents_is_no_first_stage(autoencoder, monkeypatch):
+    assert StyleGAN2.encodes_by_search and StyleGAN2.can("encode")
+    monkeypatch.setattr(VAE, "encodes_by_search", True)
+    with pytest.raises(UserError, match=r"model\.first_stage holds a VAE, which searches .* \(model=autoencoder\)"):
+        LatentSpace(str(autoencoder), 1, (8, 8))
 
 
 @pytest.mark.parametrize("description", [
