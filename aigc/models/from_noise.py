@@ -66,15 +66,15 @@ class FromNoise(TwoPlayer):
         z = self.latents(seeds, truncation)
         with torch.autocast(self.device.type, enabled=False):
             generator = self.with_standing_statistics(measured, truncation) if measured else self.ema.network
-            return self.made(generator, z.to(self.device), labels, seeds)
+            return generator(*self.inputs(z.to(self.device), labels, seeds))
 
     def latents(self, seeds: Sequence[int], truncation: float | None = None) -> Tensor:
         """`z` of these seeds, `(n, latent)`, each from its own seed."""
         return SeededNoise(seeds)(self.generator.latent)
 
-    def made(self, generator: nn.Module, z: Tensor, labels: Tensor | None, seeds: Sequence[int]) -> Tensor:
-        """Images of `z` `(n, latent)`; `seeds` are for a generator that draws more."""
-        return generator(z, labels)
+    def inputs(self, z: Tensor, labels: Tensor | None, seeds: Sequence[int]) -> tuple[Any, ...]:
+        """What the generator is given: `z` `(n, latent)` and conditions; `seeds` are for one that draws more."""
+        return z, labels
 
     def conditions_of(self, condition: Any, seeds: Sequence[int]) -> Tensor | None:
         """The requested conditions, checked, on this device."""
@@ -87,8 +87,8 @@ class FromNoise(TwoPlayer):
     def with_standing_statistics(self, images: int, truncation: float | None = None) -> nn.Module:
         """A copy of the averaged generator with batch-norm statistics over `images` images of fixed seeds."""
 
-        def inputs(seeds: range) -> tuple[Tensor, Tensor | None]:
-            return self.latents(seeds, truncation).to(self.device), self.conditions_of(None, seeds)
+        def drawn(seeds: range) -> tuple[Any, ...]:
+            return self.inputs(self.latents(seeds, truncation).to(self.device), self.conditions_of(None, seeds), seeds)
 
-        batches = (inputs(range(start, start + MEASURED)) for start in range(0, images, MEASURED))
+        batches = (drawn(range(start, start + MEASURED)) for start in range(0, images, MEASURED))
         return standing_statistics(self.ema.network, batches)

@@ -280,11 +280,11 @@ class ProjectedGAN(FromNoise):
         share_statistics(self.generator, self.discriminator)
         return logs | {"loss/generator": loss.detach()}
 
-    def made(self, generator: nn.Module, z: Tensor, labels: Tensor | None, seeds: Sequence[int]) -> Tensor:
-        """Images of `z`, with the noise of their own seeds."""
+    def inputs(self, z: Tensor, labels: Tensor | None, seeds: Sequence[int]) -> tuple[Any, ...]:
+        """`z`, labels, and the noise of each image's own seed."""
         noise = SeededNoise(seeds, self.device)
         noise(self.generator.latent)                       # z came first in each image's stream
-        return generator(z, labels, noise)
+        return z, labels, noise
 
 
 def _mean(logits: Sequence[Tensor]) -> Tensor:

@@ -147,6 +147,8 @@ def test_image_k_depends_on_its_own_seed_alone_noise_included():
     images = model.sample(3, condition=[0, 1, 2], seeds=[5, 6, 7])
     torch.testing.assert_close(model.sample(1, condition=[2], seeds=[7])[0], images[2])
     assert not torch.allclose(model.sample(1, condition=[2], seeds=[8])[0], images[2], atol=1e-3)
+    measured = [model.sample(2, condition=[0, 1], seeds=[5, 6], standing_statistics=8) for _ in range(2)]
+    assert torch.equal(*measured) and not torch.allclose(measured[0], images[:2], atol=1e-3)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(3, (17, 23)), (1, (28, 28)), (1, (40, 6)), (3, (64, 64))])
