@@ -37,6 +37,7 @@ def build() -> nn.Sequential:
     return nn.Sequential(*layers, *features, nn.Linear(256, 10))
 
 
+@torch.enable_grad()
 def trained(images: Tensor, labels: Tensor) -> nn.Sequential:
     """The judge, trained on digits shifted by up to two pixels, or as it was kept."""
     torch.manual_seed(0)
@@ -59,6 +60,7 @@ def trained(images: Tensor, labels: Tensor) -> nn.Sequential:
             optimizer.step()
             schedule.step()
         print(f"epoch {epoch + 1}: loss {loss.item():.3f}", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(judge.state_dict(), path)
     return judge.eval()
 
