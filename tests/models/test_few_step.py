@@ -22,6 +22,7 @@ from tests.test_resume import assert_same
 
 METHODS = ("shortcut", "consistency", "meanflow")
 SPREAD = 0.3                                               # standard deviation of the Gaussian data
+PUBLISHED = {"base": 32, "tuning": 0.25, "scratch": 0.125, "weight": 1.0}  # of shortcut, Frans et al. 2025, at 32 px
 
 
 def tiny(method="shortcut", process="diffusion", *, condition="label", classes=3, awake=True, **overrides):
@@ -31,6 +32,7 @@ def tiny(method="shortcut", process="diffusion", *, condition="label", classes=3
     numbers = OmegaConf.to_container(OmegaConf.merge(*files).model)
     numbers.pop("_target_")
     numbers["network"] = {**numbers["network"], **SMALL, **overrides.pop("network", {})}
+    numbers["methods"]["shortcut"] = PUBLISHED
     given = {**numbers, "method": method, **overrides}
     model = FewStep(1, (8, 8), classes=classes if condition == "label" else None, condition=condition, **given)
     if awake:
@@ -412,7 +414,9 @@ def test_a_quarter_learns_from_two_steps_when_tuning_and_an_eighth_from_scratch(
         model.network.register_forward_hook(lambda _, given, made, seen=seen: seen.append(int((given[4] > 0).sum())))
         model.training_step(batch_of(64), 0)
         assert seen == [count]
-        assert (model.hparams.weight_decay, model.method.base) == (0.1, 32)
+    published = OmegaConf.load(CONF / "size" / "few_step_gpu.yaml").model
+    assert published.methods.shortcut == {"base": 128, "tuning": 0.25, "weight": 1.0}
+    assert published.weight_decay == 0.1 and OmegaConf.load(CONF / "size" / "diffusion_gpu.yaml").model.muon_lr == 0
 
 
 def trained(teacher, folder, images, *more):
