@@ -241,15 +241,14 @@ def projected_gan_loop(model: ProjectedGAN, batches: Iterator[Any], low: bool) -
         real, labels = batch["image"], batch["label"]
         n = len(real)
         with autocast(low):
-            fake = generator(torch.randn(n, generator.latent, device=DEVICE), labels)
-            maps = project(model.augment.draw(n, DEVICE)(fake))
+            z = torch.randn(n, generator.latent, device=DEVICE)
+            maps = project(model.augment.draw(n, DEVICE)(generator(z, labels)))
             with torch.no_grad():
                 real_maps = project(model.augment.draw(n, DEVICE)(real))
-            loss = torch.zeros((), device=DEVICE)
             on_real = [head(m, labels) for head, m in zip(heads, real_maps, strict=True)]
             on_fake = [head(m.detach(), labels) for head, m in zip(heads, maps, strict=True)]
-            for a, b in zip(on_real, on_fake, strict=True):
-                loss = loss + F.relu(1 - a).mean() + F.relu(1 + b).mean()
+            apart = [F.relu(1 - a).mean() + F.relu(1 + b).mean() for a, b in zip(on_real, on_fake, strict=True)]
+            loss = torch.stack(apart).sum()
         for_discriminator.zero_grad()
         loss.backward()
         for_discriminator.step()

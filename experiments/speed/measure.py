@@ -147,7 +147,9 @@ def build(
         cfg.model[option] = {"family": f"aigc.models.{kind}", "sha256": "untrained",
                              "hyper_parameters": dict(first.hparams)}
         L.seed_everything(SEED, verbose=False)
-    return cfg, data, instantiate(cfg.model, "model", **facts).to(DEVICE)
+    model = instantiate(cfg.model, "model", **facts).to(DEVICE)
+    model.setup("fit")              # loads pretrained networks, which draws numbers: before any step
+    return cfg, data, model
 
 
 def loop(model: Family, data: ImageData, *, low: bool = PRECISION == "bf16-mixed") -> Iterator[None]:
