@@ -1,12 +1,11 @@
-"""Are generators equal? Every family that makes images from noise, at equal minutes, its first stage's included.
+"""Are generators equal? Every family that makes images from noise, at equal minutes, three seeds each.
 
-    python experiments/are_generators_equal/study.py --mnist <folder> --cifar <folder> --clipart <folder> \
-        --weights <file>                                                               trains, scores and reports
-    python experiments/are_generators_equal/study.py --report                          reports the existing runs
+    python experiments/are_generators_equal/study.py --mnist <folder> --cifar <folder>     trains, scores and reports
+    python experiments/are_generators_equal/study.py --report                              reports the existing runs
 
-`--mnist` is a folder with MNIST/raw, `--cifar` one of parquet files with CIFAR-10 as JPEG, `--clipart` one of parquet
-files of openclipart, scored by SqueezeNet with `--weights`; each may be left out. Every other argument is handed to
-all trainings, e.g. seed=1,2,3. The same command resumes after an interruption.
+`--mnist` is a folder with MNIST/raw, `--cifar` one of parquet files with CIFAR-10 as JPEG; either may be left out.
+Every other argument is handed to `aigc.train`, e.g. budget.minutes=10 or hydra.launcher.max_parallel=2. The same
+command resumes after an interruption.
 """
 
 import sys
@@ -17,53 +16,21 @@ from aigc.runs.entry import Run
 from aigc.runs.markdown import fill, table
 
 STUDY = "are_generators_equal"
-STAGES = f"{STUDY}_stages"                       # runs that others stand on
 HERE = Path(__file__).resolve().parent
-ALONE = ("gan", "r3gan", "biggan", "stylegan2", "vae", "diffusion", "dit")
-STAGED = {"latent_diffusion": ("first_stage", "autoencoder"), "prior": ("tokenizer", "vqvae"),
-          "few_step": ("teacher", "diffusion")}  # option and recipe of what each stands on
-FAMILIES = (*ALONE, "projected_gan", *STAGED)
-MINUTES = {"autoencoder": 2.0, "vqvae": 2.0, "diffusion": 2.5}          # of five, for what others stand on
+FAMILIES = ("gan", "dcgan", "vae", "diffusion", "edm", "ddpm")
+SCORE = "fd_classifier"
 
 
-def start(
-    mnist: str | None, cifar: str | None, clipart: str | None, weights: str | None, overrides: list[str]
-) -> None:
-    """The multiruns of each data set: families that stand alone, first stages, families that stand on these."""
-    labelled = ["condition=label", "metrics.every_images=60000", "metrics.second=null"]
+def start(mnist: str | None, cifar: str | None, overrides: list[str]) -> None:
+    """One multirun for each data set: every family with every seed."""
+    sources = {}
     if mnist:
-        part("mnist", ALONE, tuple(STAGED), 5.0, [f"data.root={mnist}", "data=mnist"], labelled, overrides)
+        sources["mnist"] = ["data=mnist", f"data.root={mnist}"]
     if cifar:
-        words = ["data=huggingface", f"data.path={cifar}", "data.flip=true"]
-        part("cifar10-jpeg", (*ALONE, "projected_gan"), tuple(STAGED), 5.0, words, labelled, overrides)
-    if clipart:
-        words = ["data=huggingface", f"data.path={clipart}", "data.size=64", "data.flip=true"]
-        scored = ["condition=none", "metrics=squeezenet", f"metrics.weights={weights}", "metrics.every_images=60000"]
-        part("openclipart", ("projected_gan", "diffusion"), ("latent_diffusion",), 15.0, words, scored, overrides)
-        study.train(STUDY, "openclipart-ada", "model=stylegan2", "model.augment_target=0.6", "budget.minutes=15",
-                    *words, *scored, *overrides)
-
-
-def part(
-    name: str, alone: tuple[str, ...], staged: tuple[str, ...], minutes: float, data: list[str], scored: list[str],
-    overrides: list[str],
-) -> None:
-    """One data set: every family for so many minutes, with those of what it stands on."""
-    study.train(STUDY, name, f"model={','.join(alone)}", f"budget.minutes={minutes}", *data, *scored, *overrides)
-    for family in staged:
-        option, recipe = STAGED[family]
-        spent = MINUTES[recipe] * minutes / 5
-        condition = scored[:1] if recipe == "diffusion" else ["condition=none"]
-        study.train(STAGES, f"{name}-{recipe}", f"model={recipe}", f"budget.minutes={spent}", "metrics=losses", *data,
-                    *condition)
-        (stage,) = study.finished(f"{STAGES}/{name}-{recipe}")
-        study.train(STUDY, f"{name}-{family}", f"model={family}", f"model.{option}={stage.folder}",
-                    f"budget.minutes={minutes - spent}", *data, *scored, *overrides)
-
-
-def score_of(data: str) -> str:
-    """The distance by which runs on a data set are compared."""
-    return "fd_squeezenet" if data == "openclipart" else "fd_classifier"
+        sources["cifar10-jpeg"] = ["data=huggingface", f"data.path={cifar}", "data.flip=true"]
+    for name, data in sources.items():
+        words = [f"model={','.join(FAMILIES)}", "seed=1,2,3", *data, "condition=label", "budget.minutes=2"]
+        study.train(STUDY, name, *words, "metrics.every_images=30000", *overrides)
 
 
 def by_data(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
@@ -77,8 +44,8 @@ def by_data(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
 
 def results(data: str, families: dict[str, list[Run]]) -> str:
     """The table of one data set, best family first."""
-    runs, name = [run for some in families.values() for run in some], score_of(data)
-    fd, right = study.measured(runs, name), study.measured(runs, "label_accuracy")
+    runs = [run for some in families.values() for run in some]
+    fd, right = study.measured(runs, SCORE), study.measured(runs, "label_accuracy")
     rows = []
     for family, some in families.items():
         scores = [fd[run.folder] for run in some if run.folder in fd]
@@ -96,7 +63,7 @@ def results(data: str, families: dict[str, list[Run]]) -> str:
             study.shown((entry["seconds_per_image"] * 1e3 for entry in cost if "seconds_per_image" in entry), ".2g"),
             f"{some[0].summary['parameters']:,}", study.shown((run.summary["peak_memory_mb"] for run in some), ",.0f"),
         ]))
-    head = ["family", "runs", "minutes", name, "interval of one run ±", "labels right", "images seen", "images/s",
+    head = ["family", "runs", "minutes", SCORE, "interval of one run ±", "labels right", "images seen", "images/s",
             "evaluations an image", "ms an image", "parameters", "memory MiB"]
     lines = table(head, [row for _, row in sorted(rows)])
     return f"**{data}**\n\n{lines}\n\n{study.circumstances(runs, fd)}\n\n![samples of each family](samples_{data}.png)"
@@ -106,15 +73,14 @@ def figures(found: dict[str, dict[str, list[Run]]]) -> None:
     """Score against minutes, score against sampling cost, and samples of the first seed."""
     figure, cells = study.axes(2, len(found), 4.6, 3.4)
     for (data, families), (curves, cost) in zip(found.items(), cells.T, strict=True):
-        name = score_of(data)
-        study.draw_curves(curves, families, name)
-        curves.set(title=data, ylabel=f"{name}, while training")
+        study.draw_curves(curves, families, SCORE)
+        curves.set(title=data, ylabel=f"{SCORE}, while training")
         for family, some in families.items():
-            fd = study.measured(some, name)
+            fd = study.measured(some, SCORE)
             points = [(score.evaluation["sampling"]["seconds_per_image"] * 1e3, score.value) for score in fd.values()]
             if points:
                 cost.plot(*zip(*points, strict=True), "o", label=family)
-        cost.set(xlabel="milliseconds an image, sampling", ylabel=f"{name}, at the end")
+        cost.set(xlabel="milliseconds an image, sampling", ylabel=f"{SCORE}, at the end")
         study.logarithmic(cost.xaxis, cost.yaxis)
         cost.legend(fontsize=7)
         study.draw_samples(HERE / f"samples_{data}.png", {family: some[0] for family, some in families.items()})
@@ -133,14 +99,11 @@ def report() -> None:
 
 def main() -> None:
     """The command line."""
-    folders = {"mnist": "folder with MNIST/raw", "cifar": "folder of parquet files with CIFAR-10 as JPEG",
-               "clipart": "folder of parquet files of openclipart", "weights": "SqueezeNet's weights, for --clipart"}
+    folders = {"mnist": "folder with MNIST/raw", "cifar": "folder of parquet files with CIFAR-10 as JPEG"}
     args, overrides = study.arguments(__doc__, **folders)
-    if args.clipart and not args.weights:
-        sys.exit("--clipart needs --weights=<file>, SqueezeNet 1.0's")
     if not args.report:
-        start(args.mnist, args.cifar, args.clipart, args.weights, overrides)
-        study.evaluate(study.finished(STUDY), "checkpoint=last", "num_samples=2000", "second=null")
+        start(args.mnist, args.cifar, overrides)
+        study.evaluate(study.finished(STUDY), "checkpoint=last", "num_samples=5000")
     report()
 
 
