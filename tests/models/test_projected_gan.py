@@ -13,7 +13,7 @@ from aigc.networks import efficientnet
 from aigc.networks.spectral_norm import spectral_norms
 
 TINY = {"latent": 8, "generator_widths": [12, 8, 8], "embedding": 4, "mixed": 4, "discriminator_widths": [4, 8]}
-pytestmark = pytest.mark.skipif(efficientnet.packaged() is None, reason="needs pip install 'aigc[scores]'")
+pytestmark = pytest.mark.skipif(efficientnet.packaged() is None, reason="needs pip install 'aigc[imagenet]'")
 
 
 def tiny(size=(16, 16), channels=3, condition="label", **changes) -> ProjectedGAN:
