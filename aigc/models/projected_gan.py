@@ -60,7 +60,7 @@ class Gate(nn.Module):
 
     def __init__(self, coarse: int, fine: int, grid: tuple[int, int]):
         super().__init__()
-        pooled = tuple(min(START, side) for side in grid)
+        pooled = (min(START, grid[0]), min(START, grid[1]))
         self.gate = nn.Sequential(
             nn.AdaptiveAvgPool2d(pooled), nn.Conv2d(coarse, fine, pooled, bias=False), nn.SiLU(),
             nn.Conv2d(fine, fine, 1, bias=False), nn.Sigmoid(),
@@ -130,7 +130,7 @@ class Generator(nn.Module):
         maps = [x]
         for k, block in enumerate(self.blocks, start=1):
             x = F.interpolate(x, scale_factor=2.0)
-            for unit in block:
+            for unit in block:  # type: ignore[attr-defined]
                 x = unit(x, vector, draw)
             if k >= self.reach:
                 x = self.gates[k - self.reach](maps[k - self.reach], x)
@@ -180,16 +180,17 @@ class Discriminator(nn.Module):
 
     def __init__(self, width: int, grid: Sequence[int], widths: Sequence[int], classes: int | None):
         super().__init__()
-        layers, widths = [], list(widths)
+        layers: list[nn.Module] = []
+        widths = list(widths)
         while max(grid) > DOWN_TO:
             out = widths.pop(0) if len(widths) > 1 else widths[0]
-            stride = tuple(1 + (side > DOWN_TO) for side in grid)
-            layers += [nn.Conv2d(width, out, [2 + by for by in stride], stride, 1, bias=False), nn.BatchNorm2d(out),
-                       nn.LeakyReLU(0.2)]
+            stride = (1 + (grid[0] > DOWN_TO), 1 + (grid[1] > DOWN_TO))
+            layers += [nn.Conv2d(width, out, (2 + stride[0], 2 + stride[1]), stride, 1, bias=False),
+                       nn.BatchNorm2d(out), nn.LeakyReLU(0.2)]
             width, grid = out, (grid[0] // stride[0], grid[1] // stride[1])
         self.layers = nn.Sequential(*layers)
         self.encoder = nn.Embedding(classes, width) if classes else None
-        kernel = [min(4, side) for side in grid]
+        kernel = (min(4, grid[0]), min(4, grid[1]))
         self.last = nn.Conv2d(width, 1 + (width if classes else 0), kernel, bias=False)
         normalise(self)
 
