@@ -140,7 +140,8 @@ class Pretrained(nn.Module):
         except ImportError as error:
             raise UserError(f"{self.option}.network={self.network} needs timm: "
                             "pip install 'aigc[imagenet]'") from error
-        given: dict[str, Any] = {} if without_weights else {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+        given: dict[str, Any] = {} if without_weights else {
+            "pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
         try:
             network: Any = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4), **given)
         except Exception as error:
