@@ -1,4 +1,4 @@
-"""Says what pictures show: `python -m aigc.describe run=<run> images=<folder> candidates='["a cat","a dog"]'`."""
+"""Says what pictures show: `python -m aigc.describe run=<run> images=<folder>`."""
 
 import sys
 from pathlib import Path

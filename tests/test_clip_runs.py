@@ -291,3 +291,6 @@ def test_pictures_are_described_by_the_candidates_that_fit_best(clip, photos, tm
     assert f"{photos / '0.png'}: {rows[0]['text']} (" in capsys.readouterr().out
     with pytest.raises(UserError, match="a CLIP tells which of several texts fits a picture: give them as cand"):
         describe(asked("describe", run=clip, images=photos, out=tmp_path / "no", device="cpu"))
+    with pytest.raises(UserError, match=r"a CLIP chooses among candidates, .*: leave question and top_k out"):
+        describe(asked("describe", run=clip, images=photos, candidates=["a"], question="a", top_k=3,
+                       out=tmp_path / "no", device="cpu"))

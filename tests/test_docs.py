@@ -201,7 +201,8 @@ def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch,
     monkeypatch.chdir(desk)
     of_text = any(word.startswith(OF_TEXT) for word in words)
     kind = {"describe": "clip", "edit": "translation"}.get(verb, "text" if of_text else "labels")
-    kind = "codes" if any(part in word for word in words for part in ("top_p", "=complete", "=vary")) else kind
+    of_codes = ("top_p", "=complete", "=vary", "<DALLE_run>")
+    kind = "codes" if any(part in word for word in words for part in of_codes) else kind
     kind = "tutorial" if page == TUTORIAL else "styles" if any("psi" in word for word in words) else kind
     folder_of_images = "run=<folder_of_images>" in words
     words = [f"run={'photos' if folder_of_images else f'runs/{kind}'}" if w.startswith("run=") else w for w in words]

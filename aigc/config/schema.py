@@ -152,6 +152,11 @@ class DescribeConfig:
     images: str = "???"
     candidates: Any = None
     n: int = 3
+    question: str | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
     out: str | None = None
     overwrite: bool = False
     range: Any = None

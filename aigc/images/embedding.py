@@ -6,17 +6,16 @@ a picture in it that has another size or time now is looked at again.
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aigc.data.decode import decode
 from aigc.data.values import Ranges
 from aigc.files.cache import keep_cached, load_cached
-from aigc.images.pictures import READERS, Picture, ahead
+from aigc.images.pictures import Picture
+from aigc.images.reading import in_batches
 from aigc.wording import Report, silent
 
 VERSION = 1                 # of the entries: a change makes new ones
@@ -45,30 +44,13 @@ def embedded(
     known = {name: kept["vectors"][row] for name, row in kept["rows"].items()
              if name in stamps and kept["stamps"][name] == stamps[name]}
     fresh = [picture for picture in pictures if str(picture.source) not in known]
-    done = len(pictures) - len(fresh)
-    progress(done, len(pictures), "")
-    look = partial(_read, size=tuple(family.hparams["size"]), channels=family.hparams["channels"], ranges=ranges)
-    waiting: list[tuple[Picture, Tensor]] = []
-
-    def flush() -> None:
-        if not waiting:
-            return
-        images = torch.stack([image for _, image in waiting]).float() / 127.5 - 1
+    progress(len(known), len(pictures), "")
+    for batch in in_batches(fresh, family, batch_size=batch_size, ranges=ranges, failures=failures):
+        images = torch.stack([image for _, image in batch]).float() / 127.5 - 1
         with torch.no_grad():
             vectors = family.embed_images(images).float().cpu()
-        known.update({str(picture.source): vector for (picture, _), vector in zip(waiting, vectors, strict=True)})
-        waiting.clear()
-
-    for picture, future in zip(fresh, ahead(look, fresh, 2 * READERS), strict=True):
-        done += 1
-        try:
-            waiting.append((picture, future.result()))
-        except ValueError as error:
-            failures[picture.source] = str(error)
-        if len(waiting) == batch_size:
-            flush()
-        progress(done, len(pictures), "")
-    flush()
+        known.update({str(picture.source): vector for (picture, _), vector in zip(batch, vectors, strict=True)})
+        progress(len(known) + len(failures), len(pictures), "")
     if fresh and known:
         names = sorted(known)
         keep_cached(f"embedded-{key}", {
@@ -86,15 +68,3 @@ def _stamp(picture: Picture) -> list[int]:
         return [picture.entry.file_size, picture.entry.CRC]
     status = picture.source.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def _read(picture: Picture, *, size: tuple[int, int], channels: int, ranges: Ranges) -> Tensor:
-    """The picture at the family's size, uint8 `(c, h, w)`.
-
-    Raises:
-        ValueError: it cannot be read; says why.
-    """
-    try:
-        return decode(picture.read(), size=size, channels=channels, limits=ranges)
-    except Exception as error:                             # Pillow's decoders raise what they like
-        raise ValueError(getattr(error, "strerror", None) or str(error).splitlines()[0].split(" <")[0]) from error

@@ -66,6 +66,28 @@ class Album:
     left_out: dict[str, list[str]]
 
 
+def pictures_meant(
+    opened: Opened, images: str, out: Path, cfg: Any, *, option: str = "images", left_out: dict[str, list[str]]
+) -> tuple[list[Picture], Ranges]:
+    """The pictures that an option means, and what is black and white in them.
+
+    Raises:
+        UserError: there are none.
+    """
+    try:
+        pictures = find_pictures(images, out, "png", left_out=left_out)
+    except UserError as error:
+        raise UserError(str(error).replace("images=", f"{option}=", 1)) from error
+    asked, known = parse_range(cfg.range, "range"), recorded(read_summary(opened.run).get("data"))
+    return pictures, ranges_of(pictures, asked, known)[0]
+
+
+def none_readable(images: str, failures: dict[Path, str], *, option: str = "images") -> UserError:
+    """What is said where none of the pictures can be read."""
+    path, reason = next(iter(failures.items()))
+    return UserError(f"{option}='{images}' holds no picture that can be read ('{path.name}': {reason}): name others")
+
+
 def open_album(
     opened: Opened, images: str, out: Path, cfg: Any, *, option: str = "images", progress: Report = silent
 ) -> Album:
@@ -76,15 +98,9 @@ def open_album(
     """
     left_out: dict[str, list[str]] = {}
     failures: dict[Path, str] = {}
-    try:
-        pictures = find_pictures(images, out, "png", left_out=left_out)
-    except UserError as error:
-        raise UserError(str(error).replace("images=", f"{option}=", 1)) from error
-    ranges, _ = ranges_of(pictures, parse_range(cfg.range, "range"), recorded(read_summary(opened.run).get("data")))
+    pictures, ranges = pictures_meant(opened, images, out, cfg, option=option, left_out=left_out)
     readable, vectors = embedded(pictures, opened.family, opened.sha256, named=images, batch_size=cfg.batch_size,
                                  ranges=ranges, failures=failures, progress=progress)
     if not readable:
-        path, reason = next(iter(failures.items()))
-        raise UserError(f"{option}='{images}' holds no picture that can be read ('{path.name}': {reason}): name "
-                        "others")
+        raise none_readable(images, failures, option=option)
     return Album(readable, vectors, ranges, failures, left_out)

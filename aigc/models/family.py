@@ -27,6 +27,7 @@ CAPABILITIES = {                                           # methods that tools 
     "score_text": "tells how well texts fit images",       # and has `embed_images` and `embed_texts`: unit vectors
     "denoise": "tells the expected image behind a noisy one",
     "complete": "draws codes of images anew",
+    "describe": "says what images show",
 }
 
 
