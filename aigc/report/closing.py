@@ -19,6 +19,7 @@ MEANINGS = (  # a score: what it says, for who sees it for the first time
     (r"val/perplexity", "codes that would carry as much if all were used equally often"),
     (r"val/codes_used", "share of the codebook in use"),
     (r"val/bits_per_code", "what a held-out code costs; log2 of their number for who knows nothing"),
+    (r"val/bits_per_word", "what a word of a held-out picture's caption costs for who sees the picture"),
     (r"fd_\w+_over_floor", "times as far from the training images as real test images are; 1 is as good as real"),
     (r"fd_\w+", "distance between samples and training images; less is better"),
     (r"kd_\w+", "the same by another measure, less dependent on the number of samples"),

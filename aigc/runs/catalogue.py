@@ -93,7 +93,7 @@ ENTRIES: dict[str, Entry] = {entry.name: entry for entry in (
     *(_loss(f"{name}_{side}", least=0) for name in ("cycle", "identity") for side in "ab"),
     *(_loss(name, "more", "nats per image") for name in ("elbo", "iwae", "reconstruction")),
     _loss("kl", unit="nats per image", least=0),
-    _loss("bits_per_dim", unit="bits"), _loss("bits_per_code", unit="bits", least=0),
+    _loss("bits_per_dim", unit="bits"), *(_loss(f"bits_per_{one}", unit="bits", least=0) for one in ("code", "word")),
     _loss("l2", least=0),
     Entry("val/perplexity", "more", (1, None), "codes", ("losses",)),
     Entry("val/codes_used", "more", (0, 1), "", ("losses",)),

@@ -15,7 +15,8 @@ from tests.report.made import PROTOCOL, make_run
     ("name", "entry"),
     [("fd_classifier", "fd_*"), ("test/a2b/identity/fd_squeezenet", "fd_*"), ("final/fid", "fid"), ("FID", "fid"),
      ("fd_classifier_over_floor", "fd_*_over_floor"), ("attributes/heldout/colour", "attributes/*"), ("psnr", "psnr"),
-     ("b2a/psnr", "psnr"), ("val/iwae", "val/iwae"), ("fd_x/y", None), ("val/own", None), ("top5_acc", None)],
+     ("b2a/psnr", "psnr"), ("val/iwae", "val/iwae"), ("val/bits_per_word", "val/bits_per_word"),
+     ("fd_x/y", None), ("val/own", None), ("top5_acc", None)],
 )
 def test_a_score_has_the_entry_that_describes_it_best(name, entry):
     found = entry_of(name)
