@@ -29,7 +29,8 @@ from .families import READER
 from .test_resume import assert_same
 
 DATA = ["data=shapes", "data.size=16", "data.train=64", "data.validation=8", "data.test=8", "data.heldout=8"]
-QUICK = ["trainer=cpu", "logger=none", "batch_size=16", "metrics=none", "~callbacks.samples", "budget.minutes=null"]
+QUICK = ["trainer=cpu", "trainer.precision=32", "logger=none", "batch_size=16", "metrics=none", "~callbacks.samples",
+         "budget.minutes=null"]
 
 
 def configuration(family: str, *more: str):
