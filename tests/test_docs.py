@@ -24,6 +24,7 @@ from aigc.training.fit import fit
 
 from .conftest import COMMON, TINY
 from .documents import DOCS, PAGES, ROOT, anchors, blocks, commands, links, name
+from .families import READER
 from .families import words as smallest
 
 COMMANDS = [(page, verb, words) for page in PAGES for verb, words in commands(page)]
@@ -160,6 +161,7 @@ RUNS = {                                                     # what a documented
     "codes": [*smallest("dalle"), *SHAPES, "model.tokenizer=runs/tokens"],
     "text": [*TINY["diffusion"], "data=shapes", "data.size=16", "data.train=64", "data.validation=16", "data.test=40",
              "data.heldout=16", "condition=text", "model.text.width=16", "model.text.layers=1", "model.text.heads=2"],
+    "larger": [*smallest("imagen_sr"), *SHAPES, "condition=text", *READER],
     "translation": ["model=cyclegan", "data=shapes_unpaired", "data.size=16", "data.train=16", "data.validation=8",
                     "data.test=8", "model.width=8", "model.blocks=1", "model.discriminator_width=8"],
     "tutorial": ["model=realnvp", "model.layers=2", "model.hidden=16"],
@@ -203,6 +205,7 @@ def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch,
     kind = {"describe": "clip", "edit": "translation"}.get(verb, "text" if of_text else "labels")
     of_codes = ("top_p", "=complete", "=vary", "<DALLE_run>")
     kind = "codes" if any(part in word for word in words for part in of_codes) else kind
+    kind = "larger" if {"task=upscale", "run=runs/larger"} & {*words} else kind
     kind = "tutorial" if page == TUTORIAL else "styles" if any("psi" in word for word in words) else kind
     folder_of_images = "run=<folder_of_images>" in words
     words = [f"run={'photos' if folder_of_images else f'runs/{kind}'}" if w.startswith("run=") else w for w in words]

@@ -152,6 +152,13 @@ def test_side_is_where_the_model_works_and_results_come_back_at_their_own():
     assert seen[-1] == (30, 16)
 
 
+@pytest.mark.parametrize(("side", "size"), [(None, (90, 21)), (20, (90, 21))])
+def test_results_may_be_larger_by_a_whole_factor(side, size):
+    ramp = torch.linspace(-0.9, 0.9, 30)[:, None].expand(1, 1, 30, 7)
+    made = at_side(lambda images: images.repeat_interleave(3, 2).repeat_interleave(3, 3), ramp, side)
+    assert made.shape[2:] == size and torch.allclose(made[0, 0, ::3, 0], ramp[0, 0, :, 0], atol=0.15)
+
+
 def test_batches_are_of_one_size_and_bounded_in_number_and_pixels(tmp_path):
     for k in range(12):
         Image.new("RGB", (40, 10) if k % 3 else (20, 20), (k, k, k)).save(tmp_path / f"{k:02}.png")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from aigc.config.schema import CONFIG_DIR, register_schemas
 from aigc.config.targets import locate
@@ -32,7 +33,8 @@ SIDES = {"cyclegan": ("unpaired", "paired"), "cut": ("unpaired", "paired"), "pix
 AGAIN = ("vqvae", "vqgan", "autoencoder")                     # reconstruct, and know no condition
 MATCHING = ("clip",)                                          # tell how well texts fit images, and make none
 TEXT_ALONE = ("dalle",)                                       # know no other condition, and have no text encoder
-READERS = ("gan", "dcgan", "r3gan", "diffusion", "ddpm", "edm", "dit", "latent_diffusion", "few_step",
+ENLARGE = ("imagen_sr",)                                      # reconstruct too, from small images, under any condition
+READERS = ("gan", "dcgan", "r3gan", "diffusion", "ddpm", "edm", "dit", "latent_diffusion", "imagen_sr", "few_step",
            "prior", *TEXT_ALONE)                              # of captions
 FITTING = [(model, data) for model in MODELS for data in DATA if kind_of(data) in SIDES.get(model, ("images",))]
 RUNS = [(model, data, condition) for model, data in FITTING for condition in ("none", *CONDITIONS.get(data, ()))
@@ -66,15 +68,16 @@ def chosen(tmp_path_factory: pytest.TempPathFactory):
 
 
 @cache
-def defaults(verb: str) -> DictConfig:
+def defaults(verb: str, *words: str) -> DictConfig:
     register_schemas()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose(verb)
+        return compose(verb, overrides=list(words))
 
 
-def asked(verb: str, **values: object) -> DictConfig:
+def asked(verb: str, *words: str, **values: object) -> DictConfig:
     """The configuration of a verb with these values; composing it anew for each takes as long as a run."""
-    return OmegaConf.merge(defaults(verb), {name: str(v) if isinstance(v, Path) else v for name, v in values.items()})
+    plain = {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+    return OmegaConf.merge(defaults(verb, *words), plain)
 
 
 def test_the_table_of_families_is_that_of_conf() -> None:
@@ -110,6 +113,15 @@ def test_what_composes_works_to_the_end(chosen, tmp_path: Path, model: str, data
         photos = write(tmp_path / "photos", {"1.png": picture(ending="PNG")})
         edit(asked("edit", run=run, images=photos, out=out, device="cpu"))
         assert (out / "1.png").is_file()
+    elif model in ENLARGE:
+        assert monitor.startswith("reconstruction/") and found["scores"]["reconstruction/psnr"]["value"] > 0
+        photos = write(tmp_path / "photos", {"1.png": picture(ending="PNG")})
+        edit(asked("edit", "task=upscale", "task.level=0.3", "task.options={steps: 1}", run=run, images=photos,
+                   out=out, device="cpu"))
+        before, after = (Image.open(path / "1.png").size for path in (photos, out))
+        assert after == (2 * before[0], 2 * before[1])
+        with pytest.raises(UserError, match=f"makes small images larger: .* needs a run of .*{'gan'}"):
+            generate(asked("generate", run=run, n=2, out=tmp_path / "none", device="cpu"))
     elif model in AGAIN:
         assert monitor.startswith("reconstruction/") and found["scores"]["reconstruction/psnr"]["value"] > 0
         with pytest.raises(UserError, match=f"turns images into latents: .* needs a run of .*{'gan'}"):

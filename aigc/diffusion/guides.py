@@ -22,6 +22,7 @@ from torch import Tensor
 from aigc.config.functions import chosen, function_named
 from aigc.diffusion.denoiser import Denoiser
 from aigc.diffusion.samplers import Denoise, Noise
+from aigc.errors import UserError
 
 Guide = Callable[..., Tensor]
 GUIDES: dict[str, Guide] = {}
@@ -40,16 +41,27 @@ def gradients(function: Guide) -> Guide:
     return function
 
 
-def guides_named(wanted: Any) -> list[Guide]:
+def pixels(function: Guide) -> Guide:
+    """Marks a guide that reads x0 as pixels in [-1, 1]: it has no place in latents."""
+    function.pixels = True  # type: ignore[attr-defined]
+    return function
+
+
+def guides_named(wanted: Any, *, latent: bool = False) -> list[Guide]:
     """The guides that a name, or a list of names, stands for; None is none.
 
     Each is a registered one, a user's own by its dotted name, or, for callers within the program, a function itself.
 
     Raises:
-        UserError: there is no such guide.
+        UserError: there is no such guide, or it is for pixels and samples are `latent`.
     """
     names = [] if wanted is None else wanted if isinstance(wanted, list | tuple) else [wanted]
-    return [one if callable(one) else function_named(one, "guide", GUIDES) for one in names]
+    found = [one if callable(one) else function_named(one, "guide", GUIDES) for one in names]
+    for one in found if latent else ():
+        if getattr(one, "pixels", False):
+            raise UserError(f"guide={one.__name__} keeps pixels in [-1, 1], and this model samples latents, which "
+                            "have no such bounds: leave it out")
+    return found
 
 
 def acts(interval: Sequence[float] | None, alpha: Tensor, sigma: Tensor) -> bool:
@@ -83,6 +95,27 @@ def autoguidance(
     if autoguidance == 1 or not acts(autoguidance_interval, alpha, sigma):
         return x0
     return denoiser.lerp(denoiser.ask("early", x, alpha, sigma), x0, autoguidance)
+
+
+@pixels
+@guide
+def static_threshold(x: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Static thresholding: x0 is clamped to [-1, 1], where images lie. Saharia et al. 2022, section 2.3."""
+    return x0.clamp(-1, 1)
+
+
+@pixels
+@guide
+def dynamic_threshold(
+    x: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, *, percentile: float = 0.995
+) -> Tensor:
+    """Dynamic thresholding: in each image, s = max(1, quantile of |x0|); x0 is clamped to [-s, s] and divided by s.
+
+    What strong guidance pushes out of range comes back in, and is not lost. Saharia et al. 2022, section 2.3.
+    """
+    s = torch.stack([one.quantile(percentile) for one in x0.abs().float().flatten(1)]).clamp(min=1)
+    s = s[:, None, None, None].to(x0.dtype)
+    return x0.clamp(-s, s) / s
 
 
 def guided(denoiser: Denoiser, guides: Sequence[Guide], settings: Mapping[str, Any], *, noise: Noise) -> Denoise:

@@ -19,11 +19,22 @@ from aigc.diffusion.parametrisations import PARAMETRISATIONS
 from aigc.errors import UserError, choices
 
 Pair = tuple[Tensor, Tensor]           # (alpha, sigma)
+GOLDEN = 0.6180339887498949            # steps of the golden ratio cover [0, 1] evenly
 
 
 def normal_quantile(u: Tensor) -> Tensor:
     """The quantile of the standard normal distribution at `u` in (0, 1)."""
     return torch.special.ndtri(u.double().clamp(1e-9, 1 - 1e-9)).float()
+
+
+def stratified(n: int, device: torch.device) -> Tensor:
+    """Random quantiles `(n,)` that cover [0, 1) evenly (Kingma et al. 2021, appendix I.1)."""
+    return (torch.rand((), device=device) + torch.arange(n, device=device) / n) % 1
+
+
+def evenly(index: Tensor) -> Tensor:
+    """Fixed quantiles of images, by their numbers `(n,)`: any consecutive ones cover [0, 1) evenly."""
+    return ((index.double() + 0.5) * GOLDEN % 1).float()
 
 
 class Process(Protocol):

@@ -25,6 +25,7 @@ from aigc.files.names import ENDINGS, is_hidden, is_image, zip_name
 from aigc.files.written import ours
 from aigc.images.grids import grid_png, to_uint8
 from aigc.images.output import Output
+from aigc.networks import resample
 from aigc.wording import Report, silent
 
 WRITTEN: dict[str, dict[str, Any]] = {                     # endings that are kept; other pictures become PNGs
@@ -228,7 +229,7 @@ def edited(
 
     Args:
         pictures: what to read.
-        edit: from images `(n, c, h, w)` in [-1, 1] and their numbers to images of the same size.
+        edit: from images `(n, c, h, w)` in [-1, 1] and their numbers to images of the same size, or a larger one.
         channels: 1 or 3, what `edit` wants.
         batch_size: pictures edited together, at most.
         pixels: of all pictures of a batch together, at most; a single larger picture is a batch of its own.
@@ -303,20 +304,23 @@ def write_edited(
 def at_side(edit: Callable[[Tensor], Tensor], images: Tensor, side: int | None) -> Tensor:
     """`edit` of images `(n, c, h, w)` in [-1, 1] at a shorter side of `side` pixels (None: their own), scaled back.
 
-    Less than `SMALLEST` pixels are padded by repeating the edge, and cropped again.
+    Less than `SMALLEST` pixels are padded by repeating the edge, and cropped again. Results may be larger, by a whole
+    factor.
     """
     h, w = images.shape[2:]
     scale = 1.0 if side is None else side / min(h, w)
     work = (max(1, round(h * scale)), max(1, round(w * scale)))
     given = images if work == (h, w) else resize(images, work)
     given = F.pad(given, (0, max(0, SMALLEST - work[1]), 0, max(0, SMALLEST - work[0])), mode="replicate")
-    made = edit(given)[:, :, : work[0], : work[1]]
-    return made if work == (h, w) else resize(made, (h, w))
+    made = edit(given)
+    factor = made.shape[2] // given.shape[2]
+    made = made[:, :, : factor * work[0], : factor * work[1]]
+    return made if work == (h, w) else resize(made, (factor * h, factor * w))
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Images `(n, c, h, w)` in [-1, 1] at another size, antialiased bicubic."""
-    return F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
+    return resample.resize(images, size).clamp(-1, 1)
 
 
 def comparison(pairs: list[tuple[Tensor, Tensor]], cell: int = 128) -> bytes:

@@ -55,18 +55,19 @@ def samples(
     """This rank's share of n samples, as (numbers, batch that gave the conditions, images uint8).
 
     Sample k has the condition of item k of the split and the seed mix(seed, k). If labels are `balanced`, all classes
-    occur equally often, otherwise as in the data. `options` are passed to the family's `sample`.
+    occur equally often, otherwise as in the data. `options` are passed to the family's `sample`. Of a family that
+    reconstructs, sample k is made of image k, under its own label, and the options are those of `fakes`.
     """
-    labelled = family.condition == "label"
+    labelled = family.condition == "label" and not family.reconstructs
     for numbers, batch in items(data, split, n, batch_size=batch_size, rank=rank, world=world):
         if labelled and balanced:
             assert data.classes is not None
             batch = {**batch, "label": balanced_labels(numbers, data.classes)}
         given, seeds = data.prepare(batch, family.device), seeds_of(numbers, seed)
-        if options:
+        if options and not family.reconstructs:
             made = family.sample(len(numbers), condition=family.condition_of(given), seeds=seeds, **options)
         else:
-            made = family.fakes(given, seeds=seeds)
+            made = family.fakes(given, seeds=seeds, **(options or {}))
         check_finite_images(made, family)
         yield numbers, batch, to_uint8(made)
 

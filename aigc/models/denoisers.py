@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from aigc.conditions import TextEncoder, build_encoder
 from aigc.errors import check_choices
 from aigc.networks.dit import DiT
 from aigc.networks.muon import hidden_matrices
-from aigc.networks.unet import UNet
+from aigc.networks.unet import UNet, clock_features, silence
 
 DENOISERS = ("unet", "dit")
 
@@ -73,3 +74,42 @@ class ConditionalDenoiser(nn.Module):
         if further is not None:
             vector = further if vector is None else vector + further
         return self.denoiser(x, clock, vector, text)
+
+
+class TwoClocks(nn.Module):
+    """A denoiser with a second clock, in [0, 1]; at the start its answer does not depend on it."""
+
+    def __init__(self, denoiser: ConditionalDenoiser):
+        super().__init__()
+        self.denoiser, self.width = denoiser, denoiser.denoiser.vector
+        self.step = nn.Sequential(nn.Linear(self.width, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
+        silence(self.step[-1])
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder of conditions."""
+        return self.denoiser.encoder
+
+    def matrices(self) -> list[Tensor]:
+        """Those of the denoiser that Muon may move."""
+        return self.denoiser.matrices()
+
+    def forward(
+        self, x: Tensor, clock: Tensor, condition: Tensor | None, drop: Tensor | None = None,
+        second: Tensor | None = None,
+    ) -> Tensor:
+        """As of the denoiser; `second` `(n,)` is what the second clock shows, None: 0."""
+        second = torch.zeros_like(clock) if second is None else second
+        return self.denoiser(x, clock, condition, drop, self.step(clock_features(second, self.width, fastest=4.0)))
+
+
+class Upscaler(TwoClocks):
+    """A U-Net with `joined` channels that also sees a picture; the second clock tells how noisy that was made."""
+
+    def forward(
+        self, x: Tensor, clock: Tensor, condition: Tensor | None, drop: Tensor | None = None,
+        second: Tensor | None = None, picture: Tensor | None = None,
+    ) -> Tensor:
+        """As of `TwoClocks`, beside a picture `(n, joined, h, w)` of the size of x."""
+        assert picture is not None, "this network enlarges a picture"
+        return super().forward(torch.cat([x, picture], dim=1), clock, condition, drop, second)

@@ -5,7 +5,7 @@ Notable:
   Any process, any parametrisation, any weighting, any sampler and any guide go together; recipes are
   `conf/model/diffusion.yaml` (flow matching), `ddpm.yaml` and `edm.yaml`, and `dit.yaml` over a transformer (Peebles
   and Xie 2023).
-- Training times are stratified over the batch (Kingma et al. 2021, appendix I.1), which quiets the loss.
+- Training times are stratified over the batch, which quiets the loss.
 - Inputs are scaled to unit variance with the data's own standard deviation, measured on the first images seen.
 - Classifier-free guidance u + w (c - u) (Ho and Salimans 2022): w = 1 is off and costs one evaluation, w = 0 is
   unconditional. Optionally only between two noise levels (Kynkäänniemi et al. 2024).
@@ -29,7 +29,7 @@ from aigc.diffusion.denoiser import Denoiser, Together
 from aigc.diffusion.guides import GIVEN, Guide, acts, autoguidance, classifier_free, guided, guides_named
 from aigc.diffusion.parametrisations import WEIGHTINGS, Parametrisation, loss_factor
 from aigc.diffusion.samplers import Denoise, Noise, sampler_named
-from aigc.diffusion.schedules import build_process, path
+from aigc.diffusion.schedules import build_process, evenly, path, stratified
 from aigc.errors import UserError, choices
 from aigc.models.denoisers import ConditionalDenoiser
 from aigc.models.family import Batch, Family
@@ -43,7 +43,6 @@ from aigc.noise import SeededNoise, mix
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
 COMMON_OPTIONS = ("sampler", "steps", "spacing", "precision", "guide")
 OWN_GUIDES = (classifier_free, autoguidance)  # act by themselves where the model has what they need
-GOLDEN = 0.6180339887498949  # steps of the golden ratio cover [0, 1] evenly: validation times by image
 
 
 @group()
@@ -139,10 +138,10 @@ class Diffusion(Family):
             vectors = vector_network if self.shape[1:] == (1, 1) else None
             network = {**network, **(latent_network or {}), **(vectors or {})}
         facts = {"classes": classes, "vocabulary": vocabulary}
-        self.network = ConditionalDenoiser(
+        self.network = self.told(ConditionalDenoiser(
             denoiser, self.shape, condition=condition, facts=facts, text=text or {},
             network=network if denoiser == "unet" else dit or {},
-        )
+        ))
         self.first_stage = first            # after the network: training/sharded.py counts parameters from there
         self.ema = EMA(self.network, **vars(average))
         early, autoguidance = sampling.early, sampling.autoguidance
@@ -155,6 +154,10 @@ class Diffusion(Family):
         self._keeping = self.early is not None
         self.register_buffer("moments", torch.zeros(3))  # in the checkpoint: resuming continues the same measurement
         self._measuring = sigma_data == "auto"
+
+    def told(self, denoiser: ConditionalDenoiser) -> Any:
+        """The network that is trained: the denoiser, which a subclass tells more."""
+        return denoiser
 
     def fingerprints(self) -> dict[str, str | None]:
         """Also the options of the denoiser that is not there: they do not count."""
@@ -249,7 +252,7 @@ class Diffusion(Family):
         images, labels = self.noised(batch, measure=True), as_tensor(self.condition_of(batch), self.network.encoder)
         n, device = len(images), images.device
         self.measure(images)
-        u = (torch.rand((), device=device) + torch.arange(n, device=device) / n) % 1
+        u = stratified(n, device)
         drop = None if labels is None else torch.rand(n, device=device) < self.hparams.drop
         loss = self.errors(self.network, images, labels, u=u, noise=torch.randn_like(images), drop=drop).mean()
         return {"loss": loss}
@@ -258,10 +261,9 @@ class Diffusion(Family):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The averaged network's loss; every image has its own fixed time and noise, so that scores compare."""
         images, index = self.noised(batch), batch["index"]
-        u = ((index.double() + 0.5) * GOLDEN % 1).float()
         noise = SeededNoise([mix(int(i)) for i in index], images.device)(*images.shape[1:])
         labels = as_tensor(self.condition_of(batch), self.network.encoder)
-        return {"loss": self.errors(self.ema, images, labels, u=u, noise=noise).mean()}
+        return {"loss": self.errors(self.ema, images, labels, u=evenly(index), noise=noise).mean()}
 
     # ---- sampling ----
 
@@ -321,29 +323,35 @@ class Diffusion(Family):
         Raises:
             UserError: an unknown sampler, guide or option, or guidance without a condition.
         """
-        h, settings = self.hparams, self.settings(options)
-        sampler = sampler_named(settings["sampler"])
-        seeds = self.seeds_or_fresh(n, seeds)
-        labels = condition_for(
-            condition, kind=self.condition, classes=h.classes, seeds=seeds, encoder=self.network.encoder
-        )
-        labels = None if labels is None else labels.to(self.device).clone()
-        noise = SeededNoise(seeds, self.device)
+        settings, seeds = self.settings(options), self.seeds_or_fresh(n, seeds)
+        return self.drawn(self.shape, seeds, self.labels(condition, seeds), settings)
+
+    def labels(self, condition: Any, seeds: Sequence[int]) -> Tensor | None:
+        """What `condition_for` makes of a condition, on the device."""
+        kind, encoder = self.condition, self.network.encoder
+        found = condition_for(condition, kind=kind, classes=self.hparams.classes, seeds=seeds, encoder=encoder)
+        return None if found is None else found.to(self.device).clone()
+
+    def drawn(
+        self, shape: Sequence[int], seeds: Sequence[int], labels: Tensor | None, settings: dict[str, Any],
+        *further: Tensor,
+    ) -> Tensor:
+        """Images in [-1, 1] from noise `(len(seeds), *shape)`; `further`: what the network is told besides."""
+        sampler, noise = sampler_named(settings["sampler"]), SeededNoise(seeds, self.device)
         points = self.points(settings)
-        denoise = self.guided(labels, settings, noise=noise)
+        denoise = self.guided(labels, settings, *further, noise=noise)
         special = chosen(sampler, settings, f"The sampler '{settings['sampler']}'", noise=noise)
         reduced = PRECISIONS[settings["precision"]]
         with torch.autocast(self.device.type, dtype=reduced if reduced != torch.float32 else torch.bfloat16,
                             enabled=reduced != torch.float32):
-            x = sampler(denoise, points[0, 1] * noise(*self.shape), points, **special)
-        images = x.float() if self.first_stage is None else self.first_stage.decode(x.float())
-        return images.clamp(-1, 1)
+            x = sampler(denoise, points[0, 1] * noise(*shape), points, **special)
+        return (x.float() if self.first_stage is None else self.first_stage.decode(x.float())).clamp(-1, 1)
 
     def points(self, settings: dict[str, Any]) -> Tensor:
         """The sampler's path, `(steps + 1, 2)` pairs (alpha, sigma)."""
         return path(self.process, settings["steps"], spacing=settings["spacing"])
 
-    def guided(self, labels: Tensor | None, settings: dict[str, Any], *, noise: Noise) -> Denoise:
+    def guided(self, labels: Tensor | None, settings: dict[str, Any], *further: Tensor, noise: Noise) -> Denoise:
         """The denoiser under the model's own guides and those that `settings` name."""
         own: list[Guide] = []
         w, interval = settings.get("guidance", 1.0), settings.get("guidance_interval")
@@ -357,15 +365,15 @@ class Diffusion(Family):
                 return ("conditional",)
             return ("unconditional",) if w == 0 else ("conditional", "unconditional")
 
-        denoiser = self.build_denoiser(labels, together)
-        further = [guide for guide in guides_named(settings.get("guide")) if guide not in OWN_GUIDES]
-        return guided(denoiser, [*own, *further], settings, noise=noise)
+        denoiser = self.build_denoiser(labels, together, *further)
+        named = guides_named(settings.get("guide"), latent=self.first_stage is not None)
+        return guided(denoiser, [*own, *(one for one in named if one not in OWN_GUIDES)], settings, noise=noise)
 
-    def build_denoiser(self, labels: Tensor | None, together: Together) -> Denoiser:
+    def build_denoiser(self, labels: Tensor | None, together: Together, *further: Tensor) -> Denoiser:
         """The networks as guides ask them."""
         parametrisation = Parametrisation(self.hparams.prediction, self.sigma_data())
         return Denoiser(
-            self.process, parametrisation, lambda names, x, t: self.answers(names, x, t, labels), together
+            self.process, parametrisation, lambda names, x, t: self.answers(names, x, t, labels, *further), together
         )
 
     def answers(
@@ -378,7 +386,7 @@ class Diffusion(Family):
             return [self.predict(network, x, t, None if names[0] == "unconditional" else labels, None, *further)]
         assert labels is not None and list(names) == ["conditional", "unconditional"]
         drop = torch.arange(2 * len(x), device=x.device) >= len(x)
-        twice = [one.repeat(2) for one in (t, *further)]
+        twice = [torch.cat([one, one]) for one in (t, *further)]
         made = self.predict(self.ema, x.repeat(2, 1, 1, 1), twice[0], torch.cat([labels, labels]), drop, *twice[1:])
         return list(made.chunk(2))
 

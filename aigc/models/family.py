@@ -21,6 +21,7 @@ CAPABILITIES = {                                           # methods that tools 
     "sample": "makes images from noise",
     "translate": "turns images into images",
     "restore": "restores degraded images",
+    "upscale": "makes small images larger",
     "encode": "turns images into latents",
     "decode": "turns latents into images",
     "tokenize": "turns images into codes",

@@ -23,43 +23,16 @@ from aigc.diffusion.flow_maps import FlowMapDenoiser, Grid, Point, as_point, cho
 from aigc.diffusion.parametrisations import Parametrisation
 from aigc.diffusion.samplers import SAMPLERS, Denoise, Noise
 from aigc.errors import UserError
+from aigc.models.denoisers import TwoClocks
 from aigc.models.diffusion import Diffusion, Optimizer, Sampling
 from aigc.models.family import Batch
 from aigc.models.few_step_methods import Consistency, Shortcut, method_named
 from aigc.models.options import Average, Schedule, grouped_over, names_in
 from aigc.models.parts import Borrowed, Source
 from aigc.networks.ema import EMA
-from aigc.networks.unet import clock_features, silence
 
 FACTS = ("channels", "size", "classes", "vocabulary", "condition")  # of the data, which must be the teacher's
 OWN = (*FACTS, *names_in(Optimizer, Schedule, Average, Sampling), "drop", "weighting", "min_snr")  # not the teacher's
-
-
-class Stepping(nn.Module):
-    """A denoiser that is also told how long the step is, in [0, 1]; at the start the answer does not depend on it."""
-
-    def __init__(self, denoiser: Any):
-        super().__init__()
-        self.denoiser, self.width = denoiser, denoiser.denoiser.vector
-        self.step = nn.Sequential(nn.Linear(self.width, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
-        silence(self.step[-1])
-
-    @property
-    def encoder(self) -> Any:
-        """The encoder of conditions."""
-        return self.denoiser.encoder
-
-    def matrices(self) -> list[Tensor]:
-        """Those of the denoiser that Muon may move."""
-        return self.denoiser.matrices()
-
-    def forward(
-        self, x: Tensor, clock: Tensor, condition: Tensor | None, drop: Tensor | None = None,
-        length: Tensor | None = None,
-    ) -> Tensor:
-        """As of the denoiser; lengths `(n,)` of steps, None: the shortest."""
-        length = torch.zeros_like(clock) if length is None else length
-        return self.denoiser(x, clock, condition, drop, self.step(clock_features(length, self.width, fastest=4.0)))
 
 
 class FewStep(Diffusion):
@@ -101,7 +74,7 @@ class FewStep(Diffusion):
             if self.first_stage is not None:
                 self.first_stage.load_state_dict(learned.first_stage.state_dict())
         if self.method.stepping:
-            self.network: Any = Stepping(self.network)
+            self.network: Any = TwoClocks(self.network)    # the second one tells the length of the step
         self.ema = EMA(self.network, halflife_images=self.ema.halflife_images, ramp=self.ema.ramp)
         if self.teacher is not None:
             self.teacher.borrowed = None
@@ -177,18 +150,19 @@ class FewStep(Diffusion):
         asked = super().points(settings)
         return self.method.points(self, settings["steps"]) if settings["spacing"] == "own" else asked
 
-    def build_denoiser(self, labels: Tensor | None, together: Together) -> FlowMapDenoiser:
+    def build_denoiser(self, labels: Tensor | None, together: Together, *further: Tensor) -> FlowMapDenoiser:
         """The network as samplers ask it, which also say where a step ends."""
         def answers(names: Sequence[str], x: Tensor, t: Tensor) -> list[Tensor]:
             length = self.method.length(self, made.here, made.to)
-            return self.answers(names, x, t, labels, *([torch.full_like(t, length)] if self.method.stepping else []))
+            lengths = [torch.full_like(t, length)] if self.method.stepping else []
+            return self.answers(names, x, t, labels, *lengths, *further)
 
         made = FlowMapDenoiser(self.process, self.parametrisation(), answers, together)
         return made
 
-    def guided(self, labels: Tensor | None, settings: dict[str, Any], *, noise: Noise) -> Denoise:
+    def guided(self, labels: Tensor | None, settings: dict[str, Any], *further: Tensor, noise: Noise) -> Denoise:
         """As of `Diffusion`; a consistency model jumps to the image, and noise is added again (Song et al. 2023)."""
-        answer = super().guided(labels, settings, noise=noise)
+        answer = super().guided(labels, settings, *further, noise=noise)
         if not isinstance(self.method, Consistency):
             return answer
 

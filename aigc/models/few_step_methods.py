@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from aigc.config.functions import check_known
 from aigc.diffusion.flow_maps import Point, as_point, chord, step
-from aigc.diffusion.schedules import Flow, normal_quantile, path
+from aigc.diffusion.schedules import Flow, normal_quantile, path, stratified
 from aigc.errors import UserError, choices
 from aigc.models.diffusion import Diffusion
 from aigc.networks.attention import differentiable_forwards
@@ -315,8 +315,3 @@ def method_named(name: str, options: Mapping[str, Mapping[str, int | float]]) ->
 def within(interval: Any, s: Tensor) -> Tensor:
     """Whether noise levels lie in `interval` (Kynkäänniemi et al. 2024); None is everywhere."""
     return torch.ones_like(s, dtype=torch.bool) if interval is None else (s >= interval[0]) & (s <= interval[1])
-
-
-def stratified(n: int, device: torch.device) -> Tensor:
-    """Quantiles that cover (0, 1) evenly (Kingma et al. 2021, appendix I.1)."""
-    return (torch.rand((), device=device) + torch.arange(n, device=device) / n) % 1

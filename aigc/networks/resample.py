@@ -15,6 +15,11 @@ from torch import Tensor
 TAPS = (1, 3, 3, 1)                                        # of StyleGAN2, in each direction; used over their sum
 
 
+def resize(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Images `(n, c, h, w)` at another size (height, width), antialiased bicubic; may overshoot their range."""
+    return F.interpolate(images, size=tuple(size), mode="bicubic", antialias=True)
+
+
 def upsample(x: Tensor, taps: Sequence[float] = TAPS) -> Tensor:
     """Twice as large, `(n, c, 2 h, 2 w)` of `(n, c, h, w)`: zeros between the pixels, then the filter, four times it.
 

@@ -142,6 +142,8 @@ class UNet(nn.Module):
         vector: int = 128,                         # length of the vector for time and condition
         dropout: float = 0.0,                      # share of activations dropped in every block
         kernel: int = 3,                           # side of the convolutions; 1 for grids of 1 x 1
+        joined: int = 0,                           # further input channels, of a picture to look at
+        skip_scale: float = 1.0,                   # of what down passes on to up; Saharia et al. 2022: 1/sqrt 2
     ):
         super().__init__()
         counts = [blocks] * len(multipliers) if isinstance(blocks, int) else list(blocks)
@@ -152,6 +154,7 @@ class UNet(nn.Module):
         assert context or not cross_attention, "cross_attention needs tokens to look at"
         widths = [width * m for m in multipliers]
         self.patch, self.multiple, self.vector = patch, patch * 2 ** (len(widths) - 1), vector
+        self.skip_scale = skip_scale
 
         def block(inputs: int, level: int) -> Block:
             heads = max(1, widths[level] // head)
@@ -161,7 +164,7 @@ class UNet(nn.Module):
             )
 
         self.clock = nn.Sequential(nn.Linear(vector, vector), nn.SiLU(), nn.Linear(vector, vector))
-        self.stem = nn.Conv2d(channels * patch**2, width, kernel, padding=kernel // 2)
+        self.stem = nn.Conv2d((channels + joined) * patch**2, width, kernel, padding=kernel // 2)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()  # layers, one list per level, finest first
         for level, count in enumerate(counts):
             first = widths[max(0, level - 1)]
@@ -182,6 +185,8 @@ class UNet(nn.Module):
     ) -> Tensor:
         """Any-size images `(N, C, H, W)`, times `(N,)` in about [-1, 1] and conditions `(N, vector)` to images.
 
+        The input also has the `joined` channels, after those of the image.
+
         `text`: tokens `(N, L, E)` and their mask `(N, L)`, for levels with cross-attention.
         """
         h, w = x_NCHW.shape[-2:]
@@ -196,7 +201,7 @@ class UNet(nn.Module):
         for level in self.down:
             for layer in level.children():
                 x = layer(x, embedded, text) if isinstance(layer, Block) else layer(x)
-            skips.append(x)
+            skips.append(x if self.skip_scale == 1 else x * self.skip_scale)
         for layer in self.middle:
             x = layer(x, embedded, text)
         for level in reversed(self.up):

@@ -69,7 +69,8 @@ def data_of(run: Run) -> str:
 def front_matter(run: Run) -> str:
     """The part that the Hub reads: task, tags, data, and the last scores."""
     able = capabilities_of(run.summary)
-    task = TASKS["translate" if "translate" in able else condition_of(run) if "sample" in able else "neither"]
+    pictures = {"translate", "upscale"} & {*able}          # in and out
+    task = TASKS["translate" if pictures else condition_of(run) if "sample" in able else "neither"]
     scores = (run.summary.get("scores") or {}).get("last") or {}
     split = (run.summary.get("protocol") or {}).get("split")
     facts: dict[str, Any] = {
@@ -99,6 +100,7 @@ def introduction(run: Run) -> str:
     what = "makes images" if "sample" in able else "makes no images"
     what = "turns images into latents and back" if {"encode", "decode"} <= {*able} and "sample" not in able else what
     what = "tells how well texts fit images" if "score_text" in able and "sample" not in able else what
+    what = "makes small images larger" if "upscale" in able else what
     what = "turns images of one side of the data into the other" if "translate" in able else what
     told = (f"`{recipe_of(run)}` ({run.family}){size}, trained on `{data_of(run)}`"
             f"{conditions.get(condition_of(run), '')}: it {what}. Made with aigc, study `{run.study}`.")
@@ -231,6 +233,8 @@ def usage(run: Run) -> str:
     able = capabilities_of(run.summary)
     if "translate" in able:
         lines.append('python -m aigc.edit task=translate run="$run" images=photos out=translated')
+    elif "upscale" in able:
+        lines.append('python -m aigc.edit task=upscale run="$run" images=photos out=upscaled')
     elif "sample" in able:
         names = (run.summary.get("data") or {}).get("class_names") or ["0"]
         label = f" label={shlex.quote(str(names[0]))}"

@@ -96,6 +96,7 @@ ENTRIES: dict[str, Entry] = {entry.name: entry for entry in (
     _loss("bits_per_dim", unit="bits"), *(_loss(f"bits_per_{one}", unit="bits", least=0) for one in ("code", "word")),
     _loss("l2", least=0),
     Entry("val/perplexity", "more", (1, None), "codes", ("losses",)),
+    Entry("val/bicubic_psnr", "neither", (0, None), "dB", ("losses",)),    # of held-out images, to be beaten
     Entry("val/codes_used", "more", (0, 1), "", ("losses",)),
     _loss("logits/held_out", "neither"),
 )}

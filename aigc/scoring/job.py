@@ -141,7 +141,8 @@ def _images(
     if target.family is not None:
         options, n, split = sampling_options(to_plain(cfg)), cfg.num_samples or NUM_SAMPLES, cfg.split
         if again:
-            refuse(cfg, ("guidance", "truncation"), "reconstructions have no sampling options")
+            if not target.family.can("upscale"):
+                refuse(cfg, ("guidance", "truncation"), "reconstructions have no sampling options")
             n, split = min(n, data.count(cfg.test)), cfg.test
             facts |= {"reconstructions": f"of {split}, each image once", **PROTOCOL}
             if reason := no_ssim(data.size):

@@ -19,6 +19,7 @@ from aigc.models.diffusion import Diffusion
 from aigc.models.family import Family
 from aigc.models.few_step import FewStep
 from aigc.models.gan import GAN
+from aigc.models.imagen_sr import SuperResolution
 from aigc.models.prior import Prior
 from aigc.models.projected_gan import ProjectedGAN
 from aigc.models.stylegan2 import StyleGAN2
@@ -316,6 +317,51 @@ def shortcut_loop(model: FewStep, batches: Iterator[Any], low: bool) -> Iterator
         yield
 
 
+def upscaling_loop(model: SuperResolution, batches: Iterator[Any], low: bool) -> Iterator[None]:
+    """One step of flow matching on crops a batch, beside a noisy small picture."""
+    h, network = model.hparams, model.network
+    assert (h.process, h.crop % model.grid) == ("flow", 0), "the loop below knows flow matching only"
+    optimizer = model.configure_optimizers()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    average, seen, spread, detail = follow(model, network), 0, 1.0, 1.0
+    for batch in batches:
+        images, labels = batch["image"], batch["label"]
+        n, (height, width) = len(images), images.shape[2:]
+        if seen < h.sigma_images + n:
+            model.measure(images)
+            spread, detail = float(model.sigma_data()), float(model.detail())
+        small = F.interpolate(images, (-(-height // h.factor), -(-width // h.factor)), mode="bicubic", antialias=True)
+        small = small.clamp(-1, 1)
+        level = h.augmentation * torch.rand(n, device=DEVICE)
+        a = torch.pi / 2 * level[:, None, None, None]
+        picture = F.interpolate(a.cos() * small + a.sin() * torch.randn_like(small), (height, width), mode="bicubic",
+                                antialias=True)
+        if h.crop and h.crop < max(height, width):
+            corners = [(torch.randint((side - h.crop) // model.grid + 1, (n,)) * model.grid).tolist()
+                       for side in (height, width)]
+            images, picture = (torch.stack([one[:, y : y + h.crop, x : x + h.crop]
+                                            for one, y, x in zip(whole, *corners, strict=True)])
+                               for whole in (images, picture))
+        t = model.process.quantile((torch.rand((), device=DEVICE) + torch.arange(n, device=DEVICE) / n) % 1)
+        drop = torch.rand(n, device=DEVICE) < h.drop
+        noise, t_ = torch.randn_like(images), t[:, None, None, None]
+        x_t = torch.lerp(noise, images, t_)
+        gain = spread**2 / (a.cos() ** 2 * spread**2 + a.sin() ** 2)
+        variance = detail**2 + gain * a.sin() ** 2
+        total = t_**2 * variance + (1 - t_) ** 2
+        mean = (t_ * variance * x_t + (1 - t_) ** 2 * gain * a.cos() * picture) / total
+        deviation = ((1 - t_) * (variance / total).sqrt()).clamp(min=1e-4)
+        seen_x = x_t * ((t_ * spread) ** 2 + (1 - t_) ** 2).rsqrt()
+        seen_picture = picture * ((a.cos() * spread) ** 2 + a.sin() ** 2).rsqrt()
+        with autocast(low):
+            made = network(seen_x, t, labels, drop, level, seen_picture)
+        loss = F.mse_loss(made.float(), (images - mean) / deviation)
+        descend(loss, optimizer, rates, network, h, seen)
+        seen += n
+        average(seen, n)
+        yield
+
+
 def prior_loop(model: Prior, batches: Iterator[Any], low: bool) -> Iterator[None]:
     """One step on the cross-entropy of the codes a batch."""
     h, network = model.hparams, model.network
@@ -401,5 +447,5 @@ def dalle_loop(model: DALLE, batches: Iterator[Any], low: bool) -> Iterator[None
 LOOPS: dict[str, Callable[..., Iterator[None]]] = {
     "GAN": gan_loop, "BigGAN": biggan_loop, "StyleGAN2": stylegan2_loop, "ProjectedGAN": projected_gan_loop,
     "VAE": vae_loop, "Diffusion": diffusion_loop, "LatentDiffusion": diffusion_loop, "FewStep": shortcut_loop,
-    "Prior": prior_loop, "CLIP": clip_loop, "DALLE": dalle_loop,
+    "Prior": prior_loop, "CLIP": clip_loop, "DALLE": dalle_loop, "SuperResolution": upscaling_loop,
 }

@@ -64,7 +64,7 @@ HERE = Path(__file__).resolve().parent
 START, END = "<!-- tables: written by measure.py -->", "<!-- end of tables -->"
 PRECISION = "bf16-mixed"        # of the steps that are compared with bare loops
 FAMILIES = ("gan", "biggan", "stylegan2", "projected_gan", "vae", "diffusion", "dit", "latent_diffusion",
-            "few_step", "prior", "clip", "dalle")
+            "few_step", "imagen_sr", "prior", "clip", "dalle")
 STAGES = {"prior": ("tokenizer", "vqvae", "vqgan.VQGAN"), "dalle": ("tokenizer", "vqvae", "vqgan.VQGAN"),
           "latent_diffusion": ("first_stage", "autoencoder", "autoencoder.Autoencoder")}   # option, recipe, class
 TRANSLATORS = ("cyclegan", "cut")

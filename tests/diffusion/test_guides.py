@@ -5,6 +5,7 @@ For x_0 ~ N(mu, c) and y = x_0 + r n, everything is Gaussian: the denoiser, its 
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 
@@ -130,6 +131,43 @@ def test_known_pixels_are_kept(name, sampler):
     free = model.sample(3, **given)
     assert float((made - free)[:, ~mask].abs().max()) > 1e-4, "the rest goes along"
     assert float((free[:, mask] - image[mask]).abs().max()) > 0.1
+
+
+def test_dynamic_thresholding_is_its_formula_for_each_image_alone():
+    x0 = torch.stack([torch.linspace(-3, 1, 1000), torch.linspace(-0.9, 0.9, 1000)]).view(2, 1, 10, 100)
+    bent = GUIDES["dynamic_threshold"](x0, x0, torch.tensor(1.0), torch.tensor(1.0))
+    s = float(np.quantile(x0[0].abs().numpy(), 0.995))
+    assert s == pytest.approx(2.98, abs=0.005)
+    torch.testing.assert_close(bent[0], x0[0].clamp(-s, s) / s)
+    assert torch.equal(bent[1], x0[1]), "within [-1, 1] nothing is done, whatever its neighbours are"
+    half = GUIDES["dynamic_threshold"](x0, x0, torch.tensor(1.0), torch.tensor(1.0), percentile=0.5)
+    assert float(half[0].min()) == -1 and float((half[0] == -1).float().mean()) == pytest.approx(0.5, abs=0.01)
+    static = GUIDES["static_threshold"](x0, x0, torch.tensor(1.0), torch.tensor(1.0))
+    assert torch.equal(static, x0.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_thresholds_act_after_guidance_with_every_sampler(sampler):
+    model, seen = tiny(), []
+
+    def look(x, x0, alpha, sigma):
+        seen.append(float(x0.abs().max()))
+        return x0
+
+    given = {"condition": [0, 1], "seeds": [1, 2], "sampler": sampler, "steps": 4, "guidance": 8.0,
+             "guidance_interval": None}
+    model.sample(2, guide=[look], **given)
+    assert max(seen) > 1.5, "guidance leaves the range of images"
+    for name in ("dynamic_threshold", "static_threshold"):
+        seen.clear()
+        model.sample(2, guide=[name, look], **given)
+        assert max(seen) <= 1
+
+
+def test_thresholds_have_no_place_in_latents():
+    assert guides_named("dynamic_threshold", latent=False) == [GUIDES["dynamic_threshold"]]
+    with pytest.raises(UserError, match=r"guide=static_threshold keeps pixels in .* samples latents"):
+        guides_named(["static_threshold"], latent=True)
 
 
 @gradients

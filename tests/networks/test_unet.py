@@ -46,6 +46,23 @@ def test_time_and_condition_modulate_each_image_alone():
     assert float((other[1] - same[1]).abs().max()) > 1e-3
 
 
+def test_further_channels_are_seen_and_not_returned_and_skips_are_scaled():
+    network = excited(channels=3, joined=2, multipliers=[1, 2], patch=2)
+    x = torch.randn(2, 5, 8, 8)
+    made = network(x, torch.rand(1).expand(2))
+    assert made.shape == (2, 3, 8, 8)
+    x[:, 3:] += 1
+    assert float((network(x, torch.rand(1).expand(2)) - made).abs().max()) > 1e-3
+    plain, scaled = excited(), excited(skip_scale=0.5)
+    seen = {}
+    for name, one in (("plain", plain), ("scaled", scaled)):
+        one.up[0][0].register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+        one.up[1][0].register_forward_pre_hook(lambda _, args, name=name: seen.update({name + " first": args[0]}))
+        one(torch.ones(1, 1, 8, 8), torch.zeros(1))
+    first = seen["plain first"].chunk(2, dim=1)
+    torch.testing.assert_close(seen["scaled first"], torch.cat([first[0], 0.5 * first[1]], dim=1))
+
+
 def test_two_halvings_at_28_px_need_no_padding():
     assert UNet(1, 16, multipliers=[1, 2], patch=2, vector=16).multiple == 4
     assert UNet(1, 16, multipliers=[1, 2, 2], vector=16).multiple == 4

@@ -110,7 +110,7 @@ class SampleGrid(L.Callback):
             rows = torch.arange(len(captions)).repeat_interleave(layout["columns"])
             batch = {key: value[rows] if isinstance(value, Tensor) else [value[k] for k in rows.tolist()]
                      for key, value in batch.items()}
-        elif condition == "label":
+        elif condition == "label" and not pl_module.reconstructs:
             classes = data.classes if data.classes <= max(1, self.n // 4) else side
             names = pl_module.class_names or [str(k) for k in range(classes)]
             layout = {"columns": max(1, self.n // classes), "captions": names[:classes]}
