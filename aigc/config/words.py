@@ -20,8 +20,7 @@ PATHS = (  # options whose value is a file, folder, URL or hub name; tests/test_
     "run", "runs", "resume", "images", "image", "out", "against", "clip", "rerank", "lpips_weights", "weights.*",
     "data.path", "data.root", "data.archive.url", "metrics.weights", "metrics.lpips_weights",
     "metrics.clip", "callbacks.scores.clip", "callbacks.scores.weights", "callbacks.scores.lpips_weights",
-    "model.text.name", "model.first_stage",
-    "model.teacher", "model.tokenizer",
+    "model.text.name", "model.first_stage", "model.teacher", "model.tokenizer", "model.pretrained.weights",
     "hydra.run.dir", "hydra.sweep.dir",
 )
 TEXTS = (                              # free text; columns in braces

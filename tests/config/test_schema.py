@@ -35,6 +35,8 @@ def test_every_family_composes_with_its_own_data_at_both_sizes(model):
         first = instantiate(compose_train(*words(stage), common=False).model, "model", **facts)
         cfg.model[option] = {"family": f"{type(first).__module__}.{type(first).__qualname__}", "sha256": "untrained",
                              "hyper_parameters": dict(first.hparams)}
+    if family.conditions == ("text",):
+        facts |= {"condition": "text", "vocabulary": ["<unknown>", "red", "star"]}
     built = instantiate(cfg.model, "model", **facts)
     assert isinstance(built, Family) and type(built) is family
     assert sum(p.numel() for p in built.parameters()) > 1000
