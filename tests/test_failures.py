@@ -28,7 +28,7 @@ def run(*overrides: str, cwd: Path) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["model=gann"], "aigc: 'model=gann' does not exist: did you mean 'gan' or 'vqgan' or 'dcgan'?"),
+        (["model=gann"], "aigc: 'model=gann' does not exist: did you mean 'gan' or 'vqgan' or 'r3gan'?"),
         (["model.latnt=3", "model=vae"], "aigc: there is no option 'model.latnt': did you mean 'model.latent'"),
         (["model=vae", "model.latent=many"], "aigc: 'model.latent' is 'many', which does not fit int"),
         (["seed=abc"], "aigc: seed: Value 'abc' of type 'str' could not be converted to Integer"),
