@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from aigc import cli
-from aigc.errors import RunError, check_least
+from aigc.errors import check_least
 
 SHOWN = 20                          # pictures whose descriptions are printed; the file has all
 
@@ -21,7 +21,7 @@ def describe(cfg: Any) -> None:
     from aigc.config.schema import to_plain
     from aigc.images.describing import way_of
     from aigc.images.finding import as_csv
-    from aigc.images.looking import Opened
+    from aigc.images.looking import Opened, check_readable
     from aigc.images.output import by_time, claim
     from aigc.models.checkpoints import choose_device
     from aigc.wording import told
@@ -39,9 +39,7 @@ def describe(cfg: Any) -> None:
     more = [f"... and {len(said.lines) - SHOWN:,} more"] if len(said.lines) > SHOWN else []
     print("\n".join([*lines, *more, f"described {output.folder / 'described.csv'}",
                      *(f"left out  {line}" for line in told(said.left_out))]))
-    if said.failures:
-        named = "; ".join(f"{path} ({reason})" for path, reason in sorted(said.failures.items()))
-        raise RunError(f"{len(said.failures)} of the pictures could not be read, the others are described: {named}")
+    check_readable(said.failures, "are described")
 
 
 if __name__ == "__main__":

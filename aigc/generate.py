@@ -44,15 +44,13 @@ def generate(cfg: Any) -> None:
             "seed": cfg.seed, "options": typed,
         }
         recipe = {"program": "aigc", "run": "/".join(run.resolve().parts[-2:]), "checkpoint": checkpoint.stem,
-                  "sha256": sha256, "seed": cfg.seed, **({"options": asked.options} if asked.options else {})}
+                  "sha256": sha256, "seed": cfg.seed, **({"options": asked.options} if asked.options else {}),
+                  **({"rerank": {"of": best.of, "sha256": best.judge.sha256}} if best is not None else {})}
         with cli.bars(" images") as progress:
             how = {"batch_size": cfg.batch_size, "progress": progress, **asked.options}
-            if best is None:
-                images = sample_uint8(family, cfg.n, seed=cfg.seed, condition=asked.condition, **how)
-                write(images, output, cfg.format, cfg.n, recipe=recipe, asked=asked.words)
-            else:
-                recipe["rerank"] = {"of": best.of, "sha256": best.judge.sha256}
-                write(best.made(**how), output, cfg.format, cfg.n, recipe=recipe, asked=asked.words, found=best.facts)
+            images = best.made(**how) if best is not None else \
+                sample_uint8(family, cfg.n, seed=cfg.seed, condition=asked.condition, **how)
+            write(images, output, cfg.format, cfg.n, recipe=recipe, asked=asked.words, found=best and best.facts)
     print(f"{counted(cfg.n, 'image')} in {output.folder}")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from aigc import cli
-from aigc.errors import RunError, UserError, check_least
+from aigc.errors import UserError, check_least
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def search(cfg: Any) -> None:
         raise UserError(f"{both}: give one of text=<what to look for> and image=<a picture>")
     from aigc.config.schema import to_plain
     from aigc.images.finding import as_csv, best_pictures, drawn
-    from aigc.images.looking import Opened, open_album
+    from aigc.images.looking import Opened, check_readable, open_album
     from aigc.images.output import by_time, claim
     from aigc.models.capabilities import require
     from aigc.models.checkpoints import choose_device
@@ -51,9 +51,7 @@ def search(cfg: Any) -> None:
             print(f"{match.fit:.3f}  {match.query}: {match.picture.source}")
     print("\n".join([f"found     {output.folder / 'found.csv'}", f"grid      {output.folder / 'grid.png'}",
                      *(f"left out  {line}" for line in told(album.left_out))]))
-    if album.failures:
-        named = "; ".join(f"{path} ({reason})" for path, reason in sorted(album.failures.items()))
-        raise RunError(f"{len(album.failures)} of the pictures could not be read, the others were searched: {named}")
+    check_readable(album.failures, "were searched")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aigc.data.values import Ranges, parse_range, recorded
-from aigc.errors import UserError
+from aigc.errors import RunError, UserError
 from aigc.images.embedding import embedded
 from aigc.images.pictures import Picture, find_pictures, ranges_of
 from aigc.models.checkpoints import find_checkpoint, load_family, run_of
@@ -80,6 +80,17 @@ def pictures_meant(
         raise UserError(str(error).replace("images=", f"{option}=", 1)) from error
     asked, known = parse_range(cfg.range, "range"), recorded(read_summary(opened.run).get("data"))
     return pictures, ranges_of(pictures, asked, known)[0]
+
+
+def check_readable(failures: dict[Path, str], others: str) -> None:
+    """Ends a command that has done its work, where some pictures could not be read; `others` tells of the rest.
+
+    Raises:
+        RunError: names each with its reason.
+    """
+    if failures:
+        named = "; ".join(f"{path} ({reason})" for path, reason in sorted(failures.items()))
+        raise RunError(f"{len(failures)} of the pictures could not be read, the others {others}: {named}")
 
 
 def none_readable(images: str, failures: dict[Path, str], *, option: str = "images") -> UserError:

@@ -184,8 +184,12 @@ def read(picture: Picture, channels: int, ranges: Ranges) -> Tensor:
         size, _ = header(data)
         return decode(data, size=size, channels=channels, limits=ranges)
     except Exception as error:                             # Pillow's decoders raise what they like
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0].split(" <")[0]
-        raise ValueError(reason) from error
+        raise ValueError(reason_of(error)) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why a picture could not be read, in a line without objects' addresses."""
+    return getattr(error, "strerror", None) or str(error).splitlines()[0].split(" <")[0]
 
 
 def encode(image: Tensor, ending: str) -> bytes:

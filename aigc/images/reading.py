@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aigc.data.decode import decode
 from aigc.data.values import Ranges
-from aigc.images.pictures import READERS, Picture, ahead
+from aigc.images.pictures import READERS, Picture, ahead, reason_of
 
 
 def in_batches(
@@ -47,4 +47,4 @@ def _read(picture: Picture, *, size: tuple[int, int], channels: int, ranges: Ran
     try:
         return decode(picture.read(), size=size, channels=channels, limits=ranges)
     except Exception as error:                             # Pillow's decoders raise what they like
-        raise ValueError(getattr(error, "strerror", None) or str(error).splitlines()[0].split(" <")[0]) from error
+        raise ValueError(reason_of(error)) from error

@@ -30,6 +30,7 @@ from aigc.losses.contrastive import image_text_nce
 from aigc.losses.diff_augment import DiffAugment
 from aigc.models.family import Batch, Family
 from aigc.models.options import Schedule, group, grouped
+from aigc.networks.adamw import adamw
 from aigc.networks.attention import attend
 from aigc.networks.transformer import Transformer
 
@@ -217,10 +218,8 @@ class CLIP(Family):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; gains, biases and the temperature do not decay."""
-        h, parameters = self.hparams, list(self.parameters())
-        groups = [{"params": [p for p in parameters if p.dim() > 1], "weight_decay": h.weight_decay},
-                  {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=h.lr, betas=(h.betas[0], h.betas[1]), eps=h.eps, fused=True)
+        h = self.hparams
+        return adamw(self, lr=h.lr, betas=h.betas, weight_decay=h.weight_decay, eps=h.eps)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

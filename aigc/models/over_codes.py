@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from aigc.models.family import Batch, Family
 from aigc.models.options import group
 from aigc.models.parts import CodeSpace, Source
+from aigc.networks.adamw import adamw
 from aigc.networks.ema import EMA
 from aigc.networks.tokens import Choice
 
@@ -81,10 +82,8 @@ class OverCodes(Family):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; biases, norms and single vectors do not decay."""
-        h, parameters = self.hparams, list(self.network.parameters())
-        groups = [{"params": [p for p in parameters if p.dim() > 1], "weight_decay": h.weight_decay},
-                  {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=h.lr, betas=(h.betas[0], h.betas[1]), fused=True)
+        h = self.hparams
+        return adamw(self.network, lr=h.lr, betas=h.betas, weight_decay=h.weight_decay)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

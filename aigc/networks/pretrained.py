@@ -54,10 +54,9 @@ class Pretrained(nn.Module):
         if side < STEP:
             raise UserError(f"{option}.side={side} leaves the coarser maps no positions: give {STEP} or more")
         self.network, self.weights, self.preprocessing, self.side = network, weights, preprocessing, side
-        self.option, self.sha256 = option, None
+        self.option = option
+        self.sha256: str | None = None
         self._loaded: list[Any] = []             # in a list: neither a parameter nor in the state dict
-
-    sha256: str | None
 
     def load(self) -> None:
         """Loads the network, once.

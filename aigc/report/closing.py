@@ -59,12 +59,11 @@ def closing(folder: Path, summary: dict[str, Any]) -> list[str]:
         return [*lines, f"next      python -m aigc.edit task=upscale {run} images=<file, folder or glob>",
                 f"          python -m aigc.evaluate {run}"]
     if "sample" not in able:                               # no images: there is nothing to look at or to measure
-        more = []
         if "score_text" in able:
             prompt = shlex.quote(f"text={summary.get('prompt')}")
-            more = [f"next      python -m aigc.search {run.replace('run=', 'clip=', 1)} images=<folder> {prompt}",
+            return [*lines, f"next      python -m aigc.search {shlex.quote(f'clip={shown}')} images=<folder> {prompt}",
                     f"          python -m aigc.evaluate {run}"]
-        return [*lines, *(more or [f"next      python -m aigc.evaluate {run}"] * ("decode" in able))]
+        return [*lines, f"next      python -m aigc.evaluate {run}"] if "decode" in able else lines
     prompt = shlex.quote(f"text={summary['prompt']}") + " " if summary.get("prompt") else ""
     lines.append(f"next      python -m aigc.generate {run} {prompt}n=8")
     return [*lines, f"          python -m aigc.evaluate {run}"]

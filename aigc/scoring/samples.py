@@ -176,9 +176,9 @@ def score_images(
         found.add({prefix + name: score for name, score in panel.scores().items()}, {**panel.protocol(), **facts})
     if clip is not None and agreement:
         score = panels[0].mean("clip_score", torch.cat(agreement))
-        found.add({"clip_score": score}, {**panels[0].compared(), **clip.facts(caption_numbers(captions)),
-                                          **facts})
-        found.note(clip.remark(caption_numbers(captions)))
+        judged = caption_numbers(captions)
+        found.add({"clip_score": score}, {**panels[0].compared(), **clip.facts(judged), **facts})
+        found.note(clip.remark(judged))
     return [image for part in shown for image in part]
 
 
