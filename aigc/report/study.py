@@ -36,6 +36,21 @@ def train(study: str, part: str, *words: str) -> None:
     _python("aigc.train", "-m", *words, f"study={study}", f"hydra.sweep.dir=runs/{study}/{part}")
 
 
+def run(study: str, folder: Path, *words: str) -> Run:
+    """Trains one run in `folder`; goes on with one that is there, and leaves a finished one as it is.
+
+    Exits where the run does not finish.
+    """
+    begun = (folder / "checkpoints" / "last.ckpt").is_file()
+    if not begun or read_run(folder).status != "finished":
+        fresh = [*words, f"study={study}", f"hydra.run.dir={folder}"]
+        _python("aigc.train", *([f"resume={folder}"] if begun else fresh))
+    made = read_run(folder)
+    if made.status != "finished":
+        sys.exit(f"{folder} is {made.status}: the same command goes on with it")
+    return made
+
+
 def evaluate(runs: Iterable[Run], *words: str) -> None:
     """Scores runs that have not been scored by their study yet, each in a process of its own."""
     for run in runs:
@@ -150,19 +165,24 @@ def logarithmic(*scales: Any) -> None:
 
 def draw_curves(axis: Any, groups: Mapping[str, Sequence[Run]], name: str) -> None:
     """`name` against training minutes: a line for the mean of each group's runs, a band from lowest to highest."""
-    import numpy as np
-
     for label, runs in groups.items():
-        curves = [np.asarray(curve).T for run in runs if len(curve := history(run, name)) > 1]
-        if not curves:
-            continue
-        minutes = np.linspace(max(at[0] for at, _ in curves), min(at[-1] for at, _ in curves), 100)
-        values = np.stack([np.interp(minutes, at, value) for at, value in curves])
-        (line,) = axis.plot(minutes, values.mean(0), label=label)
-        axis.fill_between(minutes, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, lw=0)
+        draw_lines(axis, label, [history(run, name) for run in runs])
     axis.set(xlabel="training minutes")
     axis.legend(fontsize=7)
     logarithmic(axis.yaxis)
+
+
+def draw_lines(axis: Any, label: str, histories: Iterable[Sequence[Sequence[float]]]) -> None:
+    """A line for the mean of curves of (minute, value), a band from lowest to highest; nothing without two points."""
+    import numpy as np
+
+    curves = [np.asarray(curve).T for curve in histories if len(curve) > 1]
+    if not curves:
+        return
+    minutes = np.linspace(max(at[0] for at, _ in curves), min(at[-1] for at, _ in curves), 100)
+    values = np.stack([np.interp(minutes, at, value) for at, value in curves])
+    (line,) = axis.plot(minutes, values.mean(0), label=label)
+    axis.fill_between(minutes, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, lw=0)
 
 
 def draw_spreads(axis: Any, groups: Mapping[str, Iterable[float]]) -> None:

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from aigc.report import study
+from aigc.runs.reading import read_run
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
@@ -87,26 +88,53 @@ def test_scores_of_another_protocol_are_left_out_and_said(tmp_path, monkeypatch,
     assert f"{odd.name} was measured differently" in said and f"{bare.name} has not been evaluated" in said
 
 
-def test_generators_are_compared_by_their_runs(scripts, capsys):
+def test_generators_are_compared_by_the_rows_that_their_runs_left(scripts):
     script = scripts("are_generators_equal")
+    script.RESULTS.unlink(missing_ok=True)
+    shutil.rmtree(script.SAMPLES, ignore_errors=True)
+    with pytest.raises(SystemExit, match="holds no run: start without --report"):
+        script.report()
+    stage = {"stages": {"tokenizer": {"seconds": 120.0}}}
     for number in range(3):
-        put("are_generators_equal/mnist", number, "gan", 2.0 + number)
-        put("are_generators_equal/mnist", number, "vae", 1.0)
-    put("are_generators_equal/cifar10-jpeg", 0, "gan", 50.0, data="cifar10-jpeg")
+        for family, fd, further in (("gan", 2.0 + number, {}), ("prior", 1.0, stage)):
+            folder = put("are_generators_equal/mnist", number, family, fd)
+            summary = json.loads((folder / "summary.json").read_text()) | further
+            (folder / "summary.json").write_text(json.dumps(summary))
+            script.keep("mnist", family, number, read_run(folder))
+            shutil.rmtree(folder)                                          # a row needs its run no longer
+    script.keep("cifar10-jpeg", "gan", 0, read_run(put("are_generators_equal/cifar10-jpeg", 0, "gan", 50.0)))
     script.report()
-    _, photo, head, vae, gan = cells(script)
+    rows = cells(script)
+    (head, prior, gan), photo = rows[:3], rows[5:]
     assert dict(zip(head, gan, strict=True)) == {
-        "family": "gan", "runs": "3", "minutes": "5.0", "fd_classifier": "3 (2 to 4)",
+        "family": "gan", "runs": "3", "minutes": "5.0", "of them its stage's": "", "fd_classifier": "3 (2 to 4)",
         "interval of one run ±": "0.25", "labels right": "0.750", "images seen": "2,000 (1,000 to 3,000)",
         "images/s": "100", "evaluations an image": "15", "ms an image": "2", "parameters": "1,234",
         "memory MiB": "500",
     }
-    assert vae[0] == "vae" and (photo[0], photo[3]) == ("gan", "50")        # better ones first, a table a data set
+    assert prior[:4] == ["prior", "3", "7.0", "2.0"]                       # better ones first; a stage's minutes count
+    assert rows[3:5] == [["prior", "gan"], [f"![{name}](samples/mnist_{name}.png)" for name in ("prior", "gan")]]
+    assert (photo[1][0], photo[1][4]) == ("gan", "50")                     # a table a data set
     text = (script.HERE / "README.md").read_text()
     assert "have fd_classifier 0.125" in text and "Measured with: classifier (abababab), 10,000 images" in text
-    pictures = ["curves.png", "samples_cifar10-jpeg.png", "samples_mnist.png"]
-    assert sorted(path.name for path in script.HERE.glob("*.png")) == pictures
-    assert all(f"]({name})" in text for name in pictures)
+    assert sorted(path.name for path in script.SAMPLES.iterdir()) == [
+        "cifar10-jpeg_gan.png", "mnist_gan.png", "mnist_prior.png"]
+    curve = script.read()[3]["curve"]                                      # the prior's: after its tokenizer's minutes
+    assert curve == [[3.0, 10.0], [4.0, 5.0], [6.0, 2.5]]
+
+
+def test_a_run_of_a_study_is_trained_once_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, called = put("some", 0, "gan", 1.0), []
+    monkeypatch.setattr(study, "_python", lambda *words: called.append(words))
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").touch()
+    assert study.run("some", folder, "model=gan").status == "finished" and not called
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"status": "stopped"}))
+    with pytest.raises(SystemExit, match="is stopped: the same command goes on with it"):
+        study.run("some", folder, "model=gan")
+    assert called == [("aigc.train", f"resume={folder}")]
 
 
 def test_losses_are_ranked_by_their_mean_with_best_median_and_worst(scripts):
@@ -140,7 +168,7 @@ def test_a_search_is_judged_on_seeds_that_it_has_not_seen(scripts):
     assert "number 1, had 0.75 with its own seed" in (script.HERE / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["are_generators_equal", "gan_losses", "hparam_search"])
+@pytest.mark.parametrize("name", ["gan_losses", "hparam_search"])
 def test_without_runs_nothing_is_written(scripts, name):
     script = scripts(name)
     before = (script.HERE / "README.md").read_bytes()
