@@ -221,13 +221,6 @@ class CLIP(Family):
         h = self.hparams
         return adamw(self, lr=h.lr, betas=h.betas, weight_decay=h.weight_decay, eps=h.eps)
 
-    def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        """Clips the gradient norm at the recipe's `clip`."""
-        if self.hparams.clip:
-            nn.utils.clip_grad_norm_(self.parameters(), self.hparams.clip, foreach=True)
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's, and then the scale is brought back within 1 and 100."""
         super().optimizer_step(*args, **kwargs)

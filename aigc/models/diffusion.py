@@ -182,14 +182,6 @@ class Diffusion(Family):
         return Muon(parameters, self.network.matrices(), lr=h.lr, matrix_lr=h.muon_lr, betas=betas,
                     weight_decay=h.weight_decay)
 
-    def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        """Clips the gradient norm at the recipe's `clip`."""
-        if self.hparams.clip:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self.hparams.clip, foreach=True)
-
     # ---- training ----
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -211,6 +211,19 @@ class Family(L.LightningModule):
         for group, rate in self._rates:
             group["lr"] = rate * factor
 
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """With automatic optimization: clips the norm of all gradients at the recipe's `clip`, where it has one."""
+        limit = self.hparams.get("clip")
+        if not limit:
+            return
+        scaler = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            limit *= scaler.get_scale()                    # fp16: a fused step unscales gradients later, by itself
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+
     def averages(self) -> list[tuple[EMA, nn.Module]]:
         """Pairs (average, averaged network); the EMA callback updates them after every step."""
         return []

@@ -85,13 +85,6 @@ class OverCodes(Family):
         h = self.hparams
         return adamw(self.network, lr=h.lr, betas=h.betas, weight_decay=h.weight_decay)
 
-    def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        """Clips the gradient norm at the recipe's `clip`."""
-        if self.hparams.clip:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.hparams.clip, foreach=True)
-
     # ---- codes of the training images ----
 
     def on_fit_start(self) -> None:

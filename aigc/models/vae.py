@@ -228,8 +228,7 @@ class VAE(Family):
         groups: list[dict[str, Any]] = [{"params": weights, "lr": self.hparams.rate}]
         if self.network.log_scale.requires_grad:
             groups.append({"params": [self.network.log_scale], "lr": self.hparams.scale_rate})
-        clip = bool(self.hparams.clip)                     # fused steps unscale fp16 gradients too late for clipping
-        return torch.optim.Adam(groups, betas=tuple(self.hparams.betas), fused=not clip, foreach=clip)
+        return torch.optim.Adam(groups, betas=tuple(self.hparams.betas), fused=True)
 
     # ---- training ----
 
@@ -277,11 +276,6 @@ class VAE(Family):
         place = (self.latents_seen + torch.arange(len(z), device=z.device)) % len(self.latents)
         self.latents[place], self.latent_labels[place] = z, kept
         self.latents_seen += len(z)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clips the gradient norm."""
-        if self.hparams.clip:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.hparams.clip)
 
     def averages(self) -> list[tuple[EMA, nn.Module]]:
         """The averaged autoencoder."""

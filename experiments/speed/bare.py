@@ -161,7 +161,8 @@ def descend(
         group["lr"] = rate * min(1.0, (seen + 1) / h.warmup_images)
     optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), h.clip, foreach=True)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, h.clip, foreach=True)
     optimizer.step()
 
 

@@ -1,6 +1,7 @@
 """The diffusion family: golden losses, guidance, seeds, sizes, checkpoints, the measured sigma_data."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -250,13 +251,19 @@ def test_muon_moves_the_matrices_between_the_first_layer_and_the_last(name, move
     assert all(0.6 < steps[n] / wide[n] < 1.25 for n in theirs), "every direction alike"
 
 
-def test_gradients_are_clipped_at_the_recipes_norm():
-    model = tiny(clip=0.01)
+@pytest.mark.parametrize("scale", [1, 1024])
+def test_gradients_are_clipped_at_the_recipes_norm_also_where_fp16_has_scaled_them(scale):
+    model = tiny(clip=0.01, muon_lr=0.0)
     optimizer = model.configure_optimizers()
-    model.training_step(batch_of(), 0)["loss"].backward()
+    assert optimizer.param_groups[0]["fused"]
+    if scale > 1:
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(torch.ones(()))                       # a scaler has its scale from its first use on
+        model._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
+    (scale * model.training_step(batch_of(), 0)["loss"]).backward()
     model.configure_gradient_clipping(optimizer)
     norm = torch.stack([p.grad.norm() for p in model.network.parameters() if p.grad is not None]).norm()
-    assert float(norm) == pytest.approx(0.01, rel=1e-3)
+    assert float(norm) / scale == pytest.approx(0.01, rel=1e-3)
 
 
 def test_checkpoint_loads_without_the_config_and_samples_the_same(tmp_path):
