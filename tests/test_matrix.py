@@ -34,8 +34,8 @@ AGAIN = ("vqvae", "vqgan", "autoencoder")                     # reconstruct, and
 MATCHING = ("clip",)                                          # tell how well texts fit images, and make none
 TEXT_ALONE = ("dalle",)                                       # know no other condition, and have no text encoder
 ENLARGE = ("imagen_sr",)                                      # reconstruct too, from small images, under any condition
-READERS = ("gan", "dcgan", "r3gan", "diffusion", "ddpm", "edm", "dit", "latent_diffusion", "imagen_sr", "few_step",
-           "prior", *TEXT_ALONE)                              # of captions
+READERS = ("gan", "dcgan", "r3gan", "biggan", "stylegan2", "diffusion", "ddpm", "edm", "dit", "latent_diffusion",
+           "imagen_sr", "few_step", "prior", *TEXT_ALONE)     # of captions
 FITTING = [(model, data) for model in MODELS for data in DATA if kind_of(data) in SIDES.get(model, ("images",))]
 RUNS = [(model, data, condition) for model, data in FITTING for condition in ("none", *CONDITIONS.get(data, ()))
         if (condition != "text" or model in READERS) and (condition == "none" or model not in AGAIN)

@@ -24,8 +24,9 @@ from aigc.training.compatibility import check_compatible
 from aigc.training.fit import fit, settle_condition
 
 from . import forked
-from .conftest import TINY, compose_train, environment
+from .conftest import compose_train, environment
 from .families import READER
+from .families import words as smallest
 from .test_resume import assert_same
 
 DATA = ["data=shapes", "data.size=16", "data.train=64", "data.validation=8", "data.test=8", "data.heldout=8"]
@@ -34,7 +35,7 @@ QUICK = ["trainer=cpu", "trainer.precision=32", "logger=none", "batch_size=16", 
 
 
 def configuration(family: str, *more: str):
-    words = [*TINY[family], *DATA, *READER, *QUICK, "condition=text", *more]
+    words = [*smallest(family), *DATA, *READER, *QUICK, "condition=text", *more]
     return compose_train(*words, common=False)
 
 
@@ -50,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-@pytest.mark.parametrize("family", ["diffusion", "gan"])
+@pytest.mark.parametrize("family", ["diffusion", "gan", "biggan", "stylegan2"])
 def test_resumed_equals_uninterrupted(family, tmp_path):
     steady = "model.decay_from=1.0"  # the rate does not ask how long the run will be
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -68,9 +69,9 @@ def test_a_checkpoint_knows_the_words_of_its_training(runs):
 
 def test_captions_are_needed_and_a_family_that_reads_them(tmp_path):
     with pytest.raises(UserError, match=r"condition=text needs captions, and digits has none: choose data=shapes"):
-        fit(compose_train(*TINY["gan"], *QUICK, "condition=text"), tmp_path)
+        fit(compose_train(*smallest("gan"), *QUICK, "condition=text"), tmp_path)
     with pytest.raises(UserError, match="VAE has no condition 'text'"):
-        fit(compose_train(*TINY["vae"], *DATA, *QUICK, "condition=text", common=False), tmp_path)
+        fit(compose_train(*smallest("vae"), *DATA, *QUICK, "condition=text", common=False), tmp_path)
 
 
 # ---- prompts ----

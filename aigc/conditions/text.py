@@ -115,7 +115,7 @@ class TextEncoder(Reader):
         self, ids: Tensor | None, *, n: int, drop: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Like `forward`, plus tokens `(n, L + 1, width)`, the start token first, with their mask `(n, L + 1)`."""
-        device = self.pool.weight.device
+        device = self.pool.bias.device  # asking a weight under spectral norm would move it
         ids = torch.empty(n, 0, dtype=torch.int64, device=device) if ids is None else ids.to(device)
         assert len(ids) == n, f"{len(ids)} texts for {n} images"
         if drop is not None:

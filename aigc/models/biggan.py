@@ -2,8 +2,10 @@
 
 Notable here:
 - one embedding of the label serves all batch norms of the generator; z is split, and block i reads chunk i beside it
-- spectral norm on every layer of both networks but the generator's embedding; its vectors are in the checkpoint, and
-  the averaged generator has its own (networks/ema.py)
+- with condition=text, the vector of a transformer that reads the caption is that embedding, each network's own, and
+  the projection is on it
+- spectral norm on every layer of both networks but the generator's embedding and what reads texts up to its vector;
+  its vectors are in the checkpoint, and the averaged generator has its own (networks/ema.py)
 - weights start orthogonal; optionally a penalty keeps them nearly so
 - several discriminator steps per generator step, which draws z and y anew; a batch can be taken in pieces
 - truncation draws again what lies outside, and standing statistics are measured with it
@@ -13,18 +15,19 @@ Notable here:
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import ceil
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aigc.conditions import TextEncoder
 from aigc.errors import UserError, check_choices
 from aigc.losses.adversarial import adversarial_loss
 from aigc.losses.diff_augment import DiffAugment
 from aigc.models.family import Batch
 from aigc.models.from_noise import FromNoise
-from aigc.models.options import Average, Schedule, group, grouped, option
+from aigc.models.options import Average, Reading, Schedule, group, grouped, option
 from aigc.models.two_player import ClippedAdams
 from aigc.networks.batch_norm import share_statistics
 from aigc.networks.ema import EMA
@@ -130,7 +133,7 @@ class Generator(nn.Module):
     """z and label to image: the first chunk of z fills the starting grid, and every block reads one of the others."""
 
     def __init__(
-        self, channels: int, size: tuple[int, int], shape: GeneratorShape, classes: int | None, attention: int | None
+        self, channels: int, size: tuple[int, int], shape: GeneratorShape, reading: Reading, attention: int | None
     ):
         super().__init__()
         widths = list(shape.widths)
@@ -142,20 +145,20 @@ class Generator(nn.Module):
                             f"a number of halvings from 1 to {blocks}, or null")
         self.size, self.chunk, self.latent = tuple(size), shape.chunk, shape.chunk * (blocks + 1)
         self.grid = tuple(ceil(side / 2**blocks) for side in size)
-        self.encoder = nn.Embedding(classes, shape.shared) if classes else None
-        vector = shape.chunk + (shape.shared if classes else 0)
+        self.encoder = embedding(reading, shape.shared)
+        vector = shape.chunk + (0 if self.encoder is None else shape.shared)
         self.start = nn.Linear(shape.chunk, widths[0] * self.grid[0] * self.grid[1])
         self.blocks = nn.ModuleList(UpBlock(a, b, vector) for a, b in pairwise(widths))
         self.attend_after = None if attention is None else blocks - 1 - attention    # -1: on the starting grid
         self.attention = nn.Identity() if attention is None else SelfAttention(widths[blocks - attention])
         self.norm, self.last = nn.BatchNorm2d(widths[-1]), nn.Conv2d(widths[-1], channels, 3, padding=1)
-        orthogonal(self)
-        normalise(self, leave=[self.encoder])
+        orthogonal(self, leave=texts_of(self))
+        normalise(self, leave=[self.encoder, *texts_of(self)])
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images `(n, c, h, w)` in [-1, 1], float32, from `z` `(n, latent)` and labels `(n,)`."""
+        """Images `(n, c, h, w)` in [-1, 1], float32, from `z` `(n, latent)` and labels `(n,)` or texts `(n, L)`."""
         first, *chunks = z.split(self.chunk, dim=1)
-        shared = [] if self.encoder is None else [self.encoder(labels)]
+        shared = [] if self.encoder is None else [vectors(self.encoder, labels, len(z))]
         x = self.start(first).unflatten(1, (-1, *self.grid))
         x = self.attention(x) if self.attend_after == -1 else x
         for k, (block, chunk) in enumerate(zip(self.blocks, chunks, strict=True)):
@@ -170,8 +173,7 @@ class Discriminator(nn.Module):
     """Image and label to logit: residual blocks, then a linear layer plus the projection on the label's embedding."""
 
     def __init__(
-        self, channels: int, size: tuple[int, int], shape: DiscriminatorShape, classes: int | None,
-        attention: int | None,
+        self, channels: int, size: tuple[int, int], shape: DiscriminatorShape, reading: Reading, attention: int | None
     ):
         super().__init__()
         self.mean = shape.head == "mean"
@@ -189,16 +191,17 @@ class Discriminator(nn.Module):
                             "give fewer halvings, or null")
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(width, 1)
-        self.encoder = nn.Embedding(classes, width) if classes else None
-        orthogonal(self)
-        normalise(self)
+        self.encoder = embedding(reading, width)
+        texts = texts_of(self)
+        orthogonal(self, leave=texts)
+        normalise(self, leave=[module for module in texts if module is not self.encoder.pool] if texts else ())
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits `(n,)`, float32, for `images` `(n, c, h, w)` and labels `(n,)`."""
+        """Logits `(n,)`, float32, for `images` `(n, c, h, w)` and labels `(n,)` or texts `(n, L)`."""
         x = F.relu(self.layers(images)).float()
         x = x.mean((2, 3)) if self.mean else x.sum((2, 3))
         logits = self.head(x).squeeze(1).float()
-        return logits if self.encoder is None else logits + (self.encoder(labels) * x).sum(1)
+        return logits if self.encoder is None else logits + (vectors(self.encoder, labels, len(x)) * x).sum(1)
 
 
 class BigGAN(FromNoise):
@@ -208,7 +211,7 @@ class BigGAN(FromNoise):
         UserError: an option's value is unknown or out of range.
     """
 
-    conditions: ClassVar[tuple[str, ...]] = ("none", "label")
+    conditions: ClassVar[tuple[str, ...]] = ("none", "label", "text")
 
     @grouped
     def __init__(
@@ -216,8 +219,7 @@ class BigGAN(FromNoise):
         channels: int,
         size: tuple[int, int],
         *,
-        classes: int | None = None,
-        condition: str = "none",                           # none or label
+        reading: Reading,
         generator: GeneratorShape,
         discriminator: DiscriminatorShape,
         attention: int | None,                             # halvings of the size at which both attend, None: nowhere
@@ -242,15 +244,14 @@ class BigGAN(FromNoise):
                 raise UserError(f"model.{name}={value} leaves no step: give a whole number from 1 on")
         self.loss = adversarial_loss(loss)
         self.augment = DiffAugment(augment)
-        labels = classes if condition == "label" else None
-        self.generator = Generator(channels, size, generator, labels, attention)
-        self.discriminator = Discriminator(channels, size, discriminator, labels, attention)
+        self.generator = Generator(channels, size, generator, reading, attention)
+        self.discriminator = Discriminator(channels, size, discriminator, reading, attention)
         self.least_batch = accumulate * (2 if self.generator.grid == (1, 1) else 1)  # one value has no variance
         self.ema = EMA(self.generator, **vars(average))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """A step of the discriminator, and on every `generator_every`-th batch one of the generator."""
-        real, labels = batch["image"], self.condition_of(batch)
+        real, labels = batch["image"], self.told(batch)
         logs = self.learn("discriminator", self.discriminator_loss, real, labels)
         if self.progress.batches % self.hparams.generator_every == 0:
             logs |= self.learn("generator", self.generator_loss, real, labels)
@@ -274,7 +275,7 @@ class BigGAN(FromNoise):
         return {f"loss/{player}": loss, **logs}
 
     def draw(self, n: int, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """`z` `(n, latent)` and labels for n images, drawn from those of a batch: as frequent as in the data."""
+        """`z` `(n, latent)` and conditions for n images, drawn from a batch's own: as frequent as in the data."""
         z = torch.randn(n, self.generator.latent, device=self.device)
         return z, None if labels is None else labels[torch.randint(n, (n,), device=self.device)]
 
@@ -318,10 +319,30 @@ class BigGAN(FromNoise):
         return z
 
 
-def orthogonal(network: nn.Module) -> None:
+def embedding(reading: Reading, width: int) -> Any:
+    """What a condition's vector of this length comes from: an embedding of classes, or what reads texts; or None."""
+    if reading.condition == "label":
+        assert reading.classes, "condition=label needs data with classes"
+        return nn.Embedding(reading.classes, width)
+    return reading.reader(width)
+
+
+def vectors(encoder: nn.Module, condition: Tensor | None, n: int) -> Tensor:
+    """Vectors `(n, width)` of labels `(n,)`, or of texts `(n, L)`."""
+    return encoder(condition, n=n) if isinstance(encoder, TextEncoder) else encoder(condition)
+
+
+def texts_of(network: Any) -> list[nn.Module]:
+    """The modules of a network's encoder that read texts."""
+    encoder = getattr(network, "encoder", None)
+    return [*encoder.modules()] if isinstance(encoder, TextEncoder) else []
+
+
+def orthogonal(network: nn.Module, *, leave: Sequence[nn.Module] = ()) -> None:
     """Weights with orthonormal rows, or columns where there are more rows (Saxe et al. 2014); biases 0."""
+    left = {id(module) for module in leave}
     for module in network.modules():
-        if isinstance(module, WEIGHTED):
+        if isinstance(module, WEIGHTED) and id(module) not in left:
             nn.init.orthogonal_(module.weight)
             if not isinstance(module, nn.Embedding) and module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -330,12 +351,13 @@ def orthogonal(network: nn.Module) -> None:
 def non_orthogonality(network: nn.Module) -> Tensor:
     """Squared products of different rows of every weight but embeddings, summed (Brock et al. 2019, equation 3).
 
-    Of the weights themselves, which spectral norm divides later, and in float32.
+    Of the weights themselves, which spectral norm divides later, and in float32; what reads texts is left out.
     """
     found = torch.zeros((), device=next(network.parameters()).device)
+    texts = {id(module) for module in texts_of(network)}
     with torch.autocast(found.device.type, enabled=False):
         for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, nn.Conv2d | nn.Linear) and id(module) not in texts:
                 rows = own_weight(module).flatten(1)
                 gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows    # of one Frobenius norm
                 found = found + gram.square().sum() - rows.square().sum(1).square().sum()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc.conditions import as_tensor, condition_for
+from aigc.errors import UserError
 from aigc.models.family import Batch
 from aigc.models.two_player import TwoPlayer
 from aigc.networks.batch_norm import standing_statistics
@@ -85,7 +86,13 @@ class FromNoise(TwoPlayer):
         return None if labels is None else labels.to(self.device)
 
     def with_standing_statistics(self, images: int, truncation: float | None = None) -> nn.Module:
-        """A copy of the averaged generator with batch-norm statistics over `images` images of fixed seeds."""
+        """A copy of the averaged generator with batch-norm statistics over `images` images of fixed seeds.
+
+        Raises:
+            UserError: the model was trained on texts and keeps none to measure with.
+        """
+        if self.condition == "text":
+            raise UserError("standing_statistics needs texts, which the model does not hold: leave it out")
 
         def drawn(seeds: range) -> tuple[Any, ...]:
             return self.inputs(self.latents(seeds, truncation).to(self.device), self.conditions_of(None, seeds), seeds)

@@ -14,20 +14,20 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from itertools import pairwise
 from math import ceil
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from aigc.conditions import TextEncoder, as_tensor, build_encoder
+from aigc.conditions import TextEncoder
 from aigc.errors import UserError, check_choices
 from aigc.losses.adversarial import adversarial_loss, gradient_penalty, squared_gradient
 from aigc.losses.diff_augment import DiffAugment
 from aigc.models.family import Batch
 from aigc.models.from_noise import FromNoise
-from aigc.models.options import Average, Schedule, group, grouped, option
+from aigc.models.options import Average, Reading, Schedule, group, grouped, option
 from aigc.models.two_player import ClippedAdams
 from aigc.networks.batch_norm import ConditionalBatchNorm, share_statistics
 from aigc.networks.ema import EMA
@@ -36,22 +36,11 @@ START = 8                                                  # a larger starting g
 
 
 @group()
-class Reading:
+class Telling(Reading):
     """Of conditions, and how both networks are told."""
 
-    classes: int | None = None
-    vocabulary: list[str] | None = None                    # of the training captions, for condition=text
-    condition: str = "none"                                # none, label or text
     conditioning: str                                      # projection (and conditional batch norm), or concat
     embedding: int                                         # length of the condition's vector
-    text: dict[str, Any] | None = None                     # arguments of `TextEncoder`
-    text_drop: float = 0.0                                 # share of training texts dropped, for empty prompts
-
-    def encoder(self) -> nn.Module | None:
-        """What turns a condition into a vector of length `embedding`."""
-        return build_encoder(
-            self.condition, classes=self.classes, width=self.embedding, vocabulary=self.vocabulary, text=self.text
-        )
 
 
 @group()
@@ -95,7 +84,7 @@ class Generator(nn.Module):
     """Latent to image: a linear layer to the starting grid, doublings by transposed convolution, then tanh."""
 
     def __init__(
-        self, channels: int, size: tuple[int, int], shape: GeneratorShape, reading: Reading, init_std: float | None
+        self, channels: int, size: tuple[int, int], shape: GeneratorShape, reading: Telling, init_std: float | None
     ):
         super().__init__()
         latent, widths, last, normed = astuple(shape)
@@ -104,7 +93,7 @@ class Generator(nn.Module):
             doublings, widths = doublings + 1, [widths[0], *widths]
         self.size, self.latent = tuple(size), latent
         self.grid = tuple(ceil(side / 2**doublings) for side in size)
-        self.encoder = reading.encoder()
+        self.encoder = reading.reader(reading.embedding)
         vector = reading.embedding if self.encoder is not None else 0
         plain = normed == "none"
         self.concat = plain or reading.conditioning == "concat"
@@ -136,13 +125,13 @@ class Discriminator(nn.Module):
     """Image to logit: strided convolutions with LeakyReLU down to a grid of about 4x4, then a linear head."""
 
     def __init__(
-        self, channels: int, size: tuple[int, int], shape: DiscriminatorShape, reading: Reading, init_std: float | None
+        self, channels: int, size: tuple[int, int], shape: DiscriminatorShape, reading: Telling, init_std: float | None
     ):
         super().__init__()
         widths, norm, head = astuple(shape)
         self.mean, self.concat = head == "mean", reading.conditioning == "concat"
         self.batch_norm = norm == "batch"                  # real and generated images then need separate batches
-        self.encoder = reading.encoder()
+        self.encoder = reading.reader(reading.embedding)
         joined = self.encoder is not None and self.concat  # the label's map is one more channel
         if joined:
             self.map = nn.Linear(reading.embedding, size[0] * size[1])
@@ -195,7 +184,7 @@ class GAN(FromNoise):
         channels: int,
         size: tuple[int, int],
         *,
-        reading: Reading,
+        reading: Telling,
         generator: GeneratorShape,
         discriminator: DiscriminatorShape,
         init_std: float | None,                            # N(0, init_std) weights; None: torch's own
@@ -233,9 +222,7 @@ class GAN(FromNoise):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Discriminator, then generator, on the same generated images."""
-        real, labels = batch["image"], as_tensor(self.condition_of(batch), self.generator.encoder)
-        if labels is not None and self.condition == "text":
-            labels = torch.where(torch.rand(len(real), 1, device=self.device) < self.hparams.text_drop, -1, labels)
+        real, labels = batch["image"], self.told(batch)
         turn = self.progress.batches % self.hparams.generator_every == 0    # whether the generator steps too
         with torch.set_grad_enabled(turn):
             fake = self.generator(torch.randn(len(real), self.hparams.latent, device=self.device), labels)
@@ -307,13 +294,7 @@ class GAN(FromNoise):
         return z if truncation is None else truncate(z, truncation)
 
     def with_standing_statistics(self, images: int, truncation: float | None = None) -> nn.Module:
-        """A copy of the averaged generator with statistics over `images` images of whole latents.
-
-        Raises:
-            UserError: the model was trained on texts and keeps none to measure with.
-        """
-        if self.condition == "text":
-            raise UserError("standing_statistics needs texts, which the model does not hold: leave it out")
+        """A copy of the averaged generator with statistics over `images` images of whole latents."""
         return super().with_standing_statistics(images)
 
 

@@ -13,6 +13,9 @@ from types import FrameType
 from typing import Any, TypeVar, dataclass_transform, get_type_hints
 
 from lightning.pytorch.utilities.parsing import get_init_args
+from torch import nn
+
+from aigc.conditions import build_encoder
 
 T = TypeVar("T")
 _PREFIX, _NAME = "__option_prefix__", "option"
@@ -138,6 +141,24 @@ class Schedule:
 
     warmup_images: float                                   # linear rise from 0, 0: none
     decay_from: float                                      # share of the budget after which the rates fall to 0
+
+
+@group()
+class Reading:
+    """Of conditions, by a family that reads one as a vector."""
+
+    classes: int | None = None
+    vocabulary: list[str] | None = None                    # of the training captions, for condition=text
+    condition: str = "none"                                # none, label or text
+    text: dict[str, Any] | None = None                     # arguments of `conditions.text.TextEncoder`
+    text_drop: float = 0.0                                 # share of training texts dropped, for empty prompts
+    text_rate: float = 1.0                                 # multiplier of the learning rate of what reads them
+
+    def reader(self, width: int) -> nn.Module | None:
+        """What turns a condition into a vector of length `width`; None without one."""
+        return build_encoder(
+            self.condition, classes=self.classes, width=width, vocabulary=self.vocabulary, text=self.text
+        )
 
 
 @group()

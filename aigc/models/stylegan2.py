@@ -1,9 +1,9 @@
 """StyleGAN2 with adaptive augmentation (Karras et al. 2020a, b): a generator steered by styles, for little data too.
 
 Notable here:
-- a latent and a label become a style (`networks.style.Mapping`); it scales every convolution's inputs, demodulation
-  scales its outputs back, noise adds chance, and images of all resolutions are summed up
-- a residual discriminator, filtered halvings, the deviation over a minibatch, projection on the label's vector
+- a latent and a label or a text's vector (Kang et al. 2023, without attention) become a style (`networks.style`); it
+  scales every convolution's inputs, demodulation scales outputs back, noise adds chance, and all resolutions sum up
+- a residual discriminator, filtered halvings, the deviation over a minibatch, projection on the condition's vector
 - the logistic loss; R1, and on demand path lengths, in steps of their own every so many, as much heavier, for which
   Adam's rates and betas are corrected
 - augmentation of real and generated images whose probability follows how far the discriminator has memorized
@@ -14,18 +14,18 @@ Notable here:
 
 from collections.abc import Sequence
 from math import ceil, sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc.conditions import build_encoder, labels_for
+from aigc.conditions import as_tensor, condition_for
 from aigc.errors import UserError, check_choices, choices
 from aigc.losses.ada import AdaptiveAugment
 from aigc.losses.adversarial import LOSSES, squared_gradient
 from aigc.models.family import Batch
-from aigc.models.options import Average, Schedule, group, grouped, option
+from aigc.models.options import Average, Reading, Schedule, group, grouped, option
 from aigc.models.projection import Projection, project
 from aigc.models.two_player import Adams, TwoPlayer
 from aigc.networks.ema import EMA
@@ -37,18 +37,17 @@ from aigc.noise import SeededNoise
 
 LOSS = LOSSES["nonsaturating"]
 NOISE = ("random", "const", "none")
+MIXED = {"label": ("mix_label",), "text": ("mix_text",)}   # sampling options by condition
 STYLE_DECAY, PATH_DECAY = 0.995, 0.01                      # a step of the mean style, of the mean path length
 STEMS: dict[int, dict[str, Any]] = {1: {"kernel": 1}, 2: {"kernel": 4, "stride": 2, "padding": 1}}
 ADJUST_EVERY = 4                                           # steps between two changes of the augmentation's p
 
 
 @group()
-class Reading:
+class Telling(Reading):
     """Of conditions."""
 
-    classes: int | None = None
-    condition: str = "none"                                # none or label
-    embedding: int                                         # length of a label's vector, before both mappings
+    embedding: int                                         # length of its vector, before both mappings
 
 
 @group()
@@ -100,9 +99,9 @@ class Generator(nn.Module):
 
     average: Tensor                                        # (style,) running mean of w
 
-    def __init__(self, channels: int, size: Sequence[int], shape: GeneratorShape, reading: Reading):
+    def __init__(self, channels: int, size: Sequence[int], shape: GeneratorShape, reading: Telling):
         super().__init__()
-        self.encoder = build_encoder(reading.condition, classes=reading.classes, width=reading.embedding)
+        self.encoder = reading.reader(reading.embedding)
         vector = reading.embedding if self.encoder is not None else 0
         self.mapping = Mapping(shape.latent, vector, shape.style, layers=shape.layers, rate=shape.rate)
         self.synthesis = Synthesis(
@@ -111,7 +110,7 @@ class Generator(nn.Module):
         self.register_buffer("average", torch.zeros(shape.style))
 
     def style(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """The style w `(n, style)` of `z` `(n, latent)` and labels `(n,)`."""
+        """The style w `(n, style)` of `z` `(n, latent)` and labels `(n,)` or texts `(n, L)`."""
         return self.mapping(z, self.encoder(labels, n=len(z)) if self.encoder is not None else None)
 
     def styles(self, w: Tensor, *, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
@@ -134,7 +133,7 @@ class Discriminator(nn.Module):
     """Image to logit: residual halvings down to about 4x4; real and generated images in batches of their own."""
 
     def __init__(
-        self, channels: int, size: Sequence[int], shape: DiscriminatorShape, reading: Reading, rate: float
+        self, channels: int, size: Sequence[int], shape: DiscriminatorShape, reading: Telling, rate: float
     ):
         super().__init__()
         widths = list(shape.widths)
@@ -149,7 +148,7 @@ class Discriminator(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         width = widths[0]
         self.last = EqualizedConv(width + 1, width, 3, active=True)
-        self.encoder = build_encoder(reading.condition, classes=reading.classes, width=reading.embedding)
+        self.encoder = reading.reader(reading.embedding)
         self.head = nn.Sequential(
             EqualizedLinear(width * grid[0] * grid[1], width, active=True),
             EqualizedLinear(width, 1 if self.encoder is None else width),
@@ -158,9 +157,9 @@ class Discriminator(nn.Module):
             self.mapping = Mapping(0, reading.embedding, width, layers=shape.mapping, rate=rate)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits `(n,)`, float32, for `images` `(n, c, h, w)`, all real or all generated, and labels `(n,)`.
+        """Logits `(n,)`, float32, for `images` `(n, c, h, w)`, all real or all generated.
 
-        With labels, the features times the label's own style, over the root of their number.
+        With labels `(n,)` or texts `(n, L)`: the features times the condition's style, over the root of their number.
         """
         x = images.contiguous(memory_format=torch.channels_last)
         if self.stem == 2:
@@ -179,6 +178,7 @@ class StyleGAN2(TwoPlayer):
         UserError: an option's value is unknown or out of range.
     """
 
+    conditions: ClassVar[tuple[str, ...]] = ("none", "label", "text")
     encodes_by_search = True
     path_mean: Tensor                                      # () running mean of path lengths
 
@@ -188,7 +188,7 @@ class StyleGAN2(TwoPlayer):
         channels: int,
         size: tuple[int, int],
         *,
-        reading: Reading,
+        reading: Telling,
         generator: GeneratorShape,
         discriminator: DiscriminatorShape,
         regularizers: Regularizers,
@@ -228,7 +228,7 @@ class StyleGAN2(TwoPlayer):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Discriminator, then generator, on the same generated images; regularizers in steps of their own."""
-        real, labels, h = batch["image"], self.condition_of(batch), self.hparams
+        real, labels, h = batch["image"], self.told(batch), self.hparams
         fake = self.generator(self.mixed_styles(len(real), labels))
         with self.turn("discriminator") as backward:
             loss, logs = self.discriminator_loss(real, fake.detach(), labels)
@@ -306,7 +306,8 @@ class StyleGAN2(TwoPlayer):
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The mean logit on held-out images: far below `logits/real`, the discriminator has memorized its images."""
-        return {"logits/held_out": self.discriminator(batch["image"], self.condition_of(batch)).mean()}
+        labels = as_tensor(self.condition_of(batch), self.discriminator.encoder)
+        return {"logits/held_out": self.discriminator(batch["image"], labels).mean()}
 
     def averages(self) -> list[tuple[EMA, nn.Module]]:
         """The averaged generator."""
@@ -322,12 +323,12 @@ class StyleGAN2(TwoPlayer):
 
         Options: `psi` (1: as learned; smaller is more typical, 0 is the mean style) in the first `cutoff` layers
         (None: all); `noise` (random: of each image's seed, const: the same in all, none); `mix` (a layer, from which
-        on the styles are those of `mix_seed`, by default 0, and of `mix_label`, by default the image's own).
+        on the styles are those of `mix_seed`, by default 0, and of `mix_label` or `mix_text`, by default its own).
 
         Raises:
             UserError: an option is unknown or out of range, or the labels are.
         """
-        self.check_options(options, ("psi", "cutoff", "noise", "mix", "mix_seed", "mix_label"))
+        self.check_options(options, ("psi", "cutoff", "noise", "mix", "mix_seed", *MIXED.get(self.condition, ())))
         layers = self.generator.synthesis.styles
         noise, psi = options.get("noise", "random"), options.get("psi", 1.0)
         mix, cutoff = options.get("mix"), options.get("cutoff")
@@ -343,24 +344,23 @@ class StyleGAN2(TwoPlayer):
             w = generator.style(z, self._labels(condition, seeds))
             styles = generator.styles(w, psi=psi, cutoff=cutoff)
             if mix is not None:
-                label = options.get("mix_label")
-                labels = self._labels(condition if label is None else [label] * n, seeds)
+                told = options.get(f"mix_{self.condition}")
+                labels = self._labels(condition if told is None else [told] * n, seeds)
                 z = SeededNoise([options.get("mix_seed", 0)] * n)(self.hparams.latent).to(self.device)
                 other = generator.styles(generator.style(z, labels), psi=psi, cutoff=cutoff)
                 styles = torch.cat([styles[:, :mix], other[:, mix:]], dim=1)
             drawn = [draw(*shape).to(self.device) for shape in generator.synthesis.noise_shapes()]
             return generator(styles, drawn if noise == "random" else noise).clamp(-1, 1)
 
-    def project(
-        self, images: Tensor, *, space: str = "w", condition: Any = None, **options: Any
-    ) -> Projection:
+    def project(self, images: Tensor, *, space: str = "w", condition: Any = None, **options: Any) -> Projection:
         """Latents and noise maps of images `(n, c, h, w)` in [-1, 1], by descent: `models.projection.project`.
 
         Raises:
-            UserError: the space is unknown, or z is asked for without the labels that it was learned with.
+            UserError: the space is unknown, or z is asked for without the conditions that it was learned with.
         """
-        if space == "z" and self.condition == "label" and condition is None:
-            raise UserError("space=z needs the images' labels, which z was learned with: give condition, or space=w")
+        if space == "z" and self.condition != "none" and condition is None:
+            raise UserError(f"space=z needs the images' {self.condition}s, which z was learned with: give condition, "
+                            "or space=w")
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
             images = images.to(self.device, torch.float32, copy=True)
             labels = None if condition is None else self._labels(condition, range(len(images)))
@@ -394,5 +394,6 @@ class StyleGAN2(TwoPlayer):
         return self.ema.network  # type: ignore[return-value]
 
     def _labels(self, condition: Any, seeds: Sequence[int]) -> Tensor | None:
-        labels = labels_for(condition, kind=self.condition, classes=self.hparams.classes, seeds=seeds)
+        known = {"kind": self.condition, "classes": self.hparams.classes, "encoder": self.averaged.encoder}
+        labels = condition_for(condition, seeds=seeds, **known)
         return None if labels is None else labels.to(self.device)

@@ -17,7 +17,9 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from aigc.models.family import Family
+from aigc.conditions import as_tensor
+from aigc.conditions.text import Reader
+from aigc.models.family import Batch, Family
 from aigc.models.options import group
 
 
@@ -40,8 +42,11 @@ class ClippedAdams(Adams):
 class TwoPlayer(Family):
     """A family whose players learn in turns, with manual optimization.
 
-    Hyper-parameters: `<player>_rate` for each player, `betas`, and optionally `clip`.
+    Hyper-parameters: `<player>_rate` for each player, `betas`, and optionally `clip`, and `text_rate`: a multiplier of
+    the rates of what reads texts.
     """
+
+    generator: Any                                         # has an `encoder` of conditions, or None
 
     find_unused_parameters: ClassVar[bool] = True          # each backward reaches only one of the players
 
@@ -62,9 +67,27 @@ class TwoPlayer(Family):
         clip, betas = self.hparams.get("clip"), tuple(self.hparams.betas)
         how: dict[str, Any] = {"fused": True} if clip is None else {"fused": not clip, "foreach": bool(clip)}
         return [
-            torch.optim.Adam(nn.ModuleList(nets).parameters(), lr=self.hparams[f"{player}_rate"], betas=betas, **how)
+            torch.optim.Adam(self.shares(nets, rate := self.hparams[f"{player}_rate"]), lr=rate, betas=betas, **how)
             for player, nets in self.players().items()
         ]
+
+    def shares(self, nets: Sequence[nn.Module], rate: float) -> list[dict[str, Any]]:
+        """A player's parameters in groups with their rates: those that read texts apart, if theirs is another."""
+        whole, slower = nn.ModuleList(nets), self.hparams.get("text_rate", 1.0)
+        readers = [module for module in whole.modules() if isinstance(module, Reader)] if slower != 1 else []
+        apart = {id(parameter): parameter for reader in readers for parameter in reader.parameters()}
+        rest = [parameter for parameter in whole.parameters() if id(parameter) not in apart]
+        return [{"params": rest, "lr": rate}, *([{"params": [*apart.values()], "lr": slower * rate}] if apart else [])]
+
+    def told(self, batch: Batch) -> Tensor | None:
+        """What both players are told of a batch in training: labels `(n,)`, or texts `(n, L)`, some of them dropped.
+
+        Captions belong to their images; those of generated images are a batch's own, too.
+        """
+        labels = as_tensor(self.condition_of(batch), self.generator.encoder)
+        if labels is not None and self.condition == "text":
+            labels = torch.where(torch.rand(len(labels), 1, device=self.device) < self.hparams.text_drop, -1, labels)
+        return labels
 
     @contextmanager
     def turn(self, player: str) -> Iterator[Callable[[Tensor], None]]:

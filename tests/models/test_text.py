@@ -7,8 +7,12 @@ from omegaconf import OmegaConf
 from aigc.conditions.vocabulary import build_vocabulary
 from aigc.config.schema import CONFIG_DIR
 from aigc.errors import UserError
+from aigc.models.biggan import BigGAN, orthogonal
 from aigc.models.diffusion import Diffusion
 from aigc.models.gan import GAN
+from aigc.models.stylegan2 import StyleGAN2
+from aigc.networks.spectral_norm import spectral_norms
+from tests.families import SMALLEST
 
 TEXTS = ["a red circle", "a large blue square left of a small red star", "", "a star"]
 TEXT = {"width": 16, "layers": 1, "heads": 2, "tokens": 16}
@@ -16,8 +20,10 @@ TINY = {
     Diffusion: {"network": {"width": 8, "multipliers": [1, 2], "vector": 16, "patch": 1}},
     GAN: {"latent": 8, "generator_widths": [8, 8, 4], "discriminator_widths": [4, 8, 8], "embedding": 4,
           "init_std": 0.2},
+    BigGAN: SMALLEST["biggan"],
+    StyleGAN2: {**SMALLEST["stylegan2"], "augment_target": 0.0},
 }
-FAMILIES = {"diffusion": Diffusion, "gan": GAN}
+FAMILIES = {"diffusion": Diffusion, "gan": GAN, "biggan": BigGAN, "stylegan2": StyleGAN2}
 
 
 def tiny(name, **changes):
@@ -62,6 +68,46 @@ def test_golden_losses_of_the_gan():
     assert (on_real, on_fake) == pytest.approx((-0.005737, 0.003484), abs=1e-4)
 
 
+GOLDEN = {"biggan": (-0.347964, -0.639579), "stylegan2": (0.271979, 0.168121)}
+
+
+@pytest.mark.parametrize("name", GOLDEN)                   # mean logits of real and of generated images
+def test_golden_losses_of_large_gans(name):
+    model, batch = tiny(name), batch_of()
+    ids = model.generator.encoder.tokenize(batch["text"])
+    torch.manual_seed(2)
+    with torch.no_grad():
+        if name == "biggan":
+            fake = model.generator(torch.randn(8, model.generator.latent), ids)
+        else:
+            fake = model.generator(model.generator.styles(model.generator.style(model.latents(8), ids)), "const")
+        got = [model.discriminator(images, ids).mean().item() for images in (batch["image"], fake)]
+    assert got == pytest.approx(GOLDEN[name], abs=1e-4)
+
+
+def test_what_reads_texts_keeps_its_first_weights_and_only_its_vector_has_spectral_norm():
+    model = tiny("biggan")
+    normed = {id(weight) for player in (model.generator, model.discriminator) for _, weight in spectral_norms(player)}
+    readers = [model.generator.encoder, model.discriminator.encoder]
+    inside = {name for reader in readers for name, p in reader.named_parameters() if id(p) in normed}
+    assert inside == {"pool.parametrizations.weight.original"}
+    assert not any(id(p) in normed for p in readers[0].parameters())
+    before = [p.clone() for p in readers[0].parameters()]
+    orthogonal(model.generator, leave=[*readers[0].modules()])
+    assert all(torch.equal(a, b) for a, b in zip(before, readers[0].parameters(), strict=True))
+
+
+def test_what_reads_texts_learns_at_its_own_rate():
+    model = tiny("stylegan2", text_rate=0.05, r1=0.0, path=0.0)
+    for optimizer, network in zip(model.configure_optimizers(), (model.discriminator, model.generator), strict=True):
+        rest, readers = optimizer.param_groups
+        whole = {id(p) for p in network.parameters()}
+        of_texts = {id(p) for p in network.encoder.parameters()}
+        assert {id(p) for p in readers["params"]} == of_texts and {id(p) for p in rest["params"]} == whole - of_texts
+        assert readers["lr"] == pytest.approx(0.05 * rest["lr"])
+    assert [len(o.param_groups) for o in tiny("stylegan2", text_rate=1.0).configure_optimizers()] == [1, 1]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_image_k_ignores_its_batch_and_the_length_of_others_prompts(name):
     model = tiny(name)
@@ -98,7 +144,18 @@ def test_text_guidance_is_the_recipes_and_an_option_overrides_it():
     assert not torch.equal(model.sample(4, **options), model.sample(4, **options, guidance=1.0))
 
 
-@pytest.mark.parametrize(("name", "option"), [("diffusion", "drop"), ("gan", "text_drop")])
+def test_styles_of_another_text_from_a_layer_on():
+    model = tiny("stylegan2")
+    options = {"condition": ["a star"] * 2, "seeds": [3, 4], "noise": "const"}
+    other = model.sample(2, **{**options, "condition": ["a red circle"] * 2}, mix=0, mix_seed=7)
+    torch.testing.assert_close(model.sample(2, **options, mix=0, mix_seed=7, mix_text="a red circle"), other)
+    mixed = model.sample(2, **options, mix=1, mix_text="a red circle")
+    assert float((mixed - model.sample(2, **options)).abs().amax((1, 2, 3)).min()) > 1e-3
+    with pytest.raises(UserError, match="no sampling option 'mix_label': choose from cutoff, mix, mix_seed, mix_text"):
+        model.sample(2, **options, mix=1, mix_label=3)
+
+
+@pytest.mark.parametrize(("name", "option"), [("diffusion", "drop"), ("gan", "text_drop"), ("stylegan2", "text_drop")])
 def test_texts_are_dropped_with_all_their_tokens(name, option):
     model, lengths = tiny(name, **{option: 0.4}), []
     reader = (model.network if name == "diffusion" else model.generator).encoder.transformer
@@ -111,7 +168,7 @@ def test_texts_are_dropped_with_all_their_tokens(name, option):
         model.optimizers = lambda: (None, None)
         with pytest.raises(AttributeError):  # no optimizers: the generator has read its texts by then
             model.training_step(batch, 0)
-    assert set(lengths[0].tolist()) == {0, 10}
+    assert set(lengths[0].tolist()) == {0, 10}             # two-player families share `told`
     assert float((lengths[0] == 0).float().mean()) == pytest.approx(0.4, abs=0.06)
 
 
