@@ -42,6 +42,8 @@ SMALLEST: dict[str, dict[str, Any]] = {  # model=<name>: options of conf/model/<
     "clip": {"resnet.widths": [8, 16], "resnet.blocks": [1, 0], "resnet.heads": 2, "vit.width": 16, "vit.layers": 1,
              "vit.heads": 2, "text.width": 16, "text.layers": 1, "text.heads": 2, "embedding": 16,
              "warmup_images": 0},
+    "classifier": {"network.width": 8, "network.vector": 16, "network.head": 8, "levels": [0.5, 2], "warmup_images": 0,
+                   "sigma_images": 64},
     "dalle": {"width": 16, "layers": 2, "heads": 2, "warmup_images": 0, "text.tokens": 6},
 }
 STAGES = {  # options that are runs of another family, and which

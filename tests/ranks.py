@@ -50,6 +50,7 @@ FAMILIES = {  # name of a case: (family, its data, condition and scores); one li
     "prior": ("prior", "condition=label", *SCORED),
     "clip": ("clip", *TEXT),
     "dalle": ("dalle", *SHAPES, *LOSSES),
+    "classifier": ("classifier", *LOSSES),
 }
 CAPTIONED = ("dalle",)                                     # learn from captions alone, and so does what they stand on
 BF16 = ("gan", "gan_text", "vae", "flow", "cyclegan", "clip")      # also in it: each way to optimize, and captions

@@ -32,6 +32,7 @@ MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
 SIDES = {"cyclegan": ("unpaired", "paired"), "cut": ("unpaired", "paired"), "pix2pix": ("paired",)}
 AGAIN = ("vqvae", "vqgan", "autoencoder")                     # reconstruct, and know no condition
 MATCHING = ("clip",)                                          # tell how well texts fit images, and make none
+TELLING = ("classifier",)                                     # tell the class of noisy images, and make none
 TEXT_ALONE = ("dalle",)                                       # know no other condition, and have no text encoder
 ENLARGE = ("imagen_sr",)                                      # reconstruct too, from small images, under any condition
 READERS = ("gan", "dcgan", "r3gan", "biggan", "stylegan2", "diffusion", "ddpm", "edm", "dit", "latent_diffusion",
@@ -39,7 +40,7 @@ READERS = ("gan", "dcgan", "r3gan", "biggan", "stylegan2", "diffusion", "ddpm", 
 FITTING = [(model, data) for model in MODELS for data in DATA if kind_of(data) in SIDES.get(model, ("images",))]
 RUNS = [(model, data, condition) for model, data in FITTING for condition in ("none", *CONDITIONS.get(data, ()))
         if (condition != "text" or model in READERS) and (condition == "none" or model not in AGAIN)
-        and (condition == "text" or model not in TEXT_ALONE) and model not in MATCHING]
+        and (condition == "text" or model not in TEXT_ALONE) and model not in (*MATCHING, *TELLING)]
 RUNS += [(model, data, condition) for data, models, conditions in (     # the same data in other layouts
     ("huggingface:parquet", ("gan",), ("label", "text")), ("paired_folder:names", ("cyclegan", "pix2pix"), ("none",)),
     ("paired_folder:beside", ("cut", "pix2pix"), ("none",))) for model in models for condition in conditions]
@@ -176,6 +177,30 @@ def test_what_matches_texts_needs_some(chosen, tmp_path: Path, model: str) -> No
     cfg.condition = "label"
     with pytest.raises(UserError, match="CLIP has no condition 'label': choose from text"):
         check_compatible(cfg)
+
+
+@pytest.mark.parametrize("data", ["digits", "shapes"])
+@pytest.mark.parametrize("model", TELLING)
+def test_what_tells_classes_works_to_the_end(chosen, tmp_path: Path, model: str, data: str) -> None:
+    run, record = tmp_path / "run", tmp_path / "record.json"
+    cfg = compose_train(*words(model), *chosen(data), *BRIEF, "metrics.every_images=4", "metrics.validation_images=4",
+                        "callbacks.samples.n=4", common=False)             # condition=label
+    (run / ".hydra").mkdir(parents=True)
+    OmegaConf.save(cfg, run / ".hydra" / "config.yaml")
+    summary = fit(cfg, run)
+    assert (summary["status"], summary["images"], summary["condition"]) == ("finished", 8, "label")
+    assert (summary["capabilities"], summary["scores"]["monitor"]) == (["classify"], "val/loss")
+    names = {"val/loss", "val/accuracy", "val/accuracy_at_0.5", "val/accuracy_at_2"}
+    assert set(summary["scores"]["last"]) == names and summary["catalogue"]["val/accuracy_at_*"]["better"] == "more"
+    assert "tells the class of noisy images" in (run / "README.md").read_text()
+    evaluate(asked("evaluate", run=run, out=record, device="cpu"))
+    assert names | {f"test/{name}" for name in names} == set(json.loads(record.read_text())["scores"])
+    with pytest.raises(UserError, match="Classifier, which tells the class of noisy images: generate needs a run of "):
+        generate(asked("generate", run=run, out=tmp_path / "none", device="cpu", n=2))
+    typed = copy.deepcopy(cfg)
+    typed.budget.images = 16
+    summary = fit(resumed_config(typed, run, ["budget.images=16"]), run, resumed=True)
+    assert (summary["status"], summary["images"], len(summary["resumes"])) == ("finished", 16, 1)
 
 
 def named(model: str) -> DictConfig:

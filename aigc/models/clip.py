@@ -31,7 +31,7 @@ from aigc.losses.diff_augment import DiffAugment
 from aigc.models.family import Batch, Family
 from aigc.models.options import Schedule, group, grouped
 from aigc.networks.adamw import adamw
-from aigc.networks.attention import attend
+from aigc.networks.attention import AttentionPool
 from aigc.networks.transformer import Transformer
 
 TOWERS = ("resnet", "vit")
@@ -54,26 +54,6 @@ class Residual(nn.Module):
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             y = convolution(F.silu(norm(y)))
         return x + y
-
-
-class AttentionPool(nn.Module):
-    """A map to one vector: its mean asks all of its places, which know where they are (section 2.4)."""
-
-    def __init__(self, width: int, places: int, *, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.places = nn.Parameter(width**-0.5 * torch.randn(places + 1, width))
-        self.norm = nn.LayerNorm(width)
-        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(n, width, h, w)` to `(n, width)`."""
-        tokens = x.flatten(2).transpose(1, 2)
-        tokens = self.norm(torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1)) + self.places
-        n, length, width = tokens.shape
-        q = self.query(tokens[:, :1]).view(n, 1, self.heads, -1).transpose(1, 2)
-        k, v = self.key_value(tokens).view(n, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return attend(q, k, v).transpose(1, 2).reshape(n, width)
 
 
 class ResNetTower(nn.Module):

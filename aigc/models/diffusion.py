@@ -32,12 +32,12 @@ from aigc.diffusion.samplers import Denoise, Noise, sampler_named
 from aigc.diffusion.schedules import build_process, evenly, path, stratified
 from aigc.errors import UserError, choices
 from aigc.models.denoisers import ConditionalDenoiser
-from aigc.models.family import Batch, Family
+from aigc.models.family import Batch
+from aigc.models.measured import Measured
 from aigc.models.options import Average, Schedule, group, grouped
 from aigc.models.parts import LatentSpace, Source
 from aigc.networks.ema import EMA
 from aigc.networks.muon import Muon
-from aigc.networks.ranks import sum_over_ranks
 from aigc.noise import SeededNoise, mix
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
@@ -82,14 +82,13 @@ class Sampling:
     autoguidance_interval: Sequence[float] | None = None  # sigma / alpha between which it acts
 
 
-class Diffusion(Family):
+class Diffusion(Measured):
     """Denoising diffusion in pixels or latents; the recipe's numbers are in `conf/model/diffusion.yaml`."""
 
     conditions: ClassVar[tuple[str, ...]] = ("none", "label", "text")
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"first_stage": ("latent_network", "vector_network")}
     sharded: ClassVar[tuple[str, ...]] = ("network",)
     early_kept: Tensor                      # whether `early` holds what it is for
-    moments: Tensor                         # images measured, sum of their means, sum of their mean squares
 
     @grouped
     def __init__(
@@ -118,11 +117,9 @@ class Diffusion(Family):
         super().__init__()
         self.save_hyperparameters()
         self.check_parts({"first_stage": first_stage})
-        weighting, sigma_data, sampler = objective.weighting, objective.sigma_data, sampling.sampler
+        weighting, sampler = objective.weighting, sampling.sampler
         if weighting not in WEIGHTINGS:
             raise UserError(f"There is no model.weighting '{weighting}': {choices(weighting, WEIGHTINGS)}")
-        if not (sigma_data == "auto" or (isinstance(sigma_data, int | float) and sigma_data > 0)):
-            raise UserError(f"model.sigma_data={sigma_data} is neither a positive number nor auto: give one of them")
         self.process = build_process(
             objective.process, objective.prediction, objective.processes.get(objective.process, {})
         )
@@ -152,8 +149,7 @@ class Diffusion(Family):
         if self.early is not None:
             self.register_buffer("early_kept", torch.tensor(False))  # in the checkpoint: a resumed run keeps its own
         self._keeping = self.early is not None
-        self.register_buffer("moments", torch.zeros(3))  # in the checkpoint: resuming continues the same measurement
-        self._measuring = sigma_data == "auto"
+        self.begin_measuring()
 
     def told(self, denoiser: ConditionalDenoiser) -> Any:
         """The network that is trained: the denoiser, which a subclass tells more."""
@@ -192,25 +188,6 @@ class Diffusion(Family):
             if self.early is not None and not self.early_kept:
                 self.early.load_state_dict(self.ema.network.state_dict())
                 self.early_kept.fill_(True)
-
-    def sigma_data(self) -> Tensor:
-        """Standard deviation of the images over all pixels, a scalar; measured so far where it is `auto`."""
-        if self.hparams.sigma_data != "auto":
-            return torch.tensor(float(self.hparams.sigma_data), device=self.moments.device)
-        count, total, squares = self.moments
-        mean = total / count.clamp(min=1)
-        spread = (squares / count.clamp(min=1) - mean**2).clamp(min=1e-4).sqrt()
-        return torch.where(count > 0, spread, 0.5)  # EDM's 0.5 before any image
-
-    def measure(self, images: Tensor) -> None:
-        """Takes the first `sigma_images` images, those of all ranks, into account for `sigma_data`."""
-        if self._measuring:  # asked of the device no longer than needed
-            self._measuring = float(self.moments[0]) < self.hparams.sigma_images
-        if not self._measuring:
-            return
-        flat = images.flatten(1)
-        new = torch.stack([flat.new_tensor(len(flat)), flat.mean(1).sum(), flat.square().mean(1).sum()])
-        self.moments += sum_over_ranks(new)
 
     def predict(
         self, network: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, drop: Tensor | None = None,

@@ -26,6 +26,7 @@ CAPABILITIES = {                                           # methods that tools 
     "decode": "turns latents into images",
     "tokenize": "turns images into codes",
     "score_text": "tells how well texts fit images",       # and has `embed_images` and `embed_texts`: unit vectors
+    "classify": "tells the class of noisy images",
     "denoise": "tells the expected image behind a noisy one",
     "complete": "draws codes of images anew",
     "describe": "says what images show",

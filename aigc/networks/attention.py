@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -35,3 +35,23 @@ def attend(
         layout = torch.preserve_format if kept else torch.contiguous_format
         q, k, v = (x.to(torch.float32, memory_format=layout) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+class AttentionPool(nn.Module):
+    """A map to one vector: its mean asks all of its places, which know where they are (Radford et al. 2021, 2.4)."""
+
+    def __init__(self, width: int, places: int, *, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.places = nn.Parameter(width**-0.5 * torch.randn(places + 1, width))
+        self.norm = nn.LayerNorm(width)
+        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, width, h, w)` to `(n, width)`."""
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = self.norm(torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1)) + self.places
+        n, length, width = tokens.shape
+        q = self.query(tokens[:, :1]).view(n, 1, self.heads, -1).transpose(1, 2)
+        k, v = self.key_value(tokens).view(n, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return attend(q, k, v).transpose(1, 2).reshape(n, width)

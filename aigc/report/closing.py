@@ -17,6 +17,8 @@ MEANINGS = (  # a score: what it says, for who sees it for the first time
     (r"reconstruction/ssim", "the same by structure, at most 1"),
     (r"reconstruction/label_accuracy", "share of reconstructions that still show their image's label"),
     (r"val/perplexity", "codes that would carry as much if all were used equally often"),
+    (r"val/accuracy", "share of held-out images in noise, of all levels, whose class is told"),
+    (r"val/accuracy_at_(.+)", "the same where there is {0} times as much noise as image"),
     (r"val/codes_used", "share of the codebook in use"),
     (r"val/bits_per_code", "what a held-out code costs; log2 of their number for who knows nothing"),
     (r"val/bits_per_word", "what a word of a held-out picture's caption costs for who sees the picture"),
@@ -63,7 +65,8 @@ def closing(folder: Path, summary: dict[str, Any]) -> list[str]:
             prompt = shlex.quote(f"text={summary.get('prompt')}")
             return [*lines, f"next      python -m aigc.search {shlex.quote(f'clip={shown}')} images=<folder> {prompt}",
                     f"          python -m aigc.evaluate {run}"]
-        return [*lines, f"next      python -m aigc.evaluate {run}"] if "decode" in able else lines
+        told = {"decode", "classify"} & {*able}
+        return [*lines, f"next      python -m aigc.evaluate {run}"] if told else lines
     prompt = shlex.quote(f"text={summary['prompt']}") + " " if summary.get("prompt") else ""
     lines.append(f"next      python -m aigc.generate {run} {prompt}n=8")
     return [*lines, f"          python -m aigc.evaluate {run}"]

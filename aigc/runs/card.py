@@ -100,6 +100,7 @@ def introduction(run: Run) -> str:
     what = "makes images" if "sample" in able else "makes no images"
     what = "turns images into latents and back" if {"encode", "decode"} <= {*able} and "sample" not in able else what
     what = "tells how well texts fit images" if "score_text" in able and "sample" not in able else what
+    what = "tells the class of noisy images, to guide diffusion runs" if "classify" in able else what
     what = "makes small images larger" if "upscale" in able else what
     what = "turns images of one side of the data into the other" if "translate" in able else what
     told = (f"`{recipe_of(run)}` ({run.family}){size}, trained on `{data_of(run)}`"

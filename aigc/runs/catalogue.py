@@ -97,6 +97,7 @@ ENTRIES: dict[str, Entry] = {entry.name: entry for entry in (
     _loss("l2", least=0),
     Entry("val/perplexity", "more", (1, None), "codes", ("losses",)),
     Entry("val/bicubic_psnr", "neither", (0, None), "dB", ("losses",)),    # of held-out images, to be beaten
+    *(Entry(f"val/{name}", "more", (0, 1), "", ("losses",)) for name in ("accuracy", "accuracy_at_*")),
     Entry("val/codes_used", "more", (0, 1), "", ("losses",)),
     _loss("logits/held_out", "neither"),
 )}

@@ -37,6 +37,8 @@ def test_every_family_composes_with_its_own_data_at_both_sizes(model):
                              "hyper_parameters": dict(first.hparams)}
     if family.conditions == ("text",):
         facts |= {"condition": "text", "vocabulary": ["<unknown>", "red", "star"]}
+    if family.conditions == ("label",):
+        facts |= {"condition": "label", "classes": 10}
     built = instantiate(cfg.model, "model", **facts)
     assert isinstance(built, Family) and type(built) is family
     assert sum(p.numel() for p in built.parameters()) > 1000
