@@ -16,53 +16,58 @@ def main() -> None:
 
 
 def generate(cfg: Any) -> None:
-    """Samples `n` images and writes them to `out`."""
-    from aigc.config.schema import to_plain
-    from aigc.images.generating import sample_uint8, write
-    from aigc.images.output import by_time, claim, sha256_of
-    from aigc.models.checkpoints import choose_device, find_checkpoint, load_family, run_of
-    from aigc.models.requests import images_asked
-    from aigc.wording import counted
-
+    """Samples `n` images and writes them to `out`; or the image of a recipe, in its batch, once more."""
     if cfg.format not in FORMATS:
         raise UserError(f"unsupported format '{cfg.format}': {choices(cfg.format, FORMATS)}")
     check_least(cfg, {"n": 1, "batch_size": 1})
+    from aigc.images.generating import sample_uint8, write
+    from aigc.images.output import by_time, claim, sha256_of
+    from aigc.images.recipes import recipe_of
+    from aigc.images.remaking import Batches, Compared, facts_from, given_keys, one_of, plan_of
+    from aigc.models.checkpoints import choose_device, load_family, run_of
+    from aigc.models.requests import images_asked
+    from aigc.wording import counted
+
     device = choose_device(cfg.device)
-    checkpoint = find_checkpoint(cfg.run, cfg.checkpoint)
-    run = run_of(checkpoint)
+    plan = plan_of(cfg, given_keys(cfg, "generate"))
+    typed, run = plan.typed, run_of(plan.checkpoint)
     out = Path(cfg.out).expanduser() if cfg.out else by_time(run / "generated")
     with claim(out, overwrite=cfg.overwrite, numbered=not cfg.out) as output:
-        family = load_family(checkpoint, device=device)
-        typed = to_plain(cfg)
-        asked = images_asked(family, typed, cfg.n, run=cfg.run)
+        family = load_family(plan.checkpoint, device=device)
+        asked = images_asked(family, typed, plan.n, run=typed["run"])
         for note in asked.notes:
             print(f"aigc: {note}", file=sys.stderr)
-        best = reranked(cfg, family, asked.condition, device)
-        sha256 = sha256_of(checkpoint)
+        best = reranked(plan, family, asked.condition, device)
+        sha256 = sha256_of(plan.checkpoint)
         output.facts = {
-            "verb": "generate", "run": str(run), "checkpoint": str(checkpoint.resolve()), "sha256": sha256,
-            "seed": cfg.seed, "options": typed,
+            "verb": "generate", "run": str(run), "checkpoint": str(plan.checkpoint.resolve()), "sha256": sha256,
+            "seed": typed["seed"], "options": typed,
         }
-        recipe = {"program": "aigc", "run": "/".join(run.resolve().parts[-2:]), "checkpoint": checkpoint.stem,
-                  "sha256": sha256, "seed": cfg.seed, **({"options": asked.options} if asked.options else {}),
-                  **({"rerank": {"of": best.of, "sha256": best.judge.sha256}} if best is not None else {})}
+        shared = recipe_of("generate", typed, run=run, checkpoint=plan.checkpoint, sha256=sha256,
+                           **({"rerank": {"of": best.of, "sha256": best.judge.sha256}} if best is not None else {}))
+        together = plan.at_once if best is None else best.together(plan.at_once)
+        batches, compared = Batches(plan.n, plan.first, plan.at_once, together, asked.words), Compared(plan)
         with cli.bars(" images") as progress:
-            how = {"batch_size": cfg.batch_size, "progress": progress, **asked.options}
-            images = best.made(**how) if best is not None else \
-                sample_uint8(family, cfg.n, seed=cfg.seed, condition=asked.condition, **how)
-            write(images, output, cfg.format, cfg.n, recipe=recipe, asked=asked.words, found=best and best.facts)
-    print(f"{counted(cfg.n, 'image')} in {output.folder}")
+            how = {"batch_size": plan.at_once, "progress": progress, **asked.options}
+            images = best.made(**how) if best is not None else sample_uint8(
+                family, plan.n, seed=typed["seed"], first=plan.first, condition=asked.condition, **how)
+            n, first = (plan.n, plan.first) if plan.only is None else (1, plan.only)
+            write(compared(images), output, cfg.format, n, recipe=lambda number: shared | batches.of(number),
+                  asked=one_of(asked.words, plan), found=facts_from(best and best.facts, plan), first=first)
+    print("\n".join([f"{counted(n, 'image')} in {output.folder}", *filter(None, [compared.told()])]))
 
 
-def reranked(cfg: Any, family: Any, prompts: Any, device: Any) -> Any:
+def reranked(plan: Any, family: Any, prompts: Any, device: Any) -> Any:
     """What chooses each image among several, where that is asked for, or None."""
-    if cfg.rerank is None:
+    typed = plan.typed
+    if typed["rerank"] is None:
         return None
     from aigc.images.reranking import Reranked, check_reranking
     from aigc.scoring.scores.clip_score import open_judge
 
-    check_reranking(family, prompts, cfg.rerank_of)
-    return Reranked(family, open_judge(cfg.rerank, device, option="rerank"), prompts, of=cfg.rerank_of, seed=cfg.seed)
+    check_reranking(family, prompts, typed["rerank_of"])
+    judge = open_judge(typed["rerank"], device, option="rerank")
+    return Reranked(family, judge, prompts, of=typed["rerank_of"], seed=typed["seed"], first=plan.first)
 
 
 if __name__ == "__main__":

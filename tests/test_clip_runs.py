@@ -17,8 +17,8 @@ from aigc.describe import describe
 from aigc.errors import RunError, UserError
 from aigc.evaluate import evaluate
 from aigc.generate import generate
-from aigc.images.generating import read_recipe
 from aigc.images.grids import to_uint8
+from aigc.images.recipes import read_recipe
 from aigc.images.reranking import Reranked
 from aigc.models.checkpoints import load_family, read_checkpoint
 from aigc.networks.fingerprint import state_sha256

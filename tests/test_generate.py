@@ -13,12 +13,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from aigc import __version__
 from aigc.config.schema import CONFIG_DIR, register_schemas
 from aigc.errors import RunError, UserError
 from aigc.files.written import RECORD, read_record
 from aigc.generate import generate
-from aigc.images.generating import in_rows, overview, read_recipe
+from aigc.images.generating import in_rows, overview
 from aigc.images.grids import GAP, LINE, TONE
+from aigc.images.recipes import pixels_of, read_recipe
 from aigc.models.checkpoints import load_family, run_of
 from aigc.models.gan import GAN
 from aigc.models.requests import label_of, labels_of
@@ -181,8 +183,11 @@ def test_any_picture_says_how_to_make_it_again(pets, tmp_path):
     make(run=pets, n=3, out=tmp_path / "one", seed=7, label="[cat,dog]", truncation=0.5)
     recipe = read_recipe(tmp_path / "one" / "00001.png")
     sha256 = hashlib.sha256((pets / "checkpoints" / "best.ckpt").read_bytes()).hexdigest()
-    assert recipe == {"program": "aigc", "run": f"{pets.parent.name}/run", "checkpoint": "best", "sha256": sha256,
-                      "seed": 7, "options": {"truncation": 0.5}, "number": 1, "label": "dog"}
+    pixels = pixels_of(np.asarray(Image.open(tmp_path / "one" / "00001.png"))[..., None])
+    assert recipe == {"program": "aigc", "version": __version__, "verb": "generate", "run": f"{pets.parent.name}/run",
+                      "checkpoint": "best", "sha256": sha256, "seed": 7, "options": {"truncation": 0.5}, "number": 1,
+                      "label": "dog", "pixels": pixels,
+                      "batch": {"start": 0, "size": 3, "at_once": 64, "label": ["cat", "dog"]}}
     record = read_record(tmp_path / "one")
     assert record is not None and record.complete and record.facts["options"]["label"] == ["cat", "dog"]
     assert record.facts["sha256"] == sha256 and record.files["00001.png"]["label"] == "dog"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aigc.images.generating import read_recipe
+from aigc.images.recipes import read_recipe
 from aigc.models.checkpoints import load_family
 from aigc.noise import SeededNoise, mix
 from aigc.runs.summary import read_summary
@@ -177,7 +177,7 @@ def test_generate_makes_its_images_with_its_options(home, tmp_path):
     assert said == f"3 images in {tmp_path / 'a'}\n"
     made = np.asarray(Image.open(tmp_path / "a" / "00002.png"))
     assert made.shape == (8, 8) and (made == round(MEAN + 0.2 * 127.5)).all()
-    assert read_recipe(tmp_path / "a" / "00002.png")["options"] == {"brighter": 0.2}
+    assert read_recipe(tmp_path / "a" / "00002.png")["options"] == {"options": {"brighter": 0.2}}
     wrong = verb(home, "generate", "run=mean", "n=1", f"out={tmp_path / 'b'}", "+options.brigter=1", code=2)
     assert wrong.strip().endswith("aigc: Mean has no sampling option 'brigter': did you mean 'brighter'?")
 

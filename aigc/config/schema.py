@@ -49,6 +49,7 @@ class GenerateConfig:
 
     run: str = "???"
     checkpoint: str = "best"
+    recipe: str | None = None
     out: str | None = None
     overwrite: bool = False
     n: int = 64
@@ -73,6 +74,7 @@ class EditConfig:
     task: dict[str, Any] = field(default_factory=dict)
     run: str = "???"
     checkpoint: str = "best"
+    recipe: str | None = None
     images: str = "???"
     out: str | None = None
     overwrite: bool = False

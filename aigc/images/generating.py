@@ -1,23 +1,18 @@
 """Images of a trained family, one at a time, and files of them."""
 
 import errno
-import io
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from aigc.files.written import KEY
 from aigc.images.grids import TONE, grid_png, to_uint8
 from aigc.images.output import Output
+from aigc.images.recipes import as_json, beside, pixels_of, png
 from aigc.models.family import Family
 from aigc.noise import mix
 from aigc.wording import Report, silent
@@ -27,23 +22,24 @@ ROWS = 16  # most labels with a row each; with more, each image has its label ab
 
 
 def sample_uint8(
-    family: Family, n: int, *, seed: int, condition: Any = None, batch_size: int = 64,
+    family: Family, n: int, *, seed: int, condition: Any = None, batch_size: int = 64, first: int = 0,
     progress: Report = silent, **options: Any,
 ) -> Iterator[np.ndarray]:
-    """Yields images `(h, w, c)` uint8, the k-th from seed mix(seed, k); tells `progress` how many are made."""
+    """Yields images `(h, w, c)` uint8, the k-th from seed mix(seed, first + k); tells `progress` how many are made."""
     progress(0, n, "")
     for start in range(0, n, batch_size):
         stop = min(n, start + batch_size)
         given = None if condition is None else condition[start:stop]
-        seeds = [mix(seed, k) for k in range(start, stop)]
+        seeds = [mix(seed, first + k) for k in range(start, stop)]
         made = family.sample(stop - start, condition=given, seeds=seeds, **options)
         progress(stop, n, "")
         yield from to_uint8(made).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def write(
-    images: Iterator[np.ndarray], out: Output, form: str, n: int, *, recipe: dict[str, Any],
+    images: Iterator[np.ndarray], out: Output, form: str, n: int, *, recipe: Callable[[int], dict[str, Any]],
     asked: Sequence[dict[str, Any]] | None = None, found: Callable[[int], dict[str, Any]] | None = None,
+    first: int = 0,
 ) -> None:
     """Writes n images `(h, w, c)` one by one, so an interruption loses none: PNGs or images.npy, and grid.png.
 
@@ -52,19 +48,21 @@ def write(
         out: the folder to write to.
         form: png or npy.
         n: number of images.
-        recipe: how they were made; each PNG holds it with number, label and text (text chunk `aigc`, JSON).
+        recipe: how the image of a number was made; each PNG holds it with number, label and text, see `recipes`. For
+            images.npy, that of number -1 is that of all, beside it.
         asked: `label` or `text` of each image: shown in the grid; texts are written to prompts.txt.
         found: what is known of image k once it is made, for its recipe.
+        first: number of the first image.
 
     Raises:
         RunError: the images cannot be written.
     """
-    first = next(images)                                   # wrong options fail here, before anything is written
-    shown = torch.zeros(min(n, GRID), first.shape[-1], *first.shape[:2], dtype=torch.uint8)
+    start = next(images)                                   # wrong options fail here, before anything is written
+    shown = torch.zeros(min(n, GRID), start.shape[-1], *start.shape[:2], dtype=torch.uint8)
     words = [str(next(iter(one.values()))) for one in asked or []]
 
     def each() -> Iterator[tuple[int, np.ndarray]]:
-        for k, image in enumerate(chain([first], images)):
+        for k, image in enumerate(chain([start], images)):
             if k < GRID:
                 shown[k] = torch.from_numpy(image).permute(2, 0, 1)
             yield k, image
@@ -74,36 +72,19 @@ def write(
     if form == "npy":
         with out.file("images.npy", keep=True, kind="array") as file:
             write_array(file, (image for _, image in each()), n)
+        out.write(beside("images.npy"), as_json(recipe(-1)), kind="recipe")
     else:
         for k, image in each():
-            facts = {"number": k, **(asked[k] if asked else {}), **(found(k) if found is not None else {})}
-            name = f"{k:0{max(5, len(str(n - 1)))}}.png"
-            out.write(name, png(image, {**recipe, **facts}), kind="image", **facts)
+            facts = {"number": first + k, **(asked[k] if asked else {}), **(found(k) if found is not None else {})}
+            name = f"{first + k:0{max(5, len(str(first + n - 1)))}}.png"
+            out.write(name, png(image, {**recipe(first + k), **facts, "pixels": pixels_of(image)}), kind="image",
+                      **facts)
     out.write("grid.png", overview(shown, words[: len(shown)], rows=in_rows(asked)), kind="grid")
 
 
 def in_rows(asked: Sequence[dict[str, Any]] | None) -> bool:
     """Whether the grid has a row per label or text: for texts, and for a few labels."""
     return asked is not None and ("text" in asked[0] or len({one["label"] for one in asked[:GRID]}) <= ROWS)
-
-
-def png(image: np.ndarray, recipe: dict[str, Any]) -> bytes:
-    """An image `(h, w, c)` uint8 as a PNG that contains its recipe; `read_recipe` reads it back."""
-    said, file = PngInfo(), io.BytesIO()
-    said.add_text(KEY, json.dumps(recipe))
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format="PNG", pnginfo=said)
-    return file.getvalue()
-
-
-def read_recipe(path: str | Path) -> dict[str, Any] | None:
-    """The recipe stored in a PNG (run, sha256 of the checkpoint, seed, number, label or text), or None."""
-    with Image.open(path) as image:
-        text = image.info.get(KEY)
-    try:
-        recipe = json.loads(text) if isinstance(text, str) else None
-    except ValueError:
-        return None
-    return recipe if isinstance(recipe, dict) else None
 
 
 def write_array(file: IO[bytes], images: Iterator[np.ndarray], n: int) -> None:

@@ -34,24 +34,32 @@ class Reranked:
     """Images `(h, w, c)` uint8, the k-th the best of its candidates.
 
     Candidate 0 of image k is the image that there would be without reranking; the others have seeds of their own. So
-    image k depends on the seed, on k, its caption and the options alone.
+    image k depends on the seed, on k, its caption and the options alone. The k-th of those made has the number
+    `first` + k.
     """
 
-    def __init__(self, family: Family, judge: Judge, prompts: Sequence[str], *, of: int, seed: int):
+    def __init__(
+        self, family: Family, judge: Judge, prompts: Sequence[str], *, of: int, seed: int, first: int = 0
+    ):
         self.family, self.judge, self.prompts = family, judge, list(prompts)
-        self.of, self.seed = of, seed                      # candidates for an image; of the candidates' seeds
+        self.of, self.seed, self.first = of, seed, first   # candidates for an image; of the candidates' seeds
         self.chosen: list[tuple[int, float]] = []          # candidate and its fit, of the images made so far
 
     def made(self, *, batch_size: int, progress: Report = silent, **options: Any) -> Iterator[np.ndarray]:
-        """Makes the images, `batch_size` candidates at once; `options` are those of the family's `sample`."""
+        """Makes the images, `batch_size` candidates at once; `options` are those of the family's `sample`.
+
+        All candidates of an image are made together with those of the same others, or, if they are more, alone.
+        """
         n = len(self.prompts)
         every = [(k, j) for k in range(n) for j in range(self.of)]
         best: tuple[float, int, Tensor] | None = None
         progress(0, n, "")
-        for start in range(0, len(every), batch_size):
-            rows = every[start : start + batch_size]
+        whole = self.of * self.together(batch_size)
+        starts = (start + part for start in range(0, len(every), whole) for part in range(0, whole, batch_size))
+        for start in starts:
+            rows = every[start : min(start + batch_size, start // whole * whole + whole)]
             texts = [self.prompts[k] for k, _ in rows]
-            seeds = [self.seed_of(k, j) for k, j in rows]
+            seeds = [self.seed_of(self.first + k, j) for k, j in rows]
             pixels = to_uint8(self.family.sample(len(rows), condition=texts, seeds=seeds, **options))
             for (k, j), image, fit in zip(rows, pixels, self.judge(pixels, texts).tolist(), strict=True):
                 if best is None or fit > best[0]:
@@ -62,11 +70,15 @@ class Reranked:
                     yield best[2].permute(1, 2, 0).cpu().numpy()
                     best = None
 
+    def together(self, batch_size: int) -> int:
+        """How many images' candidates are made together; one image's are, however many there are."""
+        return max(1, batch_size // self.of)
+
     def seed_of(self, k: int, candidate: int) -> int:
         """The seed of a candidate for image k."""
         return mix(mix(self.seed, k), candidate) if candidate else mix(self.seed, k)
 
     def facts(self, k: int) -> dict[str, Any]:
-        """Which candidate image k is, and how well it fits."""
+        """Which candidate the k-th image is, and how well it fits."""
         candidate, fit = self.chosen[k]
         return {"candidate": candidate, "fit": round(fit, 3)}

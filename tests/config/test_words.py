@@ -163,8 +163,8 @@ def test_every_declared_path_is_an_option_that_exists():
 
 
 @pytest.mark.parametrize(("verb", "options"), {
-    "generate": ["run", "out", "rerank"], "search": ["clip", "images", "image", "out"],
-    "describe": ["run", "images", "out"], "edit": ["run", "images", "out"], "compare": ["runs", "out"],
+    "generate": ["run", "out", "rerank", "recipe"], "search": ["clip", "images", "image", "out"],
+    "describe": ["run", "images", "out"], "edit": ["run", "images", "out", "recipe"], "compare": ["runs", "out"],
     "evaluate": ["run", "against", "out", "clip", "lpips_weights", "weights.inception"],
     "train": ["resume", "hydra.run.dir"],
 }.items())
