@@ -29,6 +29,8 @@ SMALLEST: dict[str, dict[str, Any]] = {  # model=<name>: options of conf/model/<
     "dit": {"dit.width": 16, "dit.layers": 2, "dit.heads": 2, "sampler.steps": 3, "sigma_images": 64},
     "latent_diffusion": {"latent_network.width": 16, "network.vector": 16, "sampler.steps": 3, "sigma_images": 64},
     "imagen_sr": {**_DIFFUSION, "network.blocks": 1, "crop": 16},
+    "imagen": {**_DIFFUSION, "factors": [2], "shares": [1, 1], "upscalers": [{}], "upscaler.network.blocks": 1,
+               "upscaler.crop": 16, "upscaler.sampler.steps": 2},
     "few_step": {**_DIFFUSION, "methods.shortcut.base": 8},
     "projected_gan": {"latent": 8, "generator_widths": [12, 8, 8], "embedding": 4, "mixed": 4,
                       "discriminator_widths": [4, 8]},

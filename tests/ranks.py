@@ -37,6 +37,7 @@ FAMILIES = {  # name of a case: (family, its data, condition and scores); one li
     "dit": ("dit", "condition=label", *SCORED),
     "latent": ("latent_diffusion", "condition=label", *SCORED),
     "imagen_sr": ("imagen_sr", "condition=label", *SCORED),
+    "imagen": ("imagen", "condition=label", *SCORED),
     "few_step": ("few_step", "condition=label", *SCORED),
     "few_step_consistency": ("few_step", "model.method=consistency", *LOSSES),
     "few_step_meanflow": ("few_step", "condition=label", "model.method=meanflow", *LOSSES),

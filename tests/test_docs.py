@@ -162,6 +162,8 @@ RUNS = {                                                     # what a documented
     "text": [*TINY["diffusion"], "data=shapes", "data.size=16", "data.train=64", "data.validation=16", "data.test=40",
              "data.heldout=16", "condition=text", "model.text.width=16", "model.text.layers=1", "model.text.heads=2"],
     "larger": [*smallest("imagen_sr"), *SHAPES, "condition=text", *READER],
+    "cascade": [*smallest("imagen"), *SHAPES, "condition=text", *READER, "model.factors=[2,2]", "model.shares=[1,1,1]",
+                "model.upscalers=[{},{}]"],
     "translation": ["model=cyclegan", "data=shapes_unpaired", "data.size=16", "data.train=16", "data.validation=8",
                     "data.test=8", "model.width=8", "model.blocks=1", "model.discriminator_width=8"],
     "tutorial": ["model=realnvp", "model.layers=2", "model.hidden=16"],
@@ -205,6 +207,7 @@ def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch,
     kind = {"describe": "clip", "edit": "translation"}.get(verb, "text" if of_text else "labels")
     of_codes = ("top_p", "=complete", "=vary", "<DALLE_run>")
     kind = "codes" if any(part in word for word in words for part in of_codes) else kind
+    kind = "cascade" if verb == "generate" and any("level" in word for word in words) else kind
     kind = "larger" if {"task=upscale", "run=runs/larger"} & {*words} else kind
     kind = "tutorial" if page == TUTORIAL else "styles" if any("psi" in word for word in words) else kind
     folder_of_images = "run=<folder_of_images>" in words

@@ -36,7 +36,7 @@ TELLING = ("classifier",)                                     # tell the class o
 TEXT_ALONE = ("dalle",)                                       # know no other condition, and have no text encoder
 ENLARGE = ("imagen_sr",)                                      # reconstruct too, from small images, under any condition
 READERS = ("gan", "dcgan", "r3gan", "biggan", "stylegan2", "diffusion", "ddpm", "edm", "dit", "latent_diffusion",
-           "imagen_sr", "few_step", "prior", *TEXT_ALONE)     # of captions
+           "imagen_sr", "imagen", "few_step", "prior", *TEXT_ALONE)     # of captions
 FITTING = [(model, data) for model in MODELS for data in DATA if kind_of(data) in SIDES.get(model, ("images",))]
 RUNS = [(model, data, condition) for model, data in FITTING for condition in ("none", *CONDITIONS.get(data, ()))
         if (condition != "text" or model in READERS) and (condition == "none" or model not in AGAIN)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from aigc.conditions import TextEncoder, build_encoder
 from aigc.errors import check_choices
 from aigc.networks.dit import DiT
-from aigc.networks.muon import hidden_matrices
+from aigc.networks.muon import Muon, hidden_matrices
 from aigc.networks.unet import UNet, clock_features, silence
 
 DENOISERS = ("unet", "dit")
@@ -113,3 +113,20 @@ class Upscaler(TwoClocks):
         """As of `TwoClocks`, beside a picture `(n, joined, h, w)` of the size of x."""
         assert picture is not None, "this network enlarges a picture"
         return super().forward(torch.cat([x, picture], dim=1), clock, condition, drop, second)
+
+
+def optimizer_of(networks: Sequence[Any], options: Any) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019) for denoisers, and Muon (Jordan et al. 2024) for their `matrices()`.
+
+    Args:
+        networks: the denoisers, alone or with a second clock.
+        options: those of `diffusion.Optimizer`, by name.
+    """
+    parameters = [parameter for network in networks for parameter in network.parameters()]
+    betas = (options["betas"][0], options["betas"][1])
+    if not options["muon_lr"]:
+        return torch.optim.AdamW(parameters, lr=options["lr"], betas=betas, weight_decay=options["weight_decay"],
+                                 fused=True)
+    matrices = [matrix for network in networks for matrix in network.matrices()]
+    return Muon(parameters, matrices, lr=options["lr"], matrix_lr=options["muon_lr"], betas=betas,
+                weight_decay=options["weight_decay"])

@@ -31,13 +31,12 @@ from aigc.diffusion.parametrisations import WEIGHTINGS, Parametrisation, loss_fa
 from aigc.diffusion.samplers import Denoise, Noise, sampler_named
 from aigc.diffusion.schedules import build_process, evenly, path, stratified
 from aigc.errors import UserError, choices
-from aigc.models.denoisers import ConditionalDenoiser
+from aigc.models.denoisers import ConditionalDenoiser, optimizer_of
 from aigc.models.family import Batch
 from aigc.models.measured import Measured
 from aigc.models.options import Average, Schedule, group, grouped
 from aigc.models.parts import LatentSpace, Source
 from aigc.networks.ema import EMA
-from aigc.networks.muon import Muon
 from aigc.noise import SeededNoise, mix
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
@@ -170,19 +169,18 @@ class Diffusion(Measured):
         return [self.ema.network, *([] if self.early is None else [self.early])]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW (Loshchilov and Hutter 2019), and Muon (Jordan et al. 2024) for matrices between stem and output."""
-        h, parameters = self.hparams, self.network.parameters()
-        betas = (h.betas[0], h.betas[1])
-        if not h.muon_lr:
-            return torch.optim.AdamW(parameters, lr=h.lr, betas=betas, weight_decay=h.weight_decay, fused=True)
-        return Muon(parameters, self.network.matrices(), lr=h.lr, matrix_lr=h.muon_lr, betas=betas,
-                    weight_decay=h.weight_decay)
+        """AdamW, and Muon for matrices between stem and output."""
+        return optimizer_of([self.network], self.hparams)
 
     # ---- training ----
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Sets the rates; keeps the averaged network as it is early in training, for autoguidance."""
+        """Sets the rates, and keeps the early network."""
         super().on_train_batch_start(batch, batch_idx)
+        self.keep_early()
+
+    def keep_early(self) -> None:
+        """Keeps the averaged network as it is early in training, for autoguidance."""
         if self._keeping and self.progress.fraction >= self.hparams.early:
             self._keeping = False
             if self.early is not None and not self.early_kept:

@@ -229,6 +229,10 @@ class Family(L.LightningModule):
         """Pairs (average, averaged network); the EMA callback updates them after every step."""
         return []
 
+    def learned_images(self) -> list[int | None]:
+        """Images that the network of each of `averages` has learned from; None: none of the last step's."""
+        return [self.progress.images] * len(self.averages())
+
     def sampling_networks(self) -> list[nn.Module]:
         """The networks whose evaluations count as the cost of a sample; by default the first averaged one."""
         return [average.network for average, _ in self.averages()[:1]]

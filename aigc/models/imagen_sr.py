@@ -14,7 +14,7 @@ Notable:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -216,6 +216,15 @@ class SuperResolution(Diffusion):
 
     # ---- sampling ----
 
+    def asked(self, options: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
+        """The level of noise and the settings of sampling that options of `upscale` come to.
+
+        Raises:
+            UserError: see `upscale`.
+        """
+        level = self.check_level(options.get("level", self.hparams.level))
+        return level, self.settings({name: value for name, value in options.items() if name != "level"})
+
     @torch.inference_mode(False)  # guides may record gradients
     @torch.no_grad()
     def upscale(
@@ -236,8 +245,8 @@ class SuperResolution(Diffusion):
         Raises:
             UserError: an unknown sampler, guide or option, or a level that it did not learn from.
         """
-        level = self.check_level(options.pop("level", self.hparams.level))
-        settings, seeds = self.settings(options), self.seeds_or_fresh(len(images), seeds)
+        level, settings = self.asked(options)
+        seeds = self.seeds_or_fresh(len(images), seeds)
         images = images.to(self.device, torch.float32).clone()
         size = [self.factor * side for side in images.shape[2:]] if size is None else list(size)
         levels = torch.full((len(images),), level, device=self.device)

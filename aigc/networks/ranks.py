@@ -21,6 +21,20 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
+def of_first_rank(number: float, device: torch.device) -> float:
+    """The first rank's number, on every rank; `number` itself where there is one process."""
+    if not distributed():
+        return number
+    shared = torch.tensor(number, dtype=torch.float64, device=device)
+    torch.distributed.broadcast(shared, src=0)
+    return shared.item()
+
+
+def ranks() -> int:
+    """How many processes train together."""
+    return torch.distributed.get_world_size() if distributed() else 1
+
+
 def mean_over_ranks(x: Tensor) -> Tensor:
     """The mean of every rank's `x`, detached."""
     total = sum_over_ranks(x)

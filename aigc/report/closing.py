@@ -57,7 +57,7 @@ def closing(folder: Path, summary: dict[str, Any]) -> list[str]:
     able = capabilities_of(summary)
     if "translate" in able:
         return [*lines, f"next      python -m aigc.edit task=translate {run} images=<file, folder or glob>"]
-    if "upscale" in able:
+    if "upscale" in able and "sample" not in able:
         return [*lines, f"next      python -m aigc.edit task=upscale {run} images=<file, folder or glob>",
                 f"          python -m aigc.evaluate {run}"]
     if "sample" not in able:                               # no images: there is nothing to look at or to measure

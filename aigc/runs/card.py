@@ -234,7 +234,7 @@ def usage(run: Run) -> str:
     able = capabilities_of(run.summary)
     if "translate" in able:
         lines.append('python -m aigc.edit task=translate run="$run" images=photos out=translated')
-    elif "upscale" in able:
+    elif "upscale" in able and "sample" not in able:
         lines.append('python -m aigc.edit task=upscale run="$run" images=photos out=upscaled')
     elif "sample" in able:
         names = (run.summary.get("data") or {}).get("class_names") or ["0"]

@@ -89,7 +89,7 @@ ENTRIES: dict[str, Entry] = {entry.name: entry for entry in (
     Entry("retrieval/*", "more", (0, 1), "", ("images", "captions"), (*EVERY, "num_samples", "captions", "pools")),
     Entry("zero_shot/*", "more", (0, 1), "", ("images",), (*EVERY, "num_samples", "prompts")),
     Entry("attributes/*", "more", (0, 1), "", ("images", "captions"), ("data_fingerprint", "attribute_samples")),
-    _loss("loss"), _loss("l1", least=0),
+    _loss("loss"), _loss("loss/*"), _loss("l1", least=0),
     *(_loss(f"{name}_{side}", least=0) for name in ("cycle", "identity") for side in "ab"),
     *(_loss(name, "more", "nats per image") for name in ("elbo", "iwae", "reconstruction")),
     _loss("kl", unit="nats per image", least=0),
@@ -97,6 +97,7 @@ ENTRIES: dict[str, Entry] = {entry.name: entry for entry in (
     _loss("l2", least=0),
     Entry("val/perplexity", "more", (1, None), "codes", ("losses",)),
     Entry("val/bicubic_psnr", "neither", (0, None), "dB", ("losses",)),    # of held-out images, to be beaten
+    Entry("val/bicubic_psnr/*", "neither", (0, None), "dB", ("losses",)),  # of each stage of a cascade
     *(Entry(f"val/{name}", "more", (0, 1), "", ("losses",)) for name in ("accuracy", "accuracy_at_*")),
     Entry("val/codes_used", "more", (0, 1), "", ("losses",)),
     _loss("logits/held_out", "neither"),

@@ -17,7 +17,8 @@ class AverageWeights(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves the averages."""
+        """Moves the averages of the networks that have just learned."""
         images = batch_size(batch) * trainer.world_size
-        for move in self.moves:
-            move(pl_module.progress.images, images)
+        for move, seen in zip(self.moves, pl_module.learned_images(), strict=True):
+            if seen is not None:
+                move(seen, images)
