@@ -6,6 +6,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -16,7 +17,9 @@ from PIL import Image
 
 from aigc.config.schema import CONFIG_DIR, SCHEMAS, check_closed, register_schemas
 from aigc.config.words import quoted
+from aigc.edit import edit
 from aigc.evaluate import spelled_out
+from aigc.generate import generate
 from aigc.models.checkpoints import load_family
 from aigc.runs.resume import over_saved
 from aigc.training.compatibility import check_compatible
@@ -196,6 +199,15 @@ def desk(tmp_path_factory, mine):
     for k in range(24):
         Image.effect_noise((20, 16), 30 + k).convert("RGB").save(folder / "photos" / f"{k}.jpg")
     (folder / "prompts.txt").write_text("a red star\na blue circle\n")
+    (folder / "masks").mkdir()
+    for k in range(24):
+        Image.fromarray(np.tri(16, 20, k - 8, dtype=np.uint8) * 255).save(folder / "masks" / f"{k}.png")
+    Image.effect_noise((20, 16), 30).save(folder / "photo.png")
+    with allowed(mine):
+        run = f"run={folder}/runs/labels"
+        generate(understood("generate", [run, "n=4", f"out={folder}/images"], mine))
+        edit(understood("edit", ["task=inpaint", run, f"images={folder}/photo.png", f"out={folder}/edited",
+                                 f"mask.path={folder}/masks/0.png"], mine))
     return folder
 
 
@@ -208,6 +220,7 @@ def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch,
     of_codes = ("top_p", "=complete", "=vary", "<DALLE_run>")
     kind = "codes" if any(part in word for word in words for part in of_codes) else kind
     kind = "cascade" if verb == "generate" and any("level" in word for word in words) else kind
+    kind = "labels" if any(word.startswith(("task=inpaint", "task=outpaint")) for word in words) else kind
     kind = "larger" if {"task=upscale", "run=runs/larger"} & {*words} else kind
     kind = "tutorial" if page == TUTORIAL else "styles" if any("psi" in word for word in words) else kind
     folder_of_images = "run=<folder_of_images>" in words
@@ -217,6 +230,8 @@ def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch,
     words = [re.sub("<CLIP_run>", "runs/clip", word) for word in words]
     keys = {word.split("=")[0] for word in words}
     quick = [w for w in QUICK[verb] if verb == "generate" or w.split("=")[0] not in keys]
+    again = "recipe" in keys and "n" not in keys
+    quick = [] if again else quick
     words = [w for w in words if not (verb == "generate" and w.startswith("n="))]
     if verb != "compare" and "out" not in keys:
         quick = [*quick, f"out={tmp_path / 'made'}" + ".json" * (verb == "evaluate")]
@@ -229,9 +244,11 @@ def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch,
     said = capsys.readouterr().out
     if verb == "generate":
         made = list((tmp_path / "made").glob("*.png" if cfg.format == "png" else "*.npy"))
-        assert len([path for path in made if path.stem.isdecimal()]) == 3 or (cfg.format == "npy" and made)
+        images = [path for path in made if path.stem.isdecimal()]
+        assert len(images) == (1 if again else 3) or (cfg.format == "npy" and made)
     elif verb == "edit":
-        assert len(list((tmp_path / "made").glob("[0-9]*"))) == 24
+        made = [path for path in (tmp_path / "made").iterdir() if path.suffix in (".png", ".jpg")]
+        assert len([path for path in made if path.stem not in ("comparison",)]) == (1 if again else 24)
     elif verb in ("search", "describe"):
         made = (tmp_path / "made" / {"search": "found.csv", "describe": "described.csv"}[verb]).read_text()
         assert "photos" in made and len(made.splitlines()) > 4

@@ -17,7 +17,8 @@ from aigc.config.schema import CONFIG_DIR, register_schemas
 from aigc.edit import edit
 from aigc.errors import RunError, UserError
 from aigc.files.written import RECORD, read_record
-from aigc.images.pictures import at_side, edited, find_pictures
+from aigc.images.edited import edited
+from aigc.images.pictures import at_side, find_pictures
 
 from . import forked
 from .conftest import TINY, compose_train, environment
@@ -84,7 +85,7 @@ def test_a_folder_keeps_names_sizes_and_places_and_broken_files_cost_nothing(run
     made = tmp_path / "made"
     names = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
     assert names == [*(f"{k}.png" for k in range(5)), RECORD, "comparison.png", "inner/deep/glass.png",
-                     "inner/grey.png", "inner/low.png", "turned.jpg"]
+                     "inner/grey.png", "inner/low.png", "turned.jpg", "turned.jpg.json"]
     for name in ("0.png", "4.png", "inner/low.png", "inner/grey.png"):  # also smaller than the network takes
         assert np.array_equal(pixels(made / name), 255 - pixels(photos / name)), name
     glass = Image.open(photos / "inner/deep/glass.png")
@@ -164,14 +165,15 @@ def test_batches_are_of_one_size_and_bounded_in_number_and_pixels(tmp_path):
         Image.new("RGB", (40, 10) if k % 3 else (20, 20), (k, k, k)).save(tmp_path / f"{k:02}.png")
     shapes = []
 
-    def same(images, numbers):
+    def same(images, numbers, masks):
         shapes.append((len(images), *images.shape[2:]))
         return images
 
     def go(**limits):
         shapes.clear()
         pictures = find_pictures(str(tmp_path), tmp_path / "out")
-        made = {p.number: after for p, _, after in edited(pictures, same, channels=3, failures={}, **limits)}
+        made = {done.opened.picture.number: done.after.values
+                for done in edited(pictures, same, channels=3, failures={}, **limits)}
         assert sorted(made) == list(range(12)) and all((made[k] == k).all() for k in made)
         return sorted(shapes)
 

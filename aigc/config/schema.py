@@ -78,6 +78,8 @@ class EditConfig:
     images: str = "???"
     out: str | None = None
     overwrite: bool = False
+    mask: dict[str, Any] = field(default_factory=dict)
+    pad: dict[str, Any] = field(default_factory=dict)
     direction: str = "a2b"
     side: int | None = None
     range: Any = None
@@ -167,6 +169,15 @@ class DescribeConfig:
 
 
 @dataclass
+class LineageConfig:
+    """The top level of `aigc.lineage`; conf/lineage.yaml explains each key."""
+
+    images: str = "???"
+    out: str | None = None
+    overwrite: bool = False
+
+
+@dataclass
 class CompareConfig:
     """The top level of `aigc.compare`; conf/compare.yaml explains each key."""
 
@@ -188,6 +199,7 @@ class CompareConfig:
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig, "generate": GenerateConfig, "edit": EditConfig, "evaluate": EvaluateConfig,
     "compare": CompareConfig, "search": SearchConfig, "describe": DescribeConfig,
+    "lineage": LineageConfig,
 }
 
 

@@ -1,6 +1,5 @@
 """Picture files in, pictures of the same names and sizes out: any number of them, read ahead, in bounded memory."""
 
-import io
 import os
 import zipfile
 from collections import deque
@@ -10,29 +9,23 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 from typing import Any, TypeVar
 
-import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aigc.data.decode import decode, extremes, header
+from aigc.data.decode import extremes
 from aigc.data.values import Range, Ranges, ranges_for
 from aigc.errors import UserError
 from aigc.files.names import ENDINGS, is_hidden, is_image, zip_name
 from aigc.files.written import ours
-from aigc.images.grids import grid_png, to_uint8
-from aigc.images.output import Output
 from aigc.networks import resample
-from aigc.wording import Report, silent
 
 WRITTEN: dict[str, dict[str, Any]] = {                     # endings that are kept; other pictures become PNGs
     ".png": {}, ".jpg": {"quality": 95}, ".jpeg": {"quality": 95}, ".webp": {"lossless": True}, ".bmp": {},
     ".tif": {}, ".tiff": {},
 }
-COMPARISON, SHOWN = "comparison.png", 16                   # and the pictures in it
+EXACT = (".png", ".tif", ".tiff")                          # those that keep every mode and depth
 LARGEST = 2**30                                            # bytes of a picture in a zip, unpacked
 READERS = 4                                                # threads that decode ahead
 SMALLEST = 16                                              # pixels a side that a network gets; less is padded
@@ -76,7 +69,8 @@ def find_pictures(
     Args:
         images: as typed.
         out: where results go.
-        form: `keep` (the same ending, where it can be written without much loss) or `png`.
+        form: `keep` (the same ending, where it can be written without much loss), `exact` (where no value changes) or
+            `png`.
         left_out: takes the names of grids and the like, by the reason.
 
     Raises:
@@ -153,7 +147,7 @@ def _targets(places: list[str], form: str) -> list[str]:
     targets: dict[str, None] = {}
     for name in places:
         place = PurePosixPath(name)
-        kept = form == "keep" and place.suffix.lower() in WRITTEN
+        kept = form != "png" and place.suffix.lower() in (EXACT if form == "exact" else WRITTEN)
         target = place if kept else place.with_suffix(".png")
         while str(target) in targets:                      # a.png and a.gif in one folder
             target = target.with_name(f"{place.name}{target.suffix}")
@@ -171,35 +165,9 @@ def ranges_of(pictures: Iterable[Picture], given: Range | None, known: Ranges) -
     return ranges_for(found, given, known)
 
 
-def read(picture: Picture, channels: int, ranges: Ranges) -> Tensor:
-    """The picture as displayed, uint8 `(channels, h, w)`: upright, on white where transparent, grey or colour.
-
-    `ranges` say what is black and white, by the kind of numbers in the file.
-
-    Raises:
-        ValueError: it cannot be read; says why.
-    """
-    try:
-        data = picture.read()
-        size, _ = header(data)
-        return decode(data, size=size, channels=channels, limits=ranges)
-    except Exception as error:                             # Pillow's decoders raise what they like
-        raise ValueError(reason_of(error)) from error
-
-
 def reason_of(error: Exception) -> str:
     """Why a picture could not be read, in a line without objects' addresses."""
     return getattr(error, "strerror", None) or str(error).splitlines()[0].split(" <")[0]
-
-
-def encode(image: Tensor, ending: str) -> bytes:
-    """A picture uint8 `(c, h, w)` as a file with this ending (`.png`, `.jpg`, ...)."""
-    from PIL import Image
-
-    array, file = image.permute(1, 2, 0).numpy(), io.BytesIO()
-    picture = Image.fromarray(np.ascontiguousarray(array[..., 0] if len(image) == 1 else array))
-    picture.save(file, format=Image.registered_extensions()[ending.lower()], **WRITTEN[ending.lower()])
-    return file.getvalue()
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Future[Result]]:
@@ -215,94 +183,6 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int)
                 yield done
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def edited(
-    pictures: list[Picture],
-    edit: Callable[[Tensor, list[int]], Tensor],
-    *,
-    channels: int,
-    batch_size: int,
-    pixels: int,
-    failures: dict[Path, str],
-    ranges: Ranges = MappingProxyType({}),
-) -> Iterator[tuple[Picture, Tensor, Tensor]]:
-    """Reads pictures, edits those of one size together, and yields (picture, before, after), uint8 `(c, h, w)`.
-
-    A picture that cannot be read, or is too large for the memory, goes to `failures` and costs no other.
-
-    Args:
-        pictures: what to read.
-        edit: from images `(n, c, h, w)` in [-1, 1] and their numbers to images of the same size, or a larger one.
-        channels: 1 or 3, what `edit` wants.
-        batch_size: pictures edited together, at most.
-        pixels: of all pictures of a batch together, at most; a single larger picture is a batch of its own.
-        failures: takes the reason for each picture that failed.
-        ranges: black and white, see `read`.
-    """
-    groups: dict[tuple[int, ...], list[tuple[Picture, Tensor]]] = {}
-
-    def flush(shape: tuple[int, ...]) -> Iterator[tuple[Picture, Tensor, Tensor]]:
-        group = groups.pop(shape)
-        before = torch.stack([image for _, image in group])
-        try:
-            after = to_uint8(edit(before.float() / 127.5 - 1, [picture.number for picture, _ in group])).cpu()
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
-                raise
-            for picture, _ in group:
-                failures[picture.source] = f"{shape[2]} x {shape[1]} pixels do not fit into memory, give side="
-            return
-        for (picture, image), made in zip(group, after, strict=True):
-            yield picture, image, made
-
-    def full(shape: tuple[int, ...], n: int) -> bool:
-        return n >= batch_size or n * shape[1] * shape[2] >= pixels
-
-    reading = ahead(lambda picture: read(picture, channels, ranges), pictures, 2 * READERS)
-    for picture, future in zip(pictures, reading, strict=True):
-        try:
-            image = future.result()
-        except ValueError as error:
-            failures[picture.source] = str(error)
-            continue
-        shape = tuple(image.shape)
-        groups.setdefault(shape, []).append((picture, image))
-        if full(shape, len(groups[shape])):
-            yield from flush(shape)
-        held = {s: len(group) for s, group in groups.items()}
-        if sum(held.values()) >= 4 * batch_size or sum(n * s[1] * s[2] for s, n in held.items()) >= 4 * pixels:
-            yield from flush(max(held, key=lambda s: held[s] * s[1] * s[2]))  # many sizes: none waits for ever
-    for shape in list(groups):
-        yield from flush(shape)
-
-
-def write_edited(
-    pictures: list[Picture], edit: Callable[[Tensor, list[int]], Tensor], output: Output, *,
-    progress: Report = silent, **options: Any,
-) -> None:
-    """Writes what `edit` makes of each picture, and `comparison.png`: the first ones beside their results.
-
-    Args:
-        pictures: what to read.
-        edit: see `edited`.
-        output: the folder to write to.
-        progress: told how many pictures are written.
-        **options: those of `edited`.
-
-    Raises:
-        RunError: the folder does not take them.
-    """
-    pairs: list[tuple[Tensor, Tensor]] = []
-    progress(0, len(pictures), "")
-    for done, (picture, before, after) in enumerate(edited(pictures, edit, **options), start=1):
-        output.write(picture.target, encode(after, Path(picture.target).suffix), kind="image",
-                     number=picture.number, source=str(picture.source))
-        if len(pairs) < SHOWN:
-            pairs.append((before, after))
-        progress(done, len(pictures), "")
-    if pairs and COMPARISON not in {picture.target for picture in pictures}:
-        output.write(COMPARISON, comparison(pairs), kind="comparison")
 
 
 def at_side(edit: Callable[[Tensor], Tensor], images: Tensor, side: int | None) -> Tensor:
@@ -325,18 +205,3 @@ def at_side(edit: Callable[[Tensor], Tensor], images: Tensor, side: int | None) 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Images `(n, c, h, w)` in [-1, 1] at another size, antialiased bicubic."""
     return resample.resize(images, size).clamp(-1, 1)
-
-
-def comparison(pairs: list[tuple[Tensor, Tensor]], cell: int = 128) -> bytes:
-    """A PNG of (before, after) pairs, uint8 `(c, h, w)`, each fitted into squares of `cell` pixels, two a row."""
-
-    def fitted(image: Any) -> Tensor:
-        h, w = image.shape[1:]
-        scale = cell / max(h, w)
-        size = (max(1, round(h * scale)), max(1, round(w * scale)))
-        small = resize(image[None].float() / 127.5 - 1, size)
-        top, left = (cell - size[0]) // 2, (cell - size[1]) // 2
-        return F.pad(small, (left, cell - size[1] - left, top, cell - size[0] - top), value=1.0)[0]
-
-    cells = [fitted(image) for pair in pairs for image in pair]
-    return grid_png(torch.stack(cells), columns=4 if len(pairs) > 1 else 2, scale=1)

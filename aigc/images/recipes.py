@@ -29,7 +29,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 
 from aigc import __version__
-from aigc.config.schema import SCHEMAS
+from aigc.config.schema import CONFIG_DIR, SCHEMAS
 from aigc.errors import UserError, choices
 from aigc.files.written import KEY
 
@@ -207,6 +207,18 @@ def _text_chunk(path: Path) -> str | None:
     return None
 
 
+def task_of(path: str | None) -> str | None:
+    """The task in a recipe, if it is one of conf/task; whatever else is wrong is for `open_recipe` to say."""
+    if not path:
+        return None
+    try:
+        found = read_recipe(Path(path).expanduser())
+    except OSError:
+        return None
+    task = None if found is None else found.get("task")
+    return task if task in {file.stem for file in (CONFIG_DIR / "task").glob("*.yaml")} else None
+
+
 def open_recipe(path: str | Path, verb: str) -> Recipe:
     """The recipe of a picture that `verb` made, checked.
 
@@ -241,8 +253,10 @@ def _checked(found: Mapping[str, Any], source: Path, verb: str) -> Recipe:
     label, text = (None if batch.get(name) is None else _texts(batch[name], name) for name in ("label", "text"))
     number = found.get("number")
     whole = Batch(_count(batch, "start"), _count(batch, "size"), _count(batch, "at_once"), label, text)
-    if number is not None and not whole.start <= _count(found, "number") < whole.start + whole.size:
-        raise ValueError("its number lies outside its batch")
+    if number is not None:                                 # an edit's start is its place among those edited with it
+        place = _count(found, "number") - whole.start if verb == "generate" else whole.start
+        if not 0 <= place < whole.size:
+            raise ValueError("its number lies outside its batch")
     if not 1 <= whole.size <= 10**7 or whole.at_once < 1 or (number is not None and whole.size > 2**16):
         raise ValueError("its batch is impossible")
     options = _options(found.get("options", {}), verb)

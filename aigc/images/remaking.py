@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from aigc.config.schema import SCHEMAS, to_plain
+from aigc.config.schema import CONFIG_DIR, SCHEMAS, to_plain
 from aigc.images.following import checkpoint_for, overlaid
 from aigc.images.recipes import Recipe, in_turn, open_recipe, pixels_of
 from aigc.models.checkpoints import find_checkpoint
@@ -64,7 +64,10 @@ def given_keys(cfg: Any, verb: str) -> set[str]:
     if HydraConfig.initialized() and HydraConfig.get().job.config_name == verb:
         words = HydraConfig.get().overrides.task
         return {word.lstrip("+~").partition("=")[0] for word in words}
-    return _unlike(to_plain(cfg), to_plain(OmegaConf.structured(SCHEMAS[verb])))
+    defaults = to_plain(OmegaConf.merge(OmegaConf.structured(SCHEMAS[verb]), {
+        name: value for name, value in to_plain(OmegaConf.load(CONFIG_DIR / f"{verb}.yaml"), resolve=False).items()
+        if name not in ("defaults", "hydra")}))
+    return {key for key in _unlike(to_plain(cfg), defaults) if not key.startswith("task.")}
 
 
 def _unlike(typed: Mapping[str, Any], defaults: Mapping[str, Any], above: str = "") -> set[str]:

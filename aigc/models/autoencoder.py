@@ -231,13 +231,14 @@ class FirstStage(TwoPlayer):
             network = self.averaged
             return network.bottleneck.project(network.encoder(images.to(self.device, torch.float32)))
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images `(n, c, h, w)` in [-1, 1] of latents `(n, d, h / f, w / f)`, which are quantised first.
 
-        Latents of the family's own image size give images of exactly this size.
+        Latents of the family's own image size give images of exactly this size. Gradients are recorded where the
+        latents ask for them.
         """
-        with torch.autocast(self.device.type, enabled=False):
+        recorded = torch.is_grad_enabled() and latents.requires_grad
+        with torch.set_grad_enabled(recorded), torch.autocast(self.device.type, enabled=False):
             network, size = self.averaged, tuple(self.hparams.size)
             quantised = network.bottleneck.snap(latents.to(self.device, torch.float32))[0]
             own = tuple(-(-side // network.encoder.multiple) for side in size) == tuple(latents.shape[2:])

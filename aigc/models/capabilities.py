@@ -24,20 +24,20 @@ def _target(name: str) -> str:
 
 
 
-def require(family: Family, capability: str, *, run: object, wanted: str) -> None:
-    """Refuses a family without a capability.
+def require(family: Family, *capabilities: str, run: object, wanted: str) -> None:
+    """Refuses a family without any of these capabilities.
 
     Args:
         family: the trained family.
-        capability: one of `CAPABILITIES`.
+        *capabilities: of `CAPABILITIES`.
         run: where it came from, for the message.
         wanted: what needs the capability, for the message, e.g. `task=translate`.
 
     Raises:
         UserError: says what the family does instead, and which `model=` choices have the capability.
     """
-    if family.can(capability):
+    if any(family.can(capability) for capability in capabilities):
         return
-    known = models_that_can(capability)
-    needed = f"run of {' or '.join(known)}" if known else f"family with {capability}()"
+    known = sorted({name for capability in capabilities for name in models_that_can(capability)})
+    needed = f"run of {' or '.join(known)}" if known else f"family with {'() or '.join(capabilities)}()"
     raise UserError(f"'{run}' holds a {type(family).__name__}, which {family.does()}: {wanted} needs a {needed}")

@@ -28,6 +28,7 @@ from aigc.config.functions import check_known, chosen, options_of
 from aigc.diffusion.denoiser import Denoiser, Together
 from aigc.diffusion.guides import GIVEN, Guide, acts, autoguidance, classifier_free, guided, guides_named
 from aigc.diffusion.parametrisations import WEIGHTINGS, Parametrisation, loss_factor
+from aigc.diffusion.resampling import OPTIONS, resampled
 from aigc.diffusion.samplers import Denoise, Noise, sampler_named
 from aigc.diffusion.schedules import build_process, evenly, path, stratified
 from aigc.errors import UserError, choices
@@ -40,7 +41,7 @@ from aigc.networks.ema import EMA
 from aigc.noise import SeededNoise, mix
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
-COMMON_OPTIONS = ("sampler", "steps", "spacing", "precision", "guide")
+COMMON_OPTIONS = ("sampler", "steps", "spacing", "precision", "guide", *OPTIONS)
 OWN_GUIDES = (classifier_free, autoguidance)  # act by themselves where the model has what they need
 
 
@@ -311,7 +312,7 @@ class Diffusion(Measured):
         reduced = PRECISIONS[settings["precision"]]
         with torch.autocast(self.device.type, dtype=reduced if reduced != torch.float32 else torch.bfloat16,
                             enabled=reduced != torch.float32):
-            x = sampler(denoise, points[0, 1] * noise(*shape), points, **special)
+            x = resampled(sampler, settings)(denoise, points[0, 1] * noise(*shape), points, **special)
         return (x.float() if self.first_stage is None else self.first_stage.decode(x.float())).clamp(-1, 1)
 
     def points(self, settings: dict[str, Any]) -> Tensor:

@@ -323,12 +323,15 @@ class VAE(Family):
         with torch.autocast(self.device.type, enabled=False):
             return self.averaged.encode(images.to(self.device), self._labels(condition, len(images)))[0]
 
-    @torch.no_grad()
     def decode(self, latents: Tensor, *, condition: Any = None) -> Tensor:
-        """Images `(n, c, h, w)` in [-1, 1]: the likelihood's mean for `latents` `(n, latent)`."""
-        with torch.autocast(self.device.type, enabled=False):
+        """Images `(n, c, h, w)` in [-1, 1]: the likelihood's mean for `latents` `(n, latent)`.
+
+        Gradients are recorded where the latents ask for them.
+        """
+        recorded = torch.is_grad_enabled() and latents.requires_grad
+        with torch.set_grad_enabled(recorded), torch.autocast(self.device.type, enabled=False):
             parameters = self.averaged.decode(latents.to(self.device), self._labels(condition, len(latents)))
-        return 2 * parameters.sigmoid() - 1 if self.hparams.likelihood == "bernoulli" else parameters.tanh()
+            return 2 * parameters.sigmoid() - 1 if self.hparams.likelihood == "bernoulli" else parameters.tanh()
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstructions, each beside its input: `(n, c, h, 2 w)`."""

@@ -164,7 +164,8 @@ def test_every_declared_path_is_an_option_that_exists():
 
 @pytest.mark.parametrize(("verb", "options"), {
     "generate": ["run", "out", "rerank", "recipe"], "search": ["clip", "images", "image", "out"],
-    "describe": ["run", "images", "out"], "edit": ["run", "images", "out", "recipe"], "compare": ["runs", "out"],
+    "describe": ["run", "images", "out"], "lineage": ["images", "out"],
+    "edit": ["run", "images", "out", "recipe"], "compare": ["runs", "out"],
     "evaluate": ["run", "against", "out", "clip", "lpips_weights", "weights.inception"],
     "train": ["resume", "hydra.run.dir"],
 }.items())
