@@ -35,49 +35,50 @@ class Rewording:
                                                            # two alone, and nearly all, are read as well
     shuffle: bool                                          # keywords
     first: bool                                            # the first one stays in front: what the others describe
+    option: str = "model.captions"                         # its name in error messages
 
     def __post_init__(self) -> None:
-        check_templates(self.templates, "captions.templates")
+        check_templates(self.templates, f"{self.option}.templates")
 
-    def __call__(self, captions: Sequence[str]) -> list[str]:
-        """Each caption said anew, by torch's global generator; an empty one stays empty."""
-        return [self._said(caption) if caption.strip() else caption for caption in captions]
+    def __call__(self, captions: Sequence[str], generator: torch.Generator | None = None) -> list[str]:
+        """Each caption said anew, by this generator or torch's global one; an empty one stays empty."""
+        return [self._said(caption, generator) if caption.strip() else caption for caption in captions]
 
     def words(self) -> list[str]:
         """Texts that hold all words that captions may get in addition to their own."""
         return [*(word for others in self.synonyms.values() for word in others),
                 *(template.replace(PLACE, " ") for template in self.templates)]
 
-    def _said(self, caption: str) -> str:
+    def _said(self, caption: str, draw: torch.Generator | None) -> str:
         if self.separator is not None and (self.drop or self.shuffle):
-            caption = self.separator.join(self._listed(caption.split(self.separator)))
+            caption = self.separator.join(self._listed(caption.split(self.separator), draw))
         if self.synonyms and self.replace:
-            caption = _WORD.sub(lambda found: self._replaced(found[0]), caption)
-        if self.templates and self.template and _uniform() < self.template:
-            caption = _one_of(self.templates).replace(PLACE, caption)
+            caption = _WORD.sub(lambda found: self._replaced(found[0], draw), caption)
+        if self.templates and self.template and _uniform(draw) < self.template:
+            caption = _one_of(self.templates, draw).replace(PLACE, caption)
         return caption
 
-    def _listed(self, keywords: list[str]) -> list[str]:
+    def _listed(self, keywords: list[str], draw: torch.Generator | None) -> list[str]:
         front, rest = (keywords[:1], keywords[1:]) if self.first else ([], keywords)
-        share = 2 * self.drop * _uniform() if self.drop else 0.0
-        kept = [word for word in rest if not share or _uniform() >= share]
+        share = 2 * self.drop * _uniform(draw) if self.drop else 0.0
+        kept = [word for word in rest if not share or _uniform(draw) >= share]
         if not kept and not front:
-            kept = [_one_of(rest)]
+            kept = [_one_of(rest, draw)]
         if self.shuffle and len(kept) > 1:
-            kept = [kept[k] for k in torch.randperm(len(kept)).tolist()]
+            kept = [kept[k] for k in torch.randperm(len(kept), generator=draw).tolist()]
         return [*front, *kept]
 
-    def _replaced(self, word: str) -> str:
+    def _replaced(self, word: str, draw: torch.Generator | None) -> str:
         others = self.synonyms.get(word.lower())
-        return _one_of(others) if others and _uniform() < self.replace else word
+        return _one_of(others, draw) if others and _uniform(draw) < self.replace else word
 
 
-def _uniform() -> float:
-    return float(torch.rand(()))
+def _uniform(draw: torch.Generator | None) -> float:
+    return float(torch.rand((), generator=draw))
 
 
-def _one_of(words: Sequence[str]) -> str:
-    return words[int(torch.randint(len(words), ()))]
+def _one_of(words: Sequence[str], draw: torch.Generator | None) -> str:
+    return words[int(torch.randint(len(words), (), generator=draw))]
 
 
 def check_templates(templates: Iterable[str], option: str) -> None:
@@ -88,7 +89,7 @@ def check_templates(templates: Iterable[str], option: str) -> None:
     """
     for template in templates:
         if template.count(PLACE) != 1:
-            raise UserError(f"model.{option} has '{template}': put {PLACE} where the words go, once")
+            raise UserError(f"{option} has '{template}': put {PLACE} where the words go, once")
 
 
 def caption_numbers(captions: Iterable[str]) -> Tensor:

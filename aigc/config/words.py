@@ -26,7 +26,7 @@ PATHS = (  # options whose value is a file, folder, URL or hub name; tests/test_
 )
 TEXTS = (                              # free text; columns in braces
     "text", "candidates", "question", "title", "label", "study", "task.text", "task.label", "data.text",
-    "data.licence",
+    "data.caption", "data.licence",
 )
 OPEN = ("options",)                    # whose names only the run knows: `options.eta=1` needs no `++`
 LISTS = ("runs", "text", "candidates", "label")      # options whose value in brackets is a list

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from aigc.conditions.rewording import Rewording
+from aigc.data.saying import reworded
 from aigc.data.split import Batch, Split
 from aigc.noise import mix
 
-ORDER, AUGMENT, EVALUATE = 1, 2, 3  # the purpose of a seed: keeps the random streams apart
+ORDER, AUGMENT, EVALUATE, REWORD = 1, 2, 3, 4  # the purpose of a seed: keeps the random streams apart
 
 
 @lru_cache(maxsize=4)  # two sides, each across the end of an epoch
@@ -36,13 +38,17 @@ class TrainBatches(Dataset):
     Neither the images of a global batch nor their augmentation depend on the number of ranks or workers.
     """
 
-    def __init__(self, split: Split, *, batch_size: int, seed: int, rank: int, world: int, flip: bool):
+    def __init__(
+        self, split: Split, *, batch_size: int, seed: int, rank: int, world: int, flip: bool,
+        rewording: Rewording | None = None,
+    ):
         self.split = split
         self.batch_size = batch_size                 # per rank
         self.seed = seed
         self.rank = rank
         self.world = world
         self.flip = flip                             # mirror every image left to right with probability 1/2
+        self.rewording = rewording                   # of captions, each time an image comes
 
     def __getitem__(self, k: int) -> Batch:
         """This rank's part of global batch k; images uint8."""
@@ -55,6 +61,9 @@ class TrainBatches(Dataset):
             mirrored = (torch.rand(total, generator=generator) < 0.5)[mine].numpy()
             pixels = batch["image"].numpy()                # this batch's own copy: written in place
             pixels[mirrored] = pixels[mirrored][..., ::-1]  # three times as fast as torch.flip and torch.where
+        if self.rewording is not None and "text" in batch:
+            places = range(first, first + self.batch_size)
+            batch["text"] = reworded(self.rewording, batch["text"], mix(self.seed, REWORD), places)
         return batch
 
 

@@ -56,5 +56,8 @@ def captions(table: Any, text: str) -> list[str]:
         return [first_text(value) for value in table[text]]
     names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
     columns = {name: list(table[name]) for name in names}
+    for name, values in columns.items():                   # a ClassLabel's number is not what it says
+        known = getattr(table.features[name], "names", None)
+        columns[name] = [known[value] for value in values] if known and -1 not in values else values
     return [text.format(**{name: Several(values[i]) if isinstance(values[i], list | tuple) else first_text(values[i])
                            for name, values in columns.items()}) for i in range(len(table))]

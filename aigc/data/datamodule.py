@@ -9,7 +9,7 @@
 import hashlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from aigc.data.batches import Endless, EvalBatches, TrainBatches
+from aigc.data.saying import captions_of, check_caption, rewording_of
 from aigc.data.split import Batch, Split
 from aigc.data.values import Ranges
 from aigc.errors import UserError, choices
@@ -48,6 +49,9 @@ class ImageData(L.LightningDataModule):
         flip: bool = False,             # mirror training images left to right, half of the time
         workers: int | str = "auto",    # processes that decode what does not fit in memory; auto: a core each, up to 8
         memory_gb: float = 2.0,         # decode up to this much (2^30 bytes) once; stream what is larger
+        caption: str | None = None,     # captions are this, with the class's name for {label}; None: not
+        names: Sequence[str] | None = None,               # of the classes in these captions; None: their own
+        rewording: Mapping[str, Any] | None = None,       # of training captions, options of `Rewording`; None: none
     ):
         super().__init__()
         if batch_size < 1:
@@ -60,6 +64,7 @@ class ImageData(L.LightningDataModule):
         self.flip = flip
         self.workers = workers
         self.memory_gb = memory_gb
+        self.caption, self.names, self.rewording = check_caption(caption), names, rewording_of(rewording)
         self.name = type(self).__name__.lower()
         self.channels: int = 0
         self.size: tuple[int, int] = (0, 0)
@@ -160,6 +165,11 @@ class ImageData(L.LightningDataModule):
         if self.splits:
             return
         splits = self.load()
+        if self.caption is not None:
+            self.kind = "captioned"
+            named = self.names if self.names is not None else self.class_names
+            for split in splits.values():
+                split.texts = captions_of(self.caption, split.labels, named, self.classes, data=str(self.name))
         _, self.channels, *size = splits["train"].images.shape
         self.size = (size[0], size[1])
         self.splits = splits
@@ -208,6 +218,11 @@ class ImageData(L.LightningDataModule):
         texts = self.split(split).texts
         return None if texts is None else list(texts[:limit])
 
+    def texts_read(self) -> list[str]:
+        """The training captions, and what rewording puts in their place: all that a vocabulary needs."""
+        texts = self.texts("train") or []
+        return [*texts, *(self.rewording.words() if self.rewording is not None and texts else ())]
+
     # ---- loaders ----
 
     @property
@@ -224,7 +239,7 @@ class ImageData(L.LightningDataModule):
         rank, world = self._place
         split = self.split("train")
         batches = TrainBatches(split, batch_size=self.batch_size, seed=self.seed, rank=rank, world=world,
-                               flip=self.flip)
+                               flip=self.flip, rewording=self.rewording)
         return self._loader(batches, split, sampler=Endless(self.start_batch))
 
     def eval_dataloader(

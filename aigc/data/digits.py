@@ -1,8 +1,9 @@
 """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, grey: part of that package, nothing to download."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +29,12 @@ class Digits(ImageData):
         test: int | float = 0.1,             # likewise
         size: int | Sequence[int] | None = None,  # pixels or [height, width]; None: 8
         channels: int | str = "auto",        # 1, 3, or auto: 1
+        caption: str | None = None,          # captions made of class names, "a {label}"; None: none
+        names: Sequence[str] | None = None,  # of the classes in these captions; None: their own
+        rewording: Mapping[str, Any] | None = None,  # of training captions (saying.py); None: none
     ):
-        super().__init__(batch_size=batch_size, seed=seed, split_seed=split_seed, flip=flip)
+        super().__init__(batch_size=batch_size, seed=seed, split_seed=split_seed, flip=flip, caption=caption,
+                         names=names, rewording=rewording)
         self.validation = validation
         self.test = test
         self.wanted_size = parse_size(size)

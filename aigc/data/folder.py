@@ -6,6 +6,7 @@ import stat
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,9 +149,12 @@ class ImageFolder(ImageData):
         workers: int | str = "auto",                # processes that decode what does not fit in memory
         memory_gb: float = 2.0,                     # decode up to this much (2^30 bytes) once
         licence: str | None = None,                 # what its owner allows, for the record; None: not known
+        caption: str | None = None,                 # captions made of class names, "a {label}"; None: none
+        names: Sequence[str] | None = None,         # of the classes in these captions; None: their own
+        rewording: Mapping[str, Any] | None = None, # of training captions (saying.py); None: none
     ):
         super().__init__(batch_size=batch_size, seed=seed, split_seed=split_seed, flip=flip, workers=workers,
-                         memory_gb=memory_gb)
+                         memory_gb=memory_gb, caption=caption, names=names, rewording=rewording)
         self.licence = licence
         if labels not in ("auto", True, False):
             raise UserError(f"data.labels must be auto, true or false, not {labels!r}")

@@ -98,9 +98,10 @@ class HuggingFace(ImageData):
         workers: int | str = "auto",                # processes that decode what does not fit in memory
         memory_gb: float = 2.0,                     # decode up to this much (2^30 bytes) once
         licence: str | None = None,                 # what its owner allows, for the record; None: as the source says
+        rewording: Mapping[str, Any] | None = None, # of training captions (saying.py); None: none
     ):
         super().__init__(batch_size=batch_size, seed=seed, split_seed=split_seed, flip=flip, workers=workers,
-                         memory_gb=memory_gb)
+                         memory_gb=memory_gb, rewording=rewording)
         self.licence = licence
         self.path = path
         self.name = Path(path).stem

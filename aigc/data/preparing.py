@@ -53,4 +53,5 @@ def check_captions(data: ImageData, needed: str) -> None:
         raise UserError(
             f"{needed}, and {data.name} has none: choose data=shapes, data=huggingface with "
             "data.text=<column of captions>, or data=image_folder with a.txt beside a.png"
+            + (", or make some of the classes' names, data.caption='a {label}'" if data.classes else "")
         )

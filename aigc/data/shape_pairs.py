@@ -12,7 +12,8 @@ import torch
 
 from aigc.data.decode import parse_size
 from aigc.data.pairs import PairData
-from aigc.data.shapes import OBJECTS, VERSION, Renders, Scenes, Shapes
+from aigc.data.scenes import OBJECTS, VERSION, Scenes
+from aigc.data.shapes import Renders, Shapes
 from aigc.data.split import Split
 from aigc.errors import UserError, choices
 

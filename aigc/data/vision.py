@@ -1,6 +1,6 @@
 """MNIST, Fashion-MNIST and CIFAR-10 through torchvision: read from `root`, or downloaded into it if allowed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,8 +46,12 @@ class Vision(ImageData):
         validation: int | float = 5000,      # number or fraction of the training images; 0: none
         size: int | Sequence[int] | None = None,  # pixels or [height, width]; None: as they are (28 or 32)
         channels: int | str = "auto",        # 1, 3, or auto: as they are
+        caption: str | None = None,          # captions made of class names, "a {label}"; None: none
+        names: Sequence[str] | None = None,  # of the classes in these captions; None: their own
+        rewording: Mapping[str, Any] | None = None,  # of training captions (saying.py); None: none
     ):
-        super().__init__(batch_size=batch_size, seed=seed, split_seed=split_seed, flip=flip)
+        super().__init__(batch_size=batch_size, seed=seed, split_seed=split_seed, flip=flip, caption=caption,
+                         names=names, rewording=rewording)
         if source not in SOURCES:
             raise UserError(f"unknown data.source '{source}': {choices(source, SOURCES)}")
         self.name = source

@@ -169,7 +169,7 @@ class CLIP(Family):
         super().__init__()
         self.save_hyperparameters()
         check_choices([("tower", tower, TOWERS)])
-        check_templates(prompts, "prompts")
+        check_templates(prompts, "model.prompts")
         if not prompts:
             raise UserError(f"model.prompts=[] leaves nothing to say of a class: give '{PLACE}' for its name alone")
         if not 1 / LARGEST <= temperature <= 1:

@@ -29,6 +29,7 @@ MEANINGS = (  # a score: what it says, for who sees it for the first time
     (r"label_accuracy", "share of samples that show the label asked for"),
     (r"attributes/seen/all", "share of samples that show all their caption asks for"),
     (r"attributes/heldout/all", "the same for combinations that training never showed"),
+    (r"attributes/templates/all", "the same for sentences that training never used"),
     (r"attributes/\w+/(\w+)", "... of these, the {0} alone"),
     (r"retrieval/\w+/image_to_text_r(\d)", "share of images whose caption is among the first {0} found"),
     (r"retrieval/\w+/text_to_image_r(\d)", "share of captions whose image is among the first {0} found"),

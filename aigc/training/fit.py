@@ -59,7 +59,7 @@ def vocabulary_of(cfg: DictConfig, family: type[Family], data: ImageData) -> lis
         return None
     from aigc.conditions.vocabulary import build_vocabulary
 
-    texts = family.texts_read(to_plain(cfg.model), data.texts("train") or [])
+    texts = family.texts_read(to_plain(cfg.model), data.texts_read())
     return build_vocabulary(texts, kind=text.words, size=text.size)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aigc.data.shapes import Scenes, caption, named
+from aigc.data.scenes import Scenes, caption, named
 from aigc.editing.complete import complete
 from aigc.editing.vary import vary
 from aigc.images.grids import grid_png, to_uint8

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from aigc.data.shapes import Scenes, caption, named
+from aigc.data.scenes import Scenes, caption, named
 from aigc.images.grids import to_uint8
 from aigc.images.streams import seeds_of
 from aigc.models.checkpoints import load_family

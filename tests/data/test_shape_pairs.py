@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from aigc.data.scenes import Scenes
 from aigc.data.shape_pairs import ShapesPaired, ShapesUnpaired
-from aigc.data.shapes import Scenes, Shapes
+from aigc.data.shapes import Shapes
 from aigc.errors import UserError
 from aigc.scoring.networks import oracle
 
@@ -82,7 +83,8 @@ def test_bad_options_are_one_sentence() -> None:
 def test_shapes_read_their_own_images_back(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def small(size: tuple[int, int]) -> oracle.ShapesOracle:
+    def small(size: tuple[int, int], *, language: str) -> oracle.ShapesOracle:
+        assert language == "plain"
         asked.append(size)
         return oracle.ShapesOracle(size, width=2).eval()
 

@@ -5,7 +5,8 @@ import hashlib
 import pytest
 import torch
 
-from aigc.data.shapes import BACKGROUNDS, COLOURS, COLUMNS, SIZES, STREAMS, Scenes, Shapes, caption, held_out, label
+from aigc.data.scenes import BACKGROUNDS, COLOURS, COLUMNS, SIZES, STREAMS, Scenes, caption, held_out, label
+from aigc.data.shapes import Shapes
 from aigc.errors import UserError
 
 COLUMN = {name: k for k, name in enumerate(COLUMNS)}

@@ -1,4 +1,4 @@
-"""Makes the canonical networks of the package: `python -m aigc.scoring.networks.canonical shapes digits mnist oracle`.
+"""Makes the canonical networks of the package: `python -m aigc.scoring.networks.canonical <names>`, of NAMES.
 
 Scores of two laboratories are comparable only with the same network, so these are trained once, committed, and
 verified by their hash wherever they are loaded. A new network is a new scale: old scores no longer compare.
@@ -20,7 +20,7 @@ import torch
 
 from aigc.data.datamodule import ImageData
 from aigc.data.digits import Digits
-from aigc.data.shapes import VERSION as DRAWING
+from aigc.data.scenes import VERSION as DRAWING
 from aigc.data.shapes import Shapes
 from aigc.data.split import Split
 from aigc.data.vision import Vision
@@ -29,11 +29,11 @@ from aigc.scoring.networks import oracle
 from aigc.scoring.networks.classifier import described, train_classifier
 from aigc.scoring.networks.stored import FOLDER, LIST, encode, read
 
-NAMES = ("shapes", "digits", "mnist", "oracle")
+NAMES = ("shapes", "digits", "mnist", "oracle", "oracle_rich")
 SEEN = {"shapes": 400_000, "digits": 72_000, "mnist": 240_000}      # images in training
 RENDERS = 60_000            # shapes in training
 SEED = 20180321             # of the shapes: differs from any usual `split_seed`
-POOL, EPOCHS = 32_000, 6    # renders that the oracle trains on, and epochs
+POOL, EPOCHS = 32_000, 6    # of the oracle: renders and epochs; that of rich captions has its defaults
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +72,10 @@ def data_of(name: str, root: str) -> ImageData:
 
 def make(name: str, root: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Trains the canonical network called `name`; returns its weights and facts."""
-    if name == "oracle":
-        size = (32, 32)
-        trained = oracle.train_oracle(size, pool=POOL, epochs=EPOCHS)
+    if name.startswith("oracle"):
+        size, language = (32, 32), name.removeprefix("oracle").lstrip("_") or "plain"
+        pool, epochs = (POOL, EPOCHS) if language == "plain" else (None, None)
+        trained = oracle.train_oracle(size, language=language, pool=pool, epochs=epochs)
         return trained.state_dict(), {"network": "oracle", "version": oracle.VERSION, "data": "shapes",
                                       "size": list(size), "drawing": DRAWING}
     data = data_of(name, root)

@@ -1,8 +1,8 @@
 """Reads the attributes of rendered shapes back from an image, to measure composition.
 
 A small network is trained on fresh renders of all combinations, including those held out of the data's training, and
-learns every attribute of both objects at once. For 32 px it is in the package (canonical.py); for another size it is
-trained once and cached.
+learns every attribute of all objects at once. For 32 px it is in the package (canonical.py); for another size it is
+trained once and cached. Richer captions (`data.language=rich`) are checked by one that reads up to three objects.
 
 On 5,000 fresh renders of 32 px it reads everything a caption says correctly for 100.0% of single objects and 99.9% of
 pairs, and for as many of the combinations held out of the data's training.
@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc.data.shapes import BACKGROUNDS, COLOURS, COLUMNS, RELATIONS, SHAPES, SIZES, Scenes
-from aigc.data.shapes import VERSION as DRAWING
+from aigc.data.scenes import BACKGROUNDS, COLOURS, COLUMNS, RELATIONS, SHAPES, SIZES, Scenes
+from aigc.data.scenes import VERSION as DRAWING
+from aigc.data.shape_language import COLUMNS3, RichScenes
 from aigc.files.cache import keep_cached, load_cached
 from aigc.networks.fingerprint import state_sha256
 from aigc.scoring.networks.stored import canonical_list, read_canonical
@@ -29,12 +30,12 @@ CANONICAL = (32, 32)            # the size of the oracle in the package
 SIDE = 32                       # larger images are shrunk to this
 WHOLE = ("count", "relation", "background")           # attributes of the image
 OBJECT = ("size", "colour", "shape")                  # attributes of an object
-CHOICES = {"count": 2, "relation": len(RELATIONS), "background": len(BACKGROUNDS), "size": len(SIZES),
+KINDS = {"plain": (Scenes, 2), "rich": (RichScenes, 3)}   # what a language's pictures are, and the most objects in one
+CHOICES = {"relation": len(RELATIONS), "background": len(BACKGROUNDS), "size": len(SIZES),
            "colour": len(COLOURS), "shape": len(SHAPES)}
-SECOND = ("relation", "size2", "colour2", "shape2")   # only where there are two objects
 SEED = 7001                     # of its renders: differs from any data set's
-POOL = 16_000                   # renders it is trained on
-EPOCHS = 3
+TRAINING = {"plain": (16_000, 3), "rich": (24_000, 4)}    # renders it is trained on, and epochs
+SECONDS = {"plain": 20, "rich": 60}                       # that this takes on two cores
 BATCH = 128
 RATE, DECAY = 4e-3, 0.02        # AdamW, one-cycle schedule
 NOISE = 8.0                     # grey levels: generated images are not as clean as renders
@@ -50,7 +51,7 @@ def _layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class ShapesOracle(nn.Module):
-    """Convolutions to a map of features, which is read at two positions, one per object.
+    """Convolutions to a map of features, which is read at two or three positions, one per object.
 
     The positions are predicted from the whole map (which object is the first one?) and supervised by the renders'
     centres; one head, shared by both objects and all positions, reads the attributes there, so few renders suffice.
@@ -58,8 +59,11 @@ class ShapesOracle(nn.Module):
 
     sha256 = ""                                     # of the weights, once trained
 
-    def __init__(self, size: tuple[int, int] = (32, 32), *, width: int = 16):
+    def __init__(self, size: tuple[int, int] = (32, 32), *, width: int = 16, language: str = "plain"):
         super().__init__()
+        scenes, self.objects = KINDS[language]
+        self.columns, self.suffixes = scenes.columns, scenes.suffixes
+        self.choices = {"count": self.objects, **CHOICES}
         self.size = (min(size[0], SIDE), min(size[1], SIDE))
         self.grid = (-(-self.size[0] // 4), -(-self.size[1] // 4))
         positions = self.grid[0] * self.grid[1]
@@ -69,14 +73,14 @@ class ShapesOracle(nn.Module):
         )
         self.summary = nn.Conv2d(4 * width, 8, 1)
         self.overview = nn.Sequential(nn.Linear(8 * positions, 128), nn.ReLU())
-        self.where = nn.Linear(128, 2 * positions)
-        whole = sum(CHOICES[name] for name in WHOLE)
+        self.where = nn.Linear(128, self.objects * positions)
+        whole = sum(self.choices[name] for name in WHOLE)
         self.whole = nn.Linear(128 + 4 * width, whole)
         self.what = nn.Sequential(nn.Linear(4 * width, 4 * width), nn.ReLU(),
                                   nn.Linear(4 * width, sum(CHOICES[name] for name in OBJECT)))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits `(n, choices)` by attribute, and `where` `(n, positions, 2)`, of images uint8 or float in 0..255."""
+        """Logits `(n, choices)` by attribute, `where` `(n, places, objects)`, of images uint8 or float in 0..255."""
         x = images.float()
         if tuple(x.shape[2:]) != self.size:
             x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
@@ -84,39 +88,40 @@ class ShapesOracle(nn.Module):
         features = self.body(x)
         overview = self.overview(self.summary(features).flatten(1))
         features = features.flatten(2)                                            # (n, c, positions)
-        where = self.where(overview).unflatten(1, (2, -1)).float()                # (n, 2, positions)
+        where = self.where(overview).unflatten(1, (self.objects, -1)).float()     # (n, objects, positions)
         seen = self.what(torch.einsum("nkp,ncp->nkc", where.softmax(2).to(features.dtype), features)).float()
         whole = self.whole(torch.cat([overview, features.mean(2)], dim=1)).float()
         logits = {"where": where.transpose(1, 2)}
-        logits |= dict(zip(WHOLE, whole.split([CHOICES[name] for name in WHOLE], dim=1), strict=True))
-        for k, suffix in enumerate(("", "2")):
+        logits |= dict(zip(WHOLE, whole.split([self.choices[name] for name in WHOLE], dim=1), strict=True))
+        for k, suffix in enumerate(self.suffixes):
             parts = seen[:, k].split([CHOICES[name] for name in OBJECT], dim=1)
             logits |= {name + suffix: part for name, part in zip(OBJECT, parts, strict=True)}
         return logits
 
     @torch.no_grad()
     def read(self, images: Tensor, *, batch_size: int = 500) -> Tensor:
-        """Attributes `(n, 9)` int64, columns as in `shapes.COLUMNS`, of images uint8 `(n, 3, h, w)`."""
+        """Attributes of images uint8 `(n, 3, h, w)`: int64 `(n, 9)` as in COLUMNS; if rich `(n, 12)`, COLUMNS3."""
         parts = []
         for part in images.split(batch_size):
             logits = self(part)
-            found = torch.stack([logits[name].argmax(1) for name in COLUMNS], dim=1)
-            found[:, 0] += 1                                             # counts are 1 and 2
-            columns = [COLUMNS.index(name) for name in SECOND]
-            found[:, columns] = torch.where(found[:, :1] == 2, found[:, columns], -1)
-            parts.append(found)
+            found = {name: logits[name].argmax(1) for name in self.columns}
+            found["count"] = count = found["count"] + 1                  # counts start at 1
+            found["relation"] = torch.where(count == 2, found["relation"], -1)
+            for k, suffix in enumerate(self.suffixes):
+                found |= {name + suffix: torch.where(count > k, found[name + suffix], -1) for name in OBJECT}
+            parts.append(torch.stack([found[name] for name in self.columns], dim=1))
         return torch.cat(parts)
 
 
 def oracle_of(data: Any) -> ShapesOracle:
     """The oracle that reads images of the size of `data`: in memory after the first call, cached, or trained now."""
     if data not in _KNOWN:
-        _KNOWN[data] = shapes_oracle(data.wanted_size)
+        _KNOWN[data] = shapes_oracle(data.wanted_size, language=data.language)
     return _KNOWN[data]
 
 
 def read_back(data: Any, images: Tensor) -> Tensor:
-    """What the oracle sees in images uint8 `(n, 3, h, w)` of such data: attributes int64 `(n, 9)`, as in COLUMNS."""
+    """What the oracle sees in images uint8 `(n, 3, h, w)` of such data: attributes int64, see `ShapesOracle.read`."""
     return oracle_of(data).to(images.device).read(images)
 
 
@@ -148,24 +153,28 @@ def agreement(found: Tensor, asked: Tensor) -> dict[str, float]:
     return scores
 
 
-def shapes_oracle(size: tuple[int, int] = (32, 32), device: torch.device | str = "cpu") -> ShapesOracle:
-    """The oracle for images of this size, frozen, on `device`.
+def shapes_oracle(
+    size: tuple[int, int] = (32, 32), device: torch.device | str = "cpu", *, language: str = "plain"
+) -> ShapesOracle:
+    """The oracle for images of this size and captions in this language, frozen, on `device`.
 
     For 32 px it is the canonical one in the package; for other sizes it is cached, or trained now.
     """
-    key = f"oracle-v{VERSION}-{DRAWING}-{size[0]}x{size[1]}"
+    name = "oracle" if language == "plain" else f"oracle_{language}"
+    key = f"{name}-v{VERSION}-{DRAWING}-{size[0]}x{size[1]}"
     kept: Any = None
-    if size == CANONICAL and canonical_list().get("oracle", {}).get("drawing") == DRAWING:
-        kept = read_canonical("oracle").weights
+    if size == CANONICAL and canonical_list().get(name, {}).get("drawing") == DRAWING:
+        kept = read_canonical(name).weights
     with torch.random.fork_rng(devices=[]):     # first weights are drawn, and replaced
-        oracle = ShapesOracle(size)
+        oracle = ShapesOracle(size, language=language)
     kept = load_cached(key) if kept is None else kept
     if not _fits(oracle, kept):
         if kept is not None:
             log.warning("the oracle in the cache folder (%s.pt) is another's: training one in its place", key)
-        log.info("training the oracle that reads shapes: once, about 20 s on two cores")
+        log.info("training the oracle that reads shapes: once, about %d s on two cores", SECONDS[language])
         started = time.perf_counter()
-        kept = {name: value.cpu() for name, value in train_oracle(size, device=device).state_dict().items()}
+        trained = train_oracle(size, device=device, language=language)
+        kept = {name: value.cpu() for name, value in trained.state_dict().items()}
         keep_cached(key, kept)
         log.info("the oracle is trained (%.0f s)", time.perf_counter() - started)
     oracle.load_state_dict(kept)
@@ -182,22 +191,23 @@ def _fits(oracle: ShapesOracle, kept: Any) -> bool:
 
 @torch.enable_grad()
 def train_oracle(
-    size: tuple[int, int], *, objects: str = "mixed", pool: int = POOL, epochs: int = EPOCHS, width: int = 16,
-    device: torch.device | str = "cpu", seed: int = SEED,
+    size: tuple[int, int], *, objects: str = "mixed", language: str = "plain", pool: int | None = None,
+    epochs: int | None = None, width: int = 16, device: torch.device | str = "cpu", seed: int = SEED,
 ) -> ShapesOracle:
     """A new oracle, trained on `pool` renders of all combinations, including those that the data hold out.
 
-    Keeps the global random state.
+    Keeps the global random state. `pool` and `epochs` are by default those of TRAINING.
     """
     device = torch.device(device)
+    pool, epochs = pool or TRAINING[language][0], epochs or TRAINING[language][1]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        oracle = ShapesOracle(size, width=width)
+        oracle = ShapesOracle(size, width=width, language=language)
         oracle.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(oracle.parameters(), lr=RATE, weight_decay=DECAY)
         steps = epochs * (pool // BATCH)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.15)
-        for images, attributes, centres in _batches(size, objects, pool, epochs, seed):
+        for images, attributes, centres in _batches(KINDS[language][0], size, objects, pool, epochs, seed):
             images = images.to(device).float()
             images = images + NOISE * torch.rand(len(images), 1, 1, 1, device=device) * torch.randn_like(images)
             logits = oracle(images)
@@ -210,11 +220,11 @@ def train_oracle(
 
 
 def _batches(
-    size: tuple[int, int], objects: str, pool: int, epochs: int, seed: int
+    kind: type[Scenes], size: tuple[int, int], objects: str, pool: int, epochs: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches of uint8 renders with their attributes and centres; drops the last, smaller batch of an epoch."""
     shares = {"train": pool - pool // 7, "heldout": pool // 7}   # 10 of 70 combinations are held out: all as often
-    scenes = [(Scenes(seed, split, objects=objects, size=size), torch.arange(n)) for split, n in shares.items()]
+    scenes = [(kind(seed, split, objects=objects, size=size), torch.arange(n)) for split, n in shares.items()]
     images = torch.cat([one.images(index) for one, index in scenes])
     attributes = torch.cat([one.attributes(index) for one, index in scenes])
     centres = torch.cat([one.centres(index) for one, index in scenes])
@@ -224,7 +234,7 @@ def _batches(
 
 
 def _cells(centres: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Indices `(n, 2)` of the map's positions that contain the centres `(n, 2, 2)`; -1 for none."""
+    """Indices `(n, k)` of the map's positions that contain the centres `(n, k, 2)`; -1 for none."""
     x, y = (centres[..., k].mul(grid[1 - k]).floor().clamp(0, grid[1 - k] - 1) for k in (0, 1))
     return (y * grid[1] + x).nan_to_num(-1).long()
 
@@ -232,8 +242,8 @@ def _cells(centres: Tensor, grid: tuple[int, int]) -> Tensor:
 def _loss(logits: dict[str, Tensor], attributes: Tensor, cells: Tensor) -> Tensor:
     """Sum of the cross-entropies of positions and attributes, each over the images that have them."""
     total = F.cross_entropy(logits["where"], cells, ignore_index=-1)
-    for k, name in enumerate(COLUMNS):
-        target = attributes[:, k] - int(name == "count")        # counts are 1 and 2
+    for k, name in enumerate(COLUMNS if attributes.shape[1] == len(COLUMNS) else COLUMNS3):
+        target = attributes[:, k] - int(name == "count")        # counts start at 1
         if (target >= 0).any():
             total = total + F.cross_entropy(logits[name], target, ignore_index=-1)
     return total

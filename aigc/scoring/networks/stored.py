@@ -93,7 +93,8 @@ def canonical_of(data: ImageData) -> str | None:
     numbers of images): scores of such runs compare.
     """
     from aigc.data.digits import Digits
-    from aigc.data.shapes import VERSION, Shapes
+    from aigc.data.scenes import VERSION
+    from aigc.data.shapes import Shapes
     from aigc.data.vision import Vision
 
     shape = (data.channels, *data.size)

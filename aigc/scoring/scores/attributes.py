@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from aigc.data.shapes import named
+from aigc.data.shape_language import CLAIMS, fulfilled
 from aigc.images.streams import samples
 from aigc.scoring.devices import ALONE, Devices
 from aigc.scoring.networks.oracle import agreement, clear, oracle_of, read_back
@@ -13,7 +13,7 @@ from aigc.scoring.networks.oracle import agreement, clear, oracle_of, read_back
 if TYPE_CHECKING:
     from aigc.models.family import Family
 
-SPLITS = {"seen": "test", "heldout": "heldout"}     # name in a score: split that gives the captions
+SPLITS = {"seen": "test", "heldout": "heldout", "templates": "templates"}   # name in a score: split of the captions
 
 
 def reads_back(data: Any, family: "Family") -> bool:
@@ -34,9 +34,9 @@ def tables(
 ) -> Iterator[tuple[str, str, dict[str, Tensor]]]:
     """What is read from n samples, on all devices: the score's prefix, the split that gave the captions, and a table.
 
-    With condition=text, for the captions of seen and of held-out combinations: the attributes `found` in the sample
-    and those `asked` for by the caption, -1 where it names none, `(m, k)` int64. Without a condition, for data of
-    single objects: whether a sample is `clear`, `(m,)`.
+    With condition=text, for the captions of seen and of held-out combinations and, where there are any, in sentences
+    that training never used: the attributes `found` in the sample and what the caption `asked` for (`Shapes.asked`),
+    int64 `(m, k)`. Without a condition, for data of single objects: whether a sample is `clear`, `(m,)`.
     """
     reads = reads_back(data, family)
     if not reads and not shows_shapes(data, family):
@@ -47,7 +47,7 @@ def tables(
             continue
         numbers: list[int] = []
         parts = []
-        every = named(data.attributes(split), background=data.caption_background) if reads else None
+        every = data.asked(split) if reads else None
         for part, batch, made in samples(family, data, split, n, batch_size=batch_size, seed=seed, options=options,
                                          rank=devices.rank, world=devices.world):
             if every is not None:
@@ -68,8 +68,11 @@ def shares_of(table: Mapping[str, Tensor]) -> dict[str, float]:
 def shares(found: Tensor, asked: Tensor) -> dict[str, float]:
     """The share of correct attributes `(n, k)` int64: each one, and `all`: everything that the caption says.
 
-    If captions name one or two objects, `all_single` and `all_pair` are the shares for either kind.
+    If captions name one or two objects, `all_single` and `all_pair` are the shares for either kind. Of captions in
+    the richer language, of which `asked` `(n, 20)` are the claims, see `shape_language.fulfilled`.
     """
+    if asked.shape[1] == len(CLAIMS):
+        return fulfilled(found, asked)
     scores = agreement(found, asked)
     pair = asked[:, 0] == 2
     if pair.any() and not pair.all():

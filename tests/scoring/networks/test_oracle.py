@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aigc.data.shapes import COLUMNS, Scenes
+from aigc.data.scenes import COLUMNS, Scenes
 from aigc.files.cache import cache_folder, keep_cached
 from aigc.scoring.networks import oracle as module
 from aigc.scoring.networks.oracle import ShapesOracle, agreement, clear, shapes_oracle, train_oracle

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from aigc.data.digits import Digits
-from aigc.data.shapes import Scenes, Shapes
+from aigc.data.scenes import Scenes
+from aigc.data.shape_language import KINDS, RichScenes, fulfilled
+from aigc.data.shapes import Shapes
 from aigc.data.vision import Vision
 from aigc.errors import UserError
 from aigc.scoring.networks import stored
@@ -23,6 +25,7 @@ CANONICAL = {  # another hash is another scale: scores that were published by th
     "digits": "6bdcd50a7e3d8c8bb4c63093e71ddeb68b847582d695872f3d507cb0268b392b",
     "mnist": "03cbfc8975dd7be6e05a1040fff9f36aa245800be1a7a83714b5ed576702a342",
     "oracle": "1188a731ac641b66b5071409b87a202d471c7c44667fd9efede183e77bb839a6",
+    "oracle_rich": "c8febc9109c0d1bd69950fc3114f7cb4c4a060a7499b87c51e41ed8cdedce95c",
     "shapes": "beac0053ea8972d16269009d825ae0e2290c75300c192cfc5a31a08399d24d7c",
 }
 FEW = {"batch_size": 100, "train": 400, "validation": 1, "test": 400, "heldout": 1}
@@ -82,7 +85,7 @@ def test_other_data_have_none(monkeypatch):
     assert canonical_of(made(shape=(1, 8, 8), labelled=True)) is None
     shapes = standard("shapes")
     assert canonical_of(shapes) == "shapes"
-    monkeypatch.setattr("aigc.data.shapes.VERSION", 99)         # they are drawn in another way now
+    monkeypatch.setattr("aigc.data.scenes.VERSION", 99)         # they are drawn in another way now
     assert canonical_of(shapes) is None
 
 
@@ -118,6 +121,21 @@ def test_the_canonical_oracle_reads_what_is_drawn(empty_cache, caplog):
     for split in ("test", "heldout"):
         scenes, index = Scenes(3, split, objects="mixed"), torch.arange(400)
         assert agreement(oracle.read(scenes.images(index)), scenes.attributes(index))["all"] >= 0.995
+
+
+@pytest.mark.parametrize("split", ["test", "heldout", "templates"])
+def test_the_oracle_of_rich_captions_tells_what_is_fulfilled(split, empty_cache, caplog):
+    with caplog.at_level(logging.INFO):
+        oracle = shapes_oracle((32, 32), language="rich")
+    assert oracle.sha256 == CANONICAL["oracle_rich"] and not caplog.records
+    scenes, index = RichScenes(3, split), torch.arange(600)
+    found, claims = oracle.read(scenes.images(index)), scenes.claims(index)
+    shares = fulfilled(found, claims)
+    assert {f"all_{kind}" for kind in KINDS} < set(shares) and min(shares.values()) >= 0.98     # each kind of caption
+    strange = fulfilled(found.roll(1, 0), claims)["all"]
+    assert strange < 0.2                                                # of another picture it is seldom true
+    dropped = scenes.images(index).roll(16, 3)                          # halves change sides
+    assert fulfilled(oracle.read(dropped), claims)["relation"] < 0.7
 
 
 # ---- handed on ----

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from aigc.conditions.rewording import caption_numbers
-from aigc.data.shapes import COLOURS, SHAPES, Shapes
+from aigc.data.scenes import COLOURS, SHAPES
+from aigc.data.shapes import Shapes
 from aigc.models.family import Family
 from aigc.scoring.scores.retrieval import pools, recalls, retrieval, splits_of
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from aigc.config.targets import instantiate
-from aigc.data.shapes import COLUMNS, Scenes, Shapes, caption
+from aigc.data.scenes import COLUMNS, Scenes, caption
+from aigc.data.shapes import Shapes
 from aigc.errors import RunError, UserError
 from aigc.files.cache import cache_folder
 from aigc.images.streams import items
@@ -160,6 +161,38 @@ def test_attributes_of_wrong_images_are_counted(scenes, quick_oracle, tmp_path):
     share = single.float().mean().item()
     assert found["attributes/seen/all"] == pytest.approx(
         share * found["attributes/seen/all_single"] + (1 - share) * found["attributes/seen/all_pair"], abs=1e-6)
+
+
+class Narrator(Copies):
+    """Renders what a rich caption was said of, or with `denied`, the picture of the next caption in its split."""
+
+    def __init__(self, data, *, denied=False):
+        super().__init__(condition="text")
+        self.shown = {}
+        for split in ("test", "heldout", "templates"):
+            pictures = data.images(split).roll(int(denied), 0)
+            self.shown |= dict(zip(data.texts(split), pictures, strict=True))
+
+    def sample(self, n, *, condition=None, seeds=None, **options):
+        return torch.stack([self.shown[text] for text in condition]).float() / 127.5 - 1
+
+
+def test_rich_captions_are_judged_by_kind_in_three_splits(tmp_path):
+    data = Shapes(batch_size=16, language="rich", objects="mixed", split_seed=3, train=20, validation=10, test=120,
+                  heldout=120)
+    data.setup()
+    kinds = {f"all_{kind}" for kind in ("one", "two", "three", "count", "negation")}
+    names = {"count", "size", "colour", "shape", "relation", "negation", "all"} | kinds
+    right = Scores(**ATTRIBUTES).score(alone(data, tmp_path), Narrator(data))
+    assert set(right) == {f"attributes/{split}/{name}" for split in ("seen", "heldout", "templates") for name in names}
+    assert min(right.values()) >= 0.95
+    wrong = Scores(**ATTRIBUTES).score(alone(data, tmp_path), Narrator(data, denied=True))
+    for split in ("seen", "heldout", "templates"):
+        assert wrong[f"attributes/{split}/all"] < 0.2 < wrong[f"attributes/{split}/negation"] < 0.9
+        kept = torch.tensor([wrong[f"attributes/{split}/{kind}"] for kind in sorted(kinds)])
+        asked = data.asked({"seen": "test"}.get(split, split))[:, 0]
+        shares = torch.stack([(asked == k).float().mean() for k in (3, 4, 0, 2, 1)])      # kinds in sorted order
+        assert float(kept @ shares) == pytest.approx(wrong[f"attributes/{split}/all"], abs=1e-5)
 
 
 def test_attributes_need_captions_and_data_that_read(scenes, quick_oracle, trainer, tmp_path):
