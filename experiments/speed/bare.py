@@ -154,7 +154,7 @@ def vae_loop(model: VAE, batches: Iterator[Any], low: bool) -> Iterator[None]:
 
 
 def descend(
-    loss: torch.Tensor, optimizer: torch.optim.Optimizer, rates: list[float], network: nn.Module, h: Any, seen: int
+    loss: torch.Tensor, optimizer: torch.optim.Optimizer, rates: list[float], h: Any, seen: int
 ) -> None:
     """A step of the only optimizer, at rates that rise over the first images, with clipped gradients."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -190,7 +190,7 @@ def diffusion_loop(model: Diffusion, batches: Iterator[Any], low: bool) -> Itera
         with autocast(low):
             velocity = network(x_t * scale, t, labels, drop)
         loss = F.mse_loss(velocity.float(), images - noise)
-        descend(loss, optimizer, rates, network, h, seen)
+        descend(loss, optimizer, rates, h, seen)
         seen += n
         average(seen, n)
         yield
@@ -312,7 +312,7 @@ def shortcut_loop(model: FewStep, batches: Iterator[Any], low: bool) -> Iterator
         length = torch.cat([(level / levels).to(DEVICE), torch.zeros_like(t)])
         made = velocity(network, x, torch.cat([start, t]), labels, drop, length)
         loss = F.mse_loss(made, torch.cat([(first + second) / 2, (images - noise)[k:]]))
-        descend(loss, optimizer, rates, network, h, seen)
+        descend(loss, optimizer, rates, h, seen)
         seen += n
         move(seen, n)
         yield
@@ -357,7 +357,7 @@ def upscaling_loop(model: SuperResolution, batches: Iterator[Any], low: bool) ->
         with autocast(low):
             made = network(seen_x, t, labels, drop, level, seen_picture)
         loss = F.mse_loss(made.float(), (images - mean) / deviation)
-        descend(loss, optimizer, rates, network, h, seen)
+        descend(loss, optimizer, rates, h, seen)
         seen += n
         average(seen, n)
         yield
@@ -378,7 +378,7 @@ def prior_loop(model: Prior, batches: Iterator[Any], low: bool) -> Iterator[None
         with autocast(low):
             logits = network(codes[:, :-1], network.under(labels, n=n, drop=drop))
         loss = F.cross_entropy(logits.transpose(1, 2), codes)
-        descend(loss, optimizer, rates, network, h, seen)
+        descend(loss, optimizer, rates, h, seen)
         seen += n
         average(seen, n)
         yield
@@ -410,7 +410,7 @@ def clip_loop(model: CLIP, batches: Iterator[Any], low: bool) -> Iterator[None]:
         targets = targets / targets.sum(1, keepdim=True)
         logits = model.log_scale.exp() * seen_as @ read_as.T
         loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-        descend(loss, optimizer, rates, model, h, seen)
+        descend(loss, optimizer, rates, h, seen)
         with torch.no_grad():
             model.log_scale.clamp_(0, math.log(100))
         seen += n
@@ -439,7 +439,7 @@ def dalle_loop(model: DALLE, batches: Iterator[Any], low: bool) -> Iterator[None
         of_text = each.sum(1) / ends.sum(1)
         of_image = F.cross_entropy(image.transpose(1, 2), codes, reduction="none").mean(1)
         share = torch.where(first, h.image_weight, 1.0) / (1 + h.image_weight)
-        descend((share * of_text + (1 - share) * of_image).mean(), optimizer, rates, network, h, seen)
+        descend((share * of_text + (1 - share) * of_image).mean(), optimizer, rates, h, seen)
         seen += n
         average(seen, n)
         yield
