@@ -70,7 +70,8 @@ STAGES = {"prior": ("tokenizer", "vqvae", "vqgan.VQGAN"), "dalle": ("tokenizer",
 TRANSLATORS = ("cyclegan", "cut")
 AUTOENCODERS = ("vqvae", "vqgan", "autoencoder")
 LOOPS = {**MAKING, **TRANSLATING, **RECONSTRUCTING}
-SEED = 1
+BLOCKS = ((40, 0.08), (16, 0.25), (8, float("inf")))    # steps of a block where one takes less than so many seconds:
+SEED = 1                                                # every 20 steps a line is logged, every 8 or 16 R1 comes
 
 Row = dict[str, Any]
 Times = dict[str, list[float]]
@@ -164,8 +165,8 @@ class Alternate(L.Callback):
     A block of the trainer is all that lies between: fetching, every hook of every callback, logging.
     """
 
-    def __init__(self, models: dict[str, Family], data: ImageData, *, block: int, rounds: int):
-        self.models, self.block, self.rounds = models, block, rounds
+    def __init__(self, models: dict[str, Family], data: ImageData, *, rounds: int):
+        self.models, self.block, self.rounds = models, BLOCKS[0][0], rounds
         self.loops = {name: loop(model, data) for name, model in models.items()}
         self.seconds: Times = {"ours": [], **{name: [] for name in models}}
         self.steps, self.started, self.apart = 0, 0.0, 0.0
@@ -174,7 +175,8 @@ class Alternate(L.Callback):
         self.steps += 1
         if self.steps == ALIKE:
             with pl_module.progress.paused():
-                self.check(pl_module)
+                each = self.check(pl_module)
+                self.block = next(block for block, least in BLOCKS if each < least)
         elif self.steps > ALIKE and (self.steps - ALIKE) % self.block == 0:
             self.seconds["ours"].append(clock() - self.started)
             with pl_module.progress.paused():
@@ -188,15 +190,22 @@ class Alternate(L.Callback):
             return
         self.started = clock()
 
-    def check(self, model: Any) -> None:
-        """Both sides' averaged weights after the first steps, seeded alike: largest difference over largest weight."""
+    def check(self, model: Any) -> float:
+        """Both sides' averaged weights after the first steps, seeded alike: largest difference over largest weight.
+
+        Returns the seconds of a bare step, at its fastest.
+        """
+        each = []
         for bare in self.loops.values():
             for step in range(ALIKE):
                 torch.manual_seed(mix(SEED, 0, step))
+                started = clock()
                 next(bare)
+                each.append(clock() - started)
         ours, theirs = ((m.averages() or [(m,)])[0][0].state_dict() for m in (model, self.models["bare"]))
         apart = max(float((ours[k].float() - theirs[k].float()).abs().max()) for k in ours)
         self.apart = apart / max(float(v.float().abs().max()) for v in ours.values())
+        return min(each)
 
 
 def measure_step(args: argparse.Namespace) -> list[Row]:
@@ -207,9 +216,7 @@ def measure_step(args: argparse.Namespace) -> list[Row]:
             cfg, data, model = build(args, family, f"trainer.precision={PRECISION}")
             trainer = build_trainer(cfg, Path(folder), model, {})
             copies = {"bare": copy.deepcopy(model), "twin": copy.deepcopy(model)}
-            few = family not in FAMILIES or family == "clip"
-            block = 4 if few else 40                # seconds; every 20 steps a line is logged, every 8 R1 comes
-            alternate = Alternate(copies, data, block=block, rounds=1 if args.quick else 14)
+            alternate = Alternate(copies, data, rounds=1 if args.quick else 14)
             trainer.callbacks.append(alternate)  # type: ignore[attr-defined]
             with contextlib.redirect_stderr(io.StringIO()):         # the bar's lines
                 trainer.fit(model, datamodule=data)
@@ -218,8 +225,8 @@ def measure_step(args: argparse.Namespace) -> list[Row]:
         seconds = {name: values[1:] for name, values in alternate.seconds.items()}
         rows.append({
             "family": f"{family}, batch {cfg.batch_size}",
-            "aigc, ms a step": 1e3 * median(seconds["ours"], block),
-            "bare loop, ms": 1e3 * median(seconds["bare"], block),
+            "aigc, ms a step": 1e3 * median(seconds["ours"], alternate.block),
+            "bare loop, ms": 1e3 * median(seconds["bare"], alternate.block),
             "aigc / bare": ratio(seconds, "ours", "bare"),
             "bare / its twin": ratio(seconds, "bare", "twin"),
             f"weights apart after {ALIKE} steps": alternate.apart,
