@@ -127,13 +127,6 @@ class Classifier(Measured):
         h = self.hparams
         return adamw(self.network, lr=h.lr, betas=h.betas, weight_decay=h.weight_decay)
 
-    def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        """Clips the gradient norm at the recipe's `clip`."""
-        if self.hparams.clip:
-            nn.utils.clip_grad_norm_(self.parameters(), self.hparams.clip, foreach=True)
-
     def logits(self, images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Logits `(n, classes)`, float32, of images with this noise at times t `(n,)`."""
         alpha, sigma = (c[:, None, None, None] for c in self.process.scales(t))
