@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
@@ -30,7 +31,7 @@ _draw = np.random.default_rng(0)
 def kind_of(name: str) -> str:
     """images, unpaired or paired, by the class that conf/data names."""
     target = OmegaConf.load(CONFIG_DIR / "data" / f"{name.partition(':')[0]}.yaml")["_target_"]
-    return "unpaired" if "Unpaired" in target else "paired" if "Paired" in target else "images"
+    return "unpaired" if "Unpaired" in target else "paired" if re.search("Paired|Degraded", target) else "images"
 
 
 def picture(width: int = SIDE, ending: str = "JPEG") -> bytes:
@@ -150,6 +151,9 @@ def stand_in(name: str, served: Path, patch: pytest.MonkeyPatch) -> list[str]:
         return [*words, "data.validation=4", square]
     if name == "digits":
         return words
+    if name == "degraded":
+        small = [word.replace("data.", "data.source.") for word in stand_in("shapes", served, patch)[1:]]
+        return [*words, *small, "data.degradations=[blur,strokes,noise]"]
     if name.startswith("shapes"):
         small = ["data.train=16", "data.validation=8", "data.test=8", square]
         return [*words, *small, *(["data.heldout=4"] if name == "shapes" else [])]

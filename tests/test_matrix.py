@@ -32,7 +32,9 @@ from .families import READER, SMALLEST, staged, words
 from .stand_ins import CONDITIONS, DATA, kind_of, picture, stand_in, write
 
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
-SIDES = {"cyclegan": ("unpaired", "paired"), "cut": ("unpaired", "paired"), "pix2pix": ("paired",)}
+SIDES = {"cyclegan": ("unpaired", "paired"), "cut": ("unpaired", "paired"), "pix2pix": ("paired",),
+         "restorer": ("paired",), "palette": ("paired",)}
+RESTORE = {"restorer": ("degraded", "shapes_paired"), "palette": ("degraded",)}     # on these of them
 AGAIN = ("vqvae", "vqgan", "autoencoder")                     # reconstruct, and know no condition
 MATCHING = ("clip",)                                          # tell how well texts fit images, and make none
 TELLING = ("classifier",)                                     # tell the class of noisy images, and make none
@@ -40,7 +42,8 @@ TEXT_ALONE = ("dalle",)                                       # know no other co
 ENLARGE = ("imagen_sr",)                                      # reconstruct too, from small images, under any condition
 READERS = ("gan", "dcgan", "r3gan", "biggan", "stylegan2", "diffusion", "ddpm", "edm", "dit", "latent_diffusion",
            "imagen_sr", "imagen", "few_step", "prior", *TEXT_ALONE)     # of captions
-FITTING = [(model, data) for model in MODELS for data in DATA if kind_of(data) in SIDES.get(model, ("images",))]
+FITTING = [(model, data) for model in MODELS for data in RESTORE.get(model, DATA)
+           if kind_of(data) in SIDES.get(model, ("images",))]
 RUNS = [(model, data, condition) for model, data in FITTING for condition in ("none", *CONDITIONS.get(data, ()))
         if (condition != "text" or model in READERS) and (condition == "none" or model not in AGAIN)
         and (condition == "text" or model not in TEXT_ALONE) and model not in (*MATCHING, *TELLING)]
@@ -121,7 +124,7 @@ def test_what_composes_works_to_the_end(chosen, tmp_path: Path, model: str, data
     OmegaConf.save(cfg, run / ".hydra" / "config.yaml")
     summary = fit(cfg, run)
     assert (summary["status"], summary["images"]) == ("finished", 8)
-    assert summary["data"]["kind"] in (("unpaired" if model != "pix2pix" else "paired",) if translates else
+    assert summary["data"]["kind"] in (("paired" if SIDES[model] == ("paired",) else "unpaired",) if translates else
                                        ("images", "captioned"))
     monitor = summary["scores"]["monitor"]
     assert summary["scores"]["last"][monitor] >= 0 and any("singular" in note for note in summary["scores_notes"])

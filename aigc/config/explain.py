@@ -96,7 +96,8 @@ def known_keys(argv: list[str], config_name: str) -> list[str]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    chosen = [a for a in argv if re.fullmatch(r"\w+=\w+", a) and (CONFIG_DIR / a.split("=")[0]).is_dir()]
+    chosen = [word for word in argv if re.fullmatch(r"\w+(@[\w.]+)?=\w+", word)      # data@data.source=mnist, too
+              and (CONFIG_DIR / re.split("[@=]", word)[0]).is_dir()]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         for overrides in (chosen, []):

@@ -217,8 +217,9 @@ def settled(config: DictConfig, path: Path, **changes: Any) -> DictConfig:
             raise cause or UserError(f"'{path}' cannot be used ({reason}): give a run folder that training wrote") \
                 from error
     data = config.get("data")
-    if isinstance(data, DictConfig) and data:
+    while isinstance(data, DictConfig) and data:           # and data inside it
         _fetch_only_ours(data, path)
+        data = data.get("source")
     return config
 
 

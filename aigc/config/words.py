@@ -35,9 +35,14 @@ PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_][\w./-]*", re.IGNOREC
 SWEEP = re.compile(r"(choice|range|interval|glob|tag|sort|shuffle|extend_list)\(.*\)", re.DOTALL)
 
 
+def named(key: str) -> str:
+    """The name of an option without `+`; an option of data inside other data (`data.source.path`) as of the data."""
+    return re.sub(r"^data\.(source\.)+(?=.)", "data.", key.lstrip("+"))
+
+
 def is_path(key: str) -> bool:
     """Whether the value of the option `key` is a path."""
-    return any(fnmatchcase(key.lstrip("+"), pattern) for pattern in PATHS)
+    return any(fnmatchcase(named(key), pattern) for pattern in PATHS)
 
 
 def literal(value: str, *, keep: bool = False) -> str:
@@ -99,7 +104,7 @@ def quoted(word: str, *, multirun: bool = False) -> str:
         UserError: a path is empty.
     """
     key, equals, value = word.partition("=")
-    name = key.lstrip("+")
+    name = named(key)
     if equals and key.split(".")[0] in OPEN:
         word, key = f"++{word}", f"++{key}"
     if not equals or word.startswith(("-", "~")) or PLAIN.fullmatch(value):
@@ -168,7 +173,7 @@ def _listed(key: str, value: str) -> str:
 def as_typed(word: str) -> str:
     """An override written by Hydra, ready for the command line of another process."""
     key, _, value = word.partition("=")
-    if PLAIN.fullmatch(value) or not (is_path(key) or key in TEXTS):
+    if PLAIN.fullmatch(value) or not (is_path(key) or named(key) in TEXTS):
         return word
     parsed = OverridesParser.create().parse_override(word).value()
     return f"{key}={literal(parsed)}" if isinstance(parsed, str) and "${" not in value else word

@@ -115,6 +115,31 @@ class Upscaler(TwoClocks):
         return super().forward(torch.cat([x, picture], dim=1), clock, condition, drop, second)
 
 
+class Beside(nn.Module):
+    """A U-Net with `joined` channels that also sees a picture of so many channels."""
+
+    def __init__(self, denoiser: ConditionalDenoiser):
+        super().__init__()
+        self.denoiser = denoiser
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder of conditions."""
+        return self.denoiser.encoder
+
+    def matrices(self) -> list[Tensor]:
+        """Those of the denoiser that Muon may move."""
+        return self.denoiser.matrices()
+
+    def forward(
+        self, x: Tensor, clock: Tensor, condition: Tensor | None, drop: Tensor | None = None,
+        picture: Tensor | None = None,
+    ) -> Tensor:
+        """As of the denoiser, beside a picture `(n, joined, h, w)` of the size of x."""
+        assert picture is not None, "this network restores a picture"
+        return self.denoiser(torch.cat([x, picture], dim=1), clock, condition, drop)
+
+
 def optimizer_of(networks: Sequence[Any], options: Any) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019) for denoisers, and Muon (Jordan et al. 2024) for their `matrices()`.
 

@@ -324,9 +324,13 @@ class Translator(Family):
         first, second = (batch["a"], batch["b"]) if "a" in batch else (batch["source"], batch["target"])
         return (first, second) if direction == "a2b" else (second, first)
 
+    def beside(self, batch: Batch) -> dict[str, Any]:
+        """What of a batch `translate` reads besides the images, `(n, ...)` each, by keyword; nothing by default."""
+        return {}
+
     def fakes(self, batch: Batch, *, seeds: Sequence[int] | None = None) -> Tensor:
         """The first side of a batch, translated."""
-        return self.translate(self.sides(batch)[0], seeds=seeds)
+        return self.translate(self.sides(batch)[0], seeds=seeds, **self.beside(batch))
 
     def reals(self, batch: Batch) -> Tensor:
         """The second side of a batch."""

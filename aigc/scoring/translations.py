@@ -30,15 +30,17 @@ def translations(
         numbers = [number for number, own in zip(part, fresh.tolist(), strict=True) if own]
         if not numbers:
             continue
-        sides = family.sides(data.prepare(batch, family.device), direction)
-        images, targets = (side[fresh.to(side.device)] for side in sides)
+        given = data.prepare(batch, family.device)
+        fresh = fresh.to(family.device)
+        images, targets = (side[fresh] for side in family.sides(given, direction))
         made, measured = images, {}
         if not identity:
             seeds = seeds_of(numbers, seed)
-            made = family.translate(images, direction=direction, seeds=seeds)
+            known = {key: value[fresh] for key, value in family.beside(given).items()}
+            made = family.translate(images, direction=direction, seeds=seeds, **known)
             check_finite_images(made, family)
             if BACK[direction] in family.directions:
                 again = family.translate(made, direction=BACK[direction], seeds=seeds)
                 check_finite_images(again, family)
                 measured["cycle_l1"] = (again - images).abs().mean((1, 2, 3))
-        yield numbers, batch["index"][fresh], made, targets, measured
+        yield numbers, batch["index"][fresh.cpu()], made, targets, measured

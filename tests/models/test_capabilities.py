@@ -27,7 +27,8 @@ def test_capabilities_are_the_methods_of_a_class():
 
 
 def test_the_choices_that_have_a_capability():
-    assert models_that_can("translate") == ["cut", "cyclegan", "pix2pix"]
+    assert models_that_can("translate") == ["cut", "cyclegan", "palette", "pix2pix", "restorer"]
+    assert models_that_can("restore") == ["palette", "restorer"]
     assert {"dcgan", "gan", "vae", "diffusion"} <= set(models_that_can("sample"))
     assert not set(models_that_can("sample")) & {"cut", "cyclegan", "pix2pix"}
     assert "vae" in models_that_can("decode") and models_that_can("score_text") == ["clip"]
@@ -35,9 +36,9 @@ def test_the_choices_that_have_a_capability():
 
 @pytest.mark.parametrize(("family", "capability", "message"), [
     (Scorer, "translate", "'here' holds a Scorer, which tells how well texts fit images: task=x needs a run of cut or "
-                          "cyclegan or pix2pix"),
-    (Negative, "restore", "'here' holds a Negative, which turns images into images: task=x needs a family with "
-                          r"restore\(\)"),
+                          "cyclegan or palette or pix2pix or restorer"),
+    (Negative, "restore", "'here' holds a Negative, which turns images into images: task=x needs a run of palette or "
+                          "restorer"),
     (Negative, "score_text", "turns images into images: task=x needs a run of clip"),
     (Family, "translate", "'here' holds a Family, which makes no images: task=x needs"),
 ])

@@ -155,7 +155,8 @@ class SampleGrid(L.Callback):
             batch = data.prepare({key: value[:rows] for key, value in _joined(parts).items()}, pl_module.device)
             images, wanted = pl_module.sides(batch, direction)
             seeds, back = seeds_of(range(rows), self.seed), direction[::-1]
-            shown = {"input": images, "translated": pl_module.translate(images, direction=direction, seeds=seeds)}
+            made = pl_module.translate(images, direction=direction, seeds=seeds, **pl_module.beside(batch))
+            shown = {"input": images, "translated": made}
             if back in pl_module.directions:
                 shown["back"] = pl_module.translate(shown["translated"], direction=back, seeds=seeds)
             if data.has_pairs(split):
