@@ -20,6 +20,7 @@ def generate(cfg: Any) -> None:
     if cfg.format not in FORMATS:
         raise UserError(f"unsupported format '{cfg.format}': {choices(cfg.format, FORMATS)}")
     check_least(cfg, {"n": 1, "batch_size": 1})
+    from aigc.images.animating import motion_asked, write_videos
     from aigc.images.generating import sample_uint8, write
     from aigc.images.output import by_time, claim, sha256_of
     from aigc.images.recipes import recipe_of
@@ -31,6 +32,7 @@ def generate(cfg: Any) -> None:
     device = choose_device(cfg.device)
     plan = plan_of(cfg, given_keys(cfg, "generate"))
     typed, run = plan.typed, run_of(plan.checkpoint)
+    motion = motion_asked(typed["video"], typed["animation"])
     out = Path(cfg.out).expanduser() if cfg.out else by_time(run / "generated")
     with claim(out, overwrite=cfg.overwrite, numbered=not cfg.out) as output:
         family = load_family(plan.checkpoint, device=device)
@@ -43,12 +45,18 @@ def generate(cfg: Any) -> None:
             "verb": "generate", "run": str(run), "checkpoint": str(plan.checkpoint.resolve()), "sha256": sha256,
             "seed": typed["seed"], "options": typed,
         }
+        if motion is not None:
+            with cli.bars(" frames") as progress:
+                told = write_videos(family, typed, output, asked, motion, plan.n, progress=progress)
+            print("\n".join([f"{counted(plan.n, 'video')} in {output.folder}", *told]))
+            return
         shared = recipe_of("generate", typed, run=run, checkpoint=plan.checkpoint, sha256=sha256,
+                           **({"guided": asked.guidance.facts} if asked.guidance.facts else {}),
                            **({"rerank": {"of": best.of, "sha256": best.judge.sha256}} if best is not None else {}))
         together = plan.at_once if best is None else best.together(plan.at_once)
         batches, compared = Batches(plan.n, plan.first, plan.at_once, together, asked.words), Compared(plan)
         with cli.bars(" images") as progress:
-            how = {"batch_size": plan.at_once, "progress": progress, **asked.options}
+            how = {"batch_size": plan.at_once, "progress": progress, "guides": asked.guidance, **asked.options}
             images = best.made(**how) if best is not None else sample_uint8(
                 family, plan.n, seed=typed["seed"], first=plan.first, condition=asked.condition, **how)
             n, first = (plan.n, plan.first) if plan.only is None else (1, plan.only)

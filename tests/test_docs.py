@@ -170,6 +170,7 @@ RUNS = {                                                     # what a documented
     "translation": ["model=cyclegan", "data=shapes_unpaired", "data.size=16", "data.train=16", "data.validation=8",
                     "data.test=8", "model.width=8", "model.blocks=1", "model.discriminator_width=8"],
     "tutorial": ["model=realnvp", "model.layers=2", "model.hidden=16"],
+    "told": [*smallest("classifier")],
     "clip": [*smallest("clip"), "data=shapes", "data.size=16", "data.train=64", "data.validation=16", "data.test=16",
              "data.heldout=16"],
 }
@@ -227,12 +228,13 @@ def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch,
     words = [f"run={'photos' if folder_of_images else f'runs/{kind}'}" if w.startswith("run=") else w for w in words]
     words = ["runs=runs" if w.startswith("runs=") else f"out={tmp_path / 'made'}" + ".html" * (verb == "compare")
              if w.startswith("out=") else "images=photos" if w.startswith("images=") else w for w in words]
-    words = [re.sub("<CLIP_run>", "runs/clip", word) for word in words]
+    words = [re.sub("<classifier_run>", "runs/told", re.sub("<CLIP_run>", "runs/clip", word)) for word in words]
     keys = {word.split("=")[0] for word in words}
     quick = [w for w in QUICK[verb] if verb == "generate" or w.split("=")[0] not in keys]
     again = "recipe" in keys and "n" not in keys
     quick = [] if again else quick
-    words = [w for w in words if not (verb == "generate" and w.startswith("n="))]
+    words = [w for w in words if not (verb == "generate" and w.startswith(("n=", "animation.frames=")))]
+    quick = [*quick, "animation.frames=3"] if any(w.startswith("video=") for w in words) else quick
     if verb != "compare" and "out" not in keys:
         quick = [*quick, f"out={tmp_path / 'made'}" + ".json" * (verb == "evaluate")]
     if folder_of_images and "data=mnist" in words:
@@ -242,7 +244,9 @@ def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch,
     with allowed(mine):
         getattr(importlib.import_module(f"aigc.{verb}"), verb)(cfg)
     said = capsys.readouterr().out
-    if verb == "generate":
+    if verb == "generate" and cfg.video:
+        assert len([path for path in (tmp_path / "made").iterdir() if path.stem.isdecimal()]) == 3
+    elif verb == "generate":
         made = list((tmp_path / "made").glob("*.png" if cfg.format == "png" else "*.npy"))
         images = [path for path in made if path.stem.isdecimal()]
         assert len(images) == (1 if again else 3) or (cfg.format == "npy" and made)

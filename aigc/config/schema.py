@@ -44,6 +44,18 @@ class TrainConfig:
 
 
 @dataclass
+class AnimationConfig:
+    """`animation` of `aigc.generate`: what happens between two frames."""
+
+    frames: int = 24
+    fps: float = 8.0
+    zoom: float = 1.03
+    rotate: float = 0.0
+    translate: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    skip: float = 0.5
+
+
+@dataclass
 class GenerateConfig:
     """The top level of `aigc.generate`; conf/generate.yaml explains each key."""
 
@@ -60,6 +72,16 @@ class GenerateConfig:
     truncation: float | None = None
     rerank: str | None = None
     rerank_of: int = 8
+    classifier: str | None = None
+    classifier_guidance: float | None = None
+    clip: str | None = None
+    clip_guidance: float | None = None
+    secondary: str | None = None
+    init: str | None = None
+    skip: int | None = None
+    symmetry: str | None = None
+    video: str | None = None
+    animation: AnimationConfig = field(default_factory=AnimationConfig)
     sampler: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     format: str = "png"
@@ -115,6 +137,8 @@ class EvaluateConfig:
     kd_subset_size: int = 1000
     attribute_samples: int = 500
     clip: str | None = None
+    classifier: str | None = None
+    classifier_guidance: float | None = None
     lpips: str | None = "auto"
     lpips_weights: str | None = None
     extra: list[str] = field(default_factory=list)

@@ -18,7 +18,7 @@ from aigc.errors import UserError
 
 PATHS = (  # options whose value is a file, folder, URL or hub name; tests/test_words.py finds forgotten ones
     "run", "runs", "resume", "images", "image", "out", "recipe", "against", "clip", "rerank", "lpips_weights",
-    "weights.*", "mask.path",
+    "weights.*", "mask.path", "classifier", "secondary", "init",
     "data.path", "data.root", "data.archive.url", "metrics.weights", "metrics.lpips_weights",
     "metrics.clip", "callbacks.scores.clip", "callbacks.scores.weights", "callbacks.scores.lpips_weights",
     "model.text.name", "model.first_stage", "model.teacher", "model.tokenizer", "model.pretrained.weights",

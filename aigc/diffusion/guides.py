@@ -22,11 +22,12 @@ from torch import Tensor
 from aigc.config.functions import chosen, function_named
 from aigc.diffusion.denoiser import Denoiser
 from aigc.diffusion.samplers import Denoise, Noise
-from aigc.errors import UserError
+from aigc.errors import UserError, choices
 
 Guide = Callable[..., Tensor]
 GUIDES: dict[str, Guide] = {}
 GIVEN = ("denoiser", "noise")
+SYMMETRIES = ("horizontal", "vertical", "both")
 
 
 def guide(function: Guide) -> Guide:
@@ -116,6 +117,38 @@ def dynamic_threshold(
     s = torch.stack([one.quantile(percentile) for one in x0.abs().float().flatten(1)]).clamp(min=1)
     s = s[:, None, None, None].to(x0.dtype)
     return x0.clamp(-s, s) / s
+
+
+@guide
+def symmetry(x: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, *, symmetry: str | None = None) -> Tensor:
+    """Images that are their own mirror image: the left half is mirrored to the right, or the upper one downwards.
+
+    `symmetry`: horizontal (left and right are alike), vertical (above and below), both, or None: nothing is done.
+    """
+    if symmetry not in (None, *SYMMETRIES):
+        raise UserError(f"There is no symmetry '{symmetry}': {choices(symmetry, SYMMETRIES)}")
+    for way, axis in (("horizontal", 3), ("vertical", 2)) if symmetry else ():
+        if symmetry in (way, "both"):
+            half = x0.narrow(axis, 0, -(-x0.shape[axis] // 2))
+            x0 = torch.cat([half, half.narrow(axis, 0, x0.shape[axis] // 2).flip(axis)], dim=axis)
+    return x0
+
+
+def conditioned(
+    x0: Tensor, gradient: Tensor, alpha: Tensor, sigma: Tensor, *, largest: float | None = None
+) -> Tensor:
+    """The image expected given y too: x0 + sigma^2 / alpha g, for g the gradient of log p(y | x) by x; at alpha 0, x0.
+
+    The same as eps - sigma g for the noise, and D + sigma^2 g of EDM. No image is changed by a root mean square above
+    `largest`: a change of x0 is the same for every process, where a gradient by x is not.
+    """
+    if float(alpha) == 0:
+        return x0
+    change = sigma**2 / alpha * gradient
+    if largest is not None:
+        size = change.flatten(1).square().mean(1).sqrt()[:, None, None, None]
+        change = change * (largest / size.clamp(min=largest))
+    return x0 + change.to(x0.dtype)
 
 
 def guided(denoiser: Denoiser, guides: Sequence[Guide], settings: Mapping[str, Any], *, noise: Noise) -> Denoise:

@@ -10,7 +10,8 @@ from aigc.images.output import sha256_of
 from aigc.images.recipes import APART, Recipe, defaults_of
 from aigc.wording import shown
 
-PLACES = ("classifier", "clip", "rerank")                  # options that may name another run
+PLACES = ("classifier", "clip", "rerank", "secondary")     # options that may name another run
+FILES = ("init",)                                          # and a file, which no recipe makes be read
 
 
 def overlaid(recipe: Recipe, typed: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
@@ -32,6 +33,9 @@ def overlaid(recipe: Recipe, typed: dict[str, Any], given: Collection[str]) -> d
             continue
         result[name] = _under(value, typed[name], [key for key in given if key.startswith(f"{name}.")]) \
             if name in roots else value
+        if name in FILES and value is not None:
+            raise UserError(f"recipe='{recipe.source}' was made with {name}={shown(value)}, and no recipe makes a "
+                            f"file be read: give {name}= beside it")
         if name in PLACES:
             _check_here(name, result[name], recipe)
     if "seed" not in given:

@@ -14,6 +14,7 @@ from aigc.images.grids import TONE, grid_png, to_uint8
 from aigc.images.output import Output
 from aigc.images.recipes import as_json, beside, pixels_of, png
 from aigc.models.family import Family
+from aigc.models.guidance import Guidance
 from aigc.noise import mix
 from aigc.wording import Report, silent
 
@@ -23,15 +24,19 @@ ROWS = 16  # most labels with a row each; with more, each image has its label ab
 
 def sample_uint8(
     family: Family, n: int, *, seed: int, condition: Any = None, batch_size: int = 64, first: int = 0,
-    progress: Report = silent, **options: Any,
+    progress: Report = silent, guides: Guidance | None = None, **options: Any,
 ) -> Iterator[np.ndarray]:
-    """Yields images `(h, w, c)` uint8, the k-th from seed mix(seed, first + k); tells `progress` how many are made."""
+    """Yields images `(h, w, c)` uint8, the k-th from seed mix(seed, first + k); tells `progress` how many are made.
+
+    `guides`: guidance by other runs, for these n images.
+    """
     progress(0, n, "")
     for start in range(0, n, batch_size):
         stop = min(n, start + batch_size)
         given = None if condition is None else condition[start:stop]
         seeds = [mix(seed, first + k) for k in range(start, stop)]
-        made = family.sample(stop - start, condition=given, seeds=seeds, **options)
+        how = guides.of(range(start, stop), options) if guides is not None else options
+        made = family.sample(stop - start, condition=given, seeds=seeds, **how)
         progress(stop, n, "")
         yield from to_uint8(made).permute(0, 2, 3, 1).cpu().numpy()
 

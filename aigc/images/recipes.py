@@ -37,7 +37,7 @@ LARGEST = 2**20                                            # bytes of a recipe t
 VERBS = ("generate", "edit")
 APART = (                                                  # options that say where or how fast, or stand elsewhere
     "run", "checkpoint", "out", "overwrite", "n", "seed", "label", "text", "images", "format", "batch_size",
-    "megapixels", "device", "recipe", "latents", "range",
+    "megapixels", "device", "recipe", "latents", "range", "video", "animation",
 )
 
 

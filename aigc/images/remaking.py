@@ -99,8 +99,7 @@ class Batches:
             stop = min(self.n, start + self.together)
         batch: dict[str, Any] = {"start": self.first + start, "size": stop - start, "at_once": self.at_once}
         if self.words:
-            name = next(iter(self.words[0]))
-            batch[name] = in_turn([one[name] for one in self.words[start:stop]])
+            batch |= {name: in_turn([one[name] for one in self.words[start:stop]]) for name in self.words[0]}
         return {"batch": batch}
 
 

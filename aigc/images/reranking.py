@@ -9,6 +9,7 @@ from torch import Tensor
 from aigc.errors import UserError
 from aigc.images.grids import to_uint8
 from aigc.models.family import Family
+from aigc.models.guidance import Guidance
 from aigc.noise import mix
 from aigc.wording import Report, silent
 
@@ -45,8 +46,12 @@ class Reranked:
         self.of, self.seed, self.first = of, seed, first   # candidates for an image; of the candidates' seeds
         self.chosen: list[tuple[int, float]] = []          # candidate and its fit, of the images made so far
 
-    def made(self, *, batch_size: int, progress: Report = silent, **options: Any) -> Iterator[np.ndarray]:
+    def made(
+        self, *, batch_size: int, progress: Report = silent, guides: Guidance | None = None, **options: Any
+    ) -> Iterator[np.ndarray]:
         """Makes the images, `batch_size` candidates at once; `options` are those of the family's `sample`.
+
+        `guides`: guidance by other runs, for the images.
 
         All candidates of an image are made together with those of the same others, or, if they are more, alone.
         """
@@ -60,7 +65,8 @@ class Reranked:
             rows = every[start : min(start + batch_size, start // whole * whole + whole)]
             texts = [self.prompts[k] for k, _ in rows]
             seeds = [self.seed_of(self.first + k, j) for k, j in rows]
-            pixels = to_uint8(self.family.sample(len(rows), condition=texts, seeds=seeds, **options))
+            how = guides.of([k for k, _ in rows], options) if guides is not None else options
+            pixels = to_uint8(self.family.sample(len(rows), condition=texts, seeds=seeds, **how))
             for (k, j), image, fit in zip(rows, pixels, self.judge(pixels, texts).tolist(), strict=True):
                 if best is None or fit > best[0]:
                     best = (fit, j, image)

@@ -15,6 +15,7 @@ from aigc.wording import counted
 
 if TYPE_CHECKING:
     from aigc.models.family import Family
+    from aigc.models.guidance import Guidance
 
 Batch = dict[str, Any]
 
@@ -50,22 +51,26 @@ def balanced_labels(numbers: Sequence[int], classes: int) -> Tensor:
 
 def samples(
     family: "Family", data: ImageData, split: str, n: int, *, batch_size: int, seed: int, balanced: bool = True,
-    rank: int = 0, world: int = 1, options: dict[str, Any] | None = None,
+    rank: int = 0, world: int = 1, options: dict[str, Any] | None = None, guidance: "Guidance | None" = None,
 ) -> Iterator[tuple[list[int], Batch, Tensor]]:
     """This rank's share of n samples, as (numbers, batch that gave the conditions, images uint8).
 
     Sample k has the condition of item k of the split and the seed mix(seed, k). If labels are `balanced`, all classes
     occur equally often, otherwise as in the data. `options` are passed to the family's `sample`. Of a family that
-    reconstructs, sample k is made of image k, under its own label, and the options are those of `fakes`.
+    reconstructs, sample k is made of image k, under its own label, and the options are those of `fakes`. `guidance` by
+    other runs is for the n samples; where it is to labels, they are the samples'.
     """
     labelled = family.condition == "label" and not family.reconstructs
     for numbers, batch in items(data, split, n, batch_size=batch_size, rank=rank, world=world):
         if labelled and balanced:
             assert data.classes is not None
             batch = {**batch, "label": balanced_labels(numbers, data.classes)}
+        if guidance is not None and guidance.labels is not None:
+            batch = {**batch, "label": guidance.labels[numbers]}
         given, seeds = data.prepare(batch, family.device), seeds_of(numbers, seed)
-        if options and not family.reconstructs:
-            made = family.sample(len(numbers), condition=family.condition_of(given), seeds=seeds, **options)
+        if (options or guidance) and not family.reconstructs:
+            how = guidance.of(numbers, options or {}) if guidance is not None else options or {}
+            made = family.sample(len(numbers), condition=family.condition_of(given), seeds=seeds, **how)
         else:
             made = family.fakes(given, seeds=seeds, **(options or {}))
         check_finite_images(made, family)

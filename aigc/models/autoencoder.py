@@ -28,7 +28,7 @@ from aigc.models.two_player import ClippedAdams, TwoPlayer
 from aigc.networks.autoencoder import Decoder, Encoder
 from aigc.networks.ema import EMA
 from aigc.networks.patchgan import NORMS, PatchGAN
-from aigc.networks.quantisers import Passed
+from aigc.networks.quantisers import Passed, straight_through
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": F.l1_loss, "l2": F.mse_loss}
 
@@ -235,15 +235,19 @@ class FirstStage(TwoPlayer):
         """Images `(n, c, h, w)` in [-1, 1] of latents `(n, d, h / f, w / f)`, which are quantised first.
 
         Latents of the family's own image size give images of exactly this size. Gradients are recorded where the
-        latents ask for them.
+        latents ask for them, straight through the quantisation.
         """
         recorded = torch.is_grad_enabled() and latents.requires_grad
         with torch.set_grad_enabled(recorded), torch.autocast(self.device.type, enabled=False):
             network, size = self.averaged, tuple(self.hparams.size)
-            quantised = network.bottleneck.snap(latents.to(self.device, torch.float32))[0]
+            latents = latents.to(self.device, torch.float32)
+            quantised = network.bottleneck.snap(latents)[0]
+            if recorded:
+                quantised = straight_through(latents, quantised)
             own = tuple(-(-side // network.encoder.multiple) for side in size) == tuple(latents.shape[2:])
             return network.decoder(quantised, size if own else None).clamp(-1, 1)
 
+    @torch.no_grad()
     def fakes(self, batch: Batch, *, seeds: Any = None) -> Tensor:
         """Reconstructions of a batch's images, `(n, c, h, w)` in [-1, 1]; nothing in them is random."""
         images = self.reals(batch)

@@ -41,7 +41,7 @@ from aigc.networks.ema import EMA
 from aigc.noise import SeededNoise, mix
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
-COMMON_OPTIONS = ("sampler", "steps", "spacing", "precision", "guide", *OPTIONS)
+COMMON_OPTIONS = ("sampler", "steps", "spacing", "precision", "guide", "init", "skip", *OPTIONS)
 OWN_GUIDES = (classifier_free, autoguidance)  # act by themselves where the model has what they need
 
 
@@ -284,9 +284,10 @@ class Diffusion(Measured):
 
         Options, each by default the recipe's: `sampler` (ddim, ancestral, euler, heun, dpmpp_2m, or a function by its
         dotted name), `steps`, `spacing` (own, karras, logsnr), `precision` (float32, bf16, float16), `guide` (names of
-        further guides), and the keyword parameters of the sampler and of every guide: those of `classifier_free` with
-        a condition, of `autoguidance` without one, e.g. `eta` for ddim, `churn` for euler and heun. Image k depends on
-        `seeds[k]`, `condition[k]` and the options alone.
+        further guides), `init` (an image `(c, h, w)` in [-1, 1], or one for each, to start from), `skip` (how many of
+        the steps to it are left out, by default half), and the keyword parameters of the sampler and of every guide:
+        those of `classifier_free` with a condition, of `autoguidance` without one, e.g. `eta` for ddim, `churn` for
+        euler and heun. Image k depends on `seeds[k]`, `condition[k]` and the options alone.
 
         Raises:
             UserError: an unknown sampler, guide or option, or guidance without a condition.
@@ -306,14 +307,36 @@ class Diffusion(Measured):
     ) -> Tensor:
         """Images in [-1, 1] from noise `(len(seeds), *shape)`; `further`: what the network is told besides."""
         sampler, noise = sampler_named(settings["sampler"]), SeededNoise(seeds, self.device)
-        points = self.points(settings)
+        x, points = self.started(noise(*shape), self.points(settings), settings)
         denoise = self.guided(labels, settings, *further, noise=noise)
         special = chosen(sampler, settings, f"The sampler '{settings['sampler']}'", noise=noise)
         reduced = PRECISIONS[settings["precision"]]
         with torch.autocast(self.device.type, dtype=reduced if reduced != torch.float32 else torch.bfloat16,
                             enabled=reduced != torch.float32):
-            x = resampled(sampler, settings)(denoise, points[0, 1] * noise(*shape), points, **special)
+            x = resampled(sampler, settings)(denoise, x, points, **special)
         return (x.float() if self.first_stage is None else self.first_stage.decode(x.float())).clamp(-1, 1)
+
+    def started(self, noise: Tensor, points: Tensor, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """What sampling starts from, `(n, *shape)`, and its path: noise, or an image in it, and the steps from there.
+
+        Raises:
+            UserError: the image is of another shape, or `skip` leaves nothing of it, or nothing to do.
+        """
+        image, steps = settings.get("init"), len(points) - 1
+        skip = settings.get("skip", steps // 2 if image is not None else 0)
+        if image is None:
+            if skip:
+                raise UserError(f"skip={skip} skips steps to a picture that is there already: give init=<picture>")
+            return points[0, 1] * noise, points
+        if not 0 < skip < steps:
+            raise UserError(f"skip={skip} of {steps} steps: give at least 1, or nothing is left of the image to start "
+                            f"from, and at most {steps - 1}, or it is left as it is")
+        image = image.to(self.device, torch.float32).expand(len(noise), -1, -1, -1).clone()
+        image = image if self.first_stage is None else self.first_stage.encode(image)
+        if image.shape != noise.shape:
+            raise UserError(f"init is an image of shape {tuple(image.shape[1:])}, and this model makes "
+                            f"{tuple(noise.shape[1:])}: give one of that shape")
+        return points[skip, 0] * image + points[skip, 1] * noise, points[skip:]
 
     def points(self, settings: dict[str, Any]) -> Tensor:
         """The sampler's path, `(steps + 1, 2)` pairs (alpha, sigma)."""

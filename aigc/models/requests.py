@@ -1,18 +1,29 @@
 """What a user may ask of a trained run, read and checked in one place: generate, edit and evaluate call it.
 
-Labels by class name or number, prompts, and the options of `sample`: the same mistake gets the same sentence.
+Labels by class name or number, prompts, trained runs that guide, and the options of `sample`: the same mistake gets
+the same sentence.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-from aigc.errors import UserError, choices
 from aigc.models.capabilities import require
+from aigc.models.conditions_asked import (
+    label_of,
+    labels_of,
+    named,
+    one_for_all,
+    prompts_listed,
+    prompts_of,
+    text_encoder,
+)
 from aigc.models.family import Family, Translator
+from aigc.models.guidance import Guidance, guidance_asked
 
-LISTED = 20                                                # most classes named in an error; beyond, their number
+__all__ = ["Request", "check_direction", "images_asked", "label_of", "labels_of", "named", "one_for_all",
+           "prompts_listed", "prompts_of", "sampling_options", "text_encoder"]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -22,6 +33,7 @@ class Request:
     options: dict[str, Any]                                # further options of `sample`; empty: those of the recipe
     words: list[dict[str, str]] | None                     # `label` or `text` of each image, for people
     notes: list[str]                                       # about what was asked for, for people
+    guidance: Guidance = field(default_factory=Guidance)   # by trained runs beside this one
 
 
 def images_asked(family: Family, typed: Mapping[str, Any], n: int, *, run: object) -> Request:
@@ -29,7 +41,8 @@ def images_asked(family: Family, typed: Mapping[str, Any], n: int, *, run: objec
 
     Args:
         family: the trained family.
-        typed: the options `label`, `text`, `sampler`, `guidance`, `truncation` and `options`.
+        typed: the options `label`, `text`, `sampler`, `guidance`, `truncation` and `options`, and those of
+            `models.guidance`, if there are any.
         n: number of images.
         run: where the family came from, for messages.
 
@@ -37,12 +50,15 @@ def images_asked(family: Family, typed: Mapping[str, Any], n: int, *, run: objec
         UserError: the family makes no images from noise, or a label or text does not fit it.
     """
     require(family, "sample", run=run, wanted="generate")
-    labels = labels_of(family, typed["label"], n)
-    prompts, notes = prompts_of(family, typed["text"], n)
+    guidance = guidance_asked(family, typed, n, run=run)
+    label, text = guidance.left(family, typed)
+    labels = labels_of(family, label, n)
+    prompts, notes = prompts_of(family, text, n)
     words = [{"text": prompt} for prompt in prompts] if prompts is not None else None
     if labels is not None:
         words = [{"label": name} for name in named(labels, family.class_names) or []]
-    return Request(labels if prompts is None else prompts, sampling_options(typed), words, notes)
+    return Request(labels if prompts is None else prompts, sampling_options(typed), guidance.words or words,
+                   [*notes, *guidance.notes], guidance)
 
 
 def sampling_options(typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,126 +86,3 @@ def check_direction(family: Family, direction: Any, *, run: object, wanted: str)
     """
     require(family, "translate", run=run, wanted=wanted)
     cast(Translator, family).check_direction(direction)
-
-
-def labels_of(family: Family, wanted: Any, n: int) -> Any:
-    """One label per image, `(n,)` int64, cycling through `wanted`; None if the family was trained without labels.
-
-    Args:
-        family: the trained family.
-        wanted: a class, a list of classes, or `all` or None for every class.
-        n: number of images.
-
-    Raises:
-        UserError: the family was trained without labels, or has no such class.
-    """
-    import torch
-
-    if family.condition != "label":
-        if wanted is not None:
-            instead = "give text=<prompt>" if family.condition == "text" else "leave it out"
-            raise UserError(f"label={wanted}, but this {type(family).__name__} takes no labels: {instead}")
-        return None
-    classes, names = int(family.hparams["classes"]), family.class_names
-    if wanted is None or (wanted == "all" and "all" not in (names or [])):
-        labels = list(range(classes))
-    else:
-        labels = [label_of(one, classes, names) for one in (wanted if isinstance(wanted, list) else [wanted])]
-    if not labels:
-        raise UserError(f"label={wanted} names no class: {known(wanted, classes, names)}")
-    return torch.tensor([labels[k % len(labels)] for k in range(n)])
-
-
-def one_for_all(family: Family, typed: Mapping[str, Any]) -> Any:
-    """The one condition of all pictures of an editing task: a label, a text, or None where none is given.
-
-    Args:
-        family: the trained family.
-        typed: the options of a task, of which `text` and `label` are read.
-
-    Raises:
-        UserError: it does not fit the family, or there are several.
-    """
-    text, label = typed.get("text"), typed.get("label")
-    for name, value in (("text", text), ("label", label)):
-        if value is not None and (isinstance(value, list) or (name == "label" and value == "all")):
-            raise UserError(f"task.{name}={value} names several: all pictures have the same one")
-    if label is not None:
-        labels_of(family, label, 1)                        # says where there are none
-        return label_of(label, int(family.hparams["classes"]), family.class_names)
-    prompts = None if text is None else prompts_of(family, text, 1)[0]
-    return None if prompts is None else prompts[0]
-
-
-def label_of(wanted: Any, classes: int, names: Sequence[str] | None) -> int:
-    """The number of the class that is called `wanted`, or else has this number.
-
-    If a name is itself a number, only names count: of the classes 1 and 7, label=1 is the first, and 0 does not exist.
-
-    Raises:
-        UserError: there is no such class.
-    """
-    word = str(wanted).lower() if isinstance(wanted, bool) else str(wanted)
-    if names is not None and word in names:
-        return list(names).index(word)
-    by_number = names is None or not any(name.isdecimal() for name in names)
-    if by_number and word.isdecimal() and int(word) < classes:
-        return int(word)
-    raise UserError(f"label={wanted} is not a class of this model: {known(wanted, classes, names)}")
-
-
-def known(wanted: Any, classes: int, names: Sequence[str] | None) -> str:
-    """The end of an error message: the known classes."""
-    if names is None or list(names) == [str(k) for k in range(classes)]:
-        return f"choose from 0 to {classes - 1}"
-    said = choices(wanted, names)
-    if said.startswith("choose") and len(names) > LISTED:
-        return f"choose from {', '.join(names[:LISTED])} and {len(names) - LISTED:,} more"
-    return said if said.startswith("did") else f"choose from {', '.join(names)}"
-
-
-def named(labels: Any, names: Sequence[str] | None) -> list[str] | None:
-    """The names of labels `(n,)`; their numbers if the classes have no names; None without labels."""
-    return None if labels is None else [names[k] if names is not None else str(k) for k in labels.tolist()]
-
-
-def prompts_of(family: Family, wanted: Any, n: int) -> tuple[list[str] | None, list[str]]:
-    """One prompt per image, cycling through `wanted`: a prompt, a list, or @<file> with one per line.
-
-    Without a prompt, or with an empty one, images are unconditional; None if the family was not trained on texts. Also
-    returns lines to print about truncated prompts and unknown words.
-
-    Raises:
-        UserError: the family was not trained on texts, or the file cannot be read or is empty.
-    """
-    if family.condition != "text":
-        if wanted is not None:
-            raise UserError(f"text='{wanted}', but this {type(family).__name__} was not trained with condition=text")
-        return None, []
-    prompts = prompts_listed(wanted)
-    return [prompts[k % len(prompts)] for k in range(n)], text_encoder(family).warnings(prompts)
-
-
-def prompts_listed(wanted: Any, *, option: str = "text") -> list[str]:
-    """What an option of texts means: a text, a list, or @<file> with one per line; without a text, an empty one.
-
-    Raises:
-        UserError: the file cannot be read or is empty.
-    """
-    prompts = [str(prompt) for prompt in wanted] if isinstance(wanted, list) else [str(wanted or "")]
-    if isinstance(wanted, str) and wanted.startswith("@"):
-        path = Path(wanted[1:]).expanduser()
-        try:
-            prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{option}={wanted}: '{path}' cannot be read ({error}): give a text file") from error
-    if not prompts:
-        raise UserError(f"{option}={wanted} holds no prompts: give one a line")
-    return prompts
-
-
-def text_encoder(family: Family) -> Any:
-    """What reads the texts of a family trained with condition=text."""
-    from aigc.conditions.text import Reader
-
-    return next(module for module in family.modules() if isinstance(module, Reader))

@@ -333,6 +333,7 @@ class VAE(Family):
             parameters = self.averaged.decode(latents.to(self.device), self._labels(condition, len(latents)))
             return 2 * parameters.sigmoid() - 1 if self.hparams.likelihood == "bernoulli" else parameters.tanh()
 
+    @torch.no_grad()
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstructions, each beside its input: `(n, c, h, 2 w)`."""
         images, labels = batch["image"], self.condition_of(batch)

@@ -66,8 +66,11 @@ def closing(folder: Path, summary: dict[str, Any]) -> list[str]:
             prompt = shlex.quote(f"text={summary.get('prompt')}")
             return [*lines, f"next      python -m aigc.search {shlex.quote(f'clip={shown}')} images=<folder> {prompt}",
                     f"          python -m aigc.evaluate {run}"]
-        told = {"decode", "classify"} & {*able}
-        return [*lines, f"next      python -m aigc.evaluate {run}"] if told else lines
+        if "classify" in able:
+            guide = shlex.quote(f"classifier={shown}")
+            return [*lines, f"next      python -m aigc.generate run=<diffusion run> {guide} label=0",
+                    f"          python -m aigc.evaluate {run}"]
+        return [*lines, f"next      python -m aigc.evaluate {run}"] if "decode" in able else lines
     prompt = shlex.quote(f"text={summary['prompt']}") + " " if summary.get("prompt") else ""
     lines.append(f"next      python -m aigc.generate {run} {prompt}n=8")
     return [*lines, f"          python -m aigc.evaluate {run}"]

@@ -243,6 +243,8 @@ def usage(run: Run) -> str:
         lines.append(f'python -m aigc.generate run="$run" n=64 out=images seed=0{condition}')
     elif "score_text" in able:
         lines.append('python -m aigc.search clip="$run" images=photos text="..."')
+    elif "classify" in able:
+        lines.append('python -m aigc.generate run="$diffusion" classifier="$run" label=0    # a run on the same data')
     budget = {name: value for name, value in (run.summary.get("budget") or {}).items() if value}
     spent = run.status == "finished"
     more = "".join(f" budget.{name}={2 * value}" for name, value in budget.items() if spent)

@@ -12,6 +12,7 @@ import torch
 from aigc.config.schema import to_plain
 from aigc.errors import UserError
 from aigc.models.family import Translator
+from aigc.models.guidance import guidance_asked
 from aigc.models.requests import sampling_options
 from aigc.runs.catalogue import described
 from aigc.runs.machine import environment, keep_freed_memory
@@ -142,12 +143,15 @@ def _images(
         options, n, split = sampling_options(to_plain(cfg)), cfg.num_samples or NUM_SAMPLES, cfg.split
         if again:
             if not target.family.can("upscale"):
-                refuse(cfg, ("guidance", "truncation"), "reconstructions have no sampling options")
+                refuse(cfg, ("guidance", "truncation", "classifier"), "reconstructions have no sampling options")
             n, split = min(n, data.count(cfg.test)), cfg.test
             facts |= {"reconstructions": f"of {split}, each image once", **PROTOCOL}
             if reason := no_ssim(data.size):
                 found.missing["ssim"] = reason
-        making = Samples(target.family, data, Sampling(n, batch_size, cfg.seed, split, cfg.balanced, options))
+        guidance = guidance_asked(target.family, {"classifier": cfg.classifier, "options": options,
+                                                  "classifier_guidance": cfg.classifier_guidance}, n, run=cfg.run)
+        how = Sampling(n, batch_size, cfg.seed, split, cfg.balanced, options, guidance)
+        making = Samples(target.family, data, how)
         facts["balanced"] = cfg.balanced
     else:
         assert target.pictures is not None
@@ -161,7 +165,8 @@ def _images(
         found.ruled_out |= panel.ruled_out()
     if target.family is not None:
         classes = data.classes if data is not None else None
-        condition = "label" if again and classes else target.family.condition
+        told = making is not None and making.how.labelled
+        condition = "label" if (again or told) and classes else target.family.condition
         reasons = [no_label_accuracy(condition, panel.network.classes, classes) for panel in panels]
         if all(reasons):
             (found.missing if condition == "label" else found.ruled_out)["label_accuracy"] = str(reasons[0])
@@ -200,7 +205,7 @@ def open_clip(cfg: Any, target: Target, device: torch.device) -> Judge | None:
 def _losses(cfg: Any, target: Target, data: Any, found: Found, batch_size: int) -> None:
     """Scores a family that makes no images by its own losses on all validation and test images."""
     assert target.family is not None
-    refuse(cfg, ("against", "clip", "guidance", "truncation", "networks"),
+    refuse(cfg, ("against", "clip", "classifier", "guidance", "truncation", "networks"),
            "a family that makes no images is scored by its own losses, which have no such options")
     for split, prefix in (("validation", ""), (cfg.test, f"{cfg.test}/")):
         losses = held_out_losses(target.family, data, split, cfg.num_samples, batch_size=batch_size, seed=cfg.seed)
@@ -231,8 +236,8 @@ def _translations(
     progress: Report = silent,
 ) -> None:
     """Scores translations of the held-out images."""
-    refuse(cfg, ("against", "clip", "guidance", "truncation"), "a translator is scored on the other side of its data, "
-           "and its translations have no such options")
+    refuse(cfg, ("against", "clip", "classifier", "guidance", "truncation"),
+           "a translator is scored on the other side of its data, and its translations have no such options")
     check_lpips(cfg.lpips)
     lpips = None
     if data.has_pairs(cfg.test):

@@ -21,6 +21,7 @@ from aigc.errors import UserError
 from aigc.files.cache import keep_cached, load_cached
 from aigc.images.streams import counting, samples
 from aigc.models.family import Family
+from aigc.models.guidance import Guidance
 from aigc.scoring.bootstrap import Estimate, bounded, draws, standard_error
 from aigc.scoring.devices import ALONE, Devices
 from aigc.scoring.networks.features import real_key
@@ -73,6 +74,12 @@ class Sampling:
     split: str                      # that gives the conditions
     balanced: bool                  # labels: equally many per class
     options: dict[str, Any]         # of the family's `sample`; empty: those of its recipe
+    guidance: Guidance | None = None  # by other runs
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the guidance is to labels, which the samples then have."""
+        return self.guidance is not None and self.guidance.labels is not None
 
 
 class Samples:
@@ -86,7 +93,7 @@ class Samples:
         h = self.how
         asked = self.family.condition
         making = samples(self.family, self.data, h.split, h.n, batch_size=h.batch_size, seed=h.seed,
-                         balanced=h.balanced, options=h.options, **self.devices.share)
+                         balanced=h.balanced, options=h.options, guidance=h.guidance, **self.devices.share)
         with counting(self.family, self):
             while True:
                 started = time.perf_counter()
@@ -96,7 +103,7 @@ class Samples:
                 self.seconds += time.perf_counter() - started
                 numbers, batch, images = found
                 self.made += len(images)
-                known, labelled = {}, asked == "label"
+                known, labelled = {}, asked == "label" or h.labelled
                 if self.family.reconstructs:
                     known = likeness(images.cpu(), batch["image"], None)
                     labelled = "label" in batch
@@ -110,6 +117,7 @@ class Samples:
             "evaluations": round(self.rows / n, 3) or 1.0,
             "seconds_per_image": self.seconds / n,
             "options": self.how.options,
+            **({"guided": {**self.how.guidance.facts, **self.how.guidance.options}} if self.how.guidance else {}),
             "batch_size": self.how.batch_size,
         }
 

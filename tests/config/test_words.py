@@ -163,10 +163,11 @@ def test_every_declared_path_is_an_option_that_exists():
 
 
 @pytest.mark.parametrize(("verb", "options"), {
-    "generate": ["run", "out", "rerank", "recipe"], "search": ["clip", "images", "image", "out"],
+    "generate": ["run", "out", "rerank", "recipe", "classifier", "clip", "secondary", "init"],
+    "search": ["clip", "images", "image", "out"],
     "describe": ["run", "images", "out"], "lineage": ["images", "out"],
     "edit": ["run", "images", "out", "recipe"], "compare": ["runs", "out"],
-    "evaluate": ["run", "against", "out", "clip", "lpips_weights", "weights.inception"],
+    "evaluate": ["run", "against", "out", "clip", "classifier", "lpips_weights", "weights.inception"],
     "train": ["resume", "hydra.run.dir"],
 }.items())
 def test_each_verb_composes_with_an_odd_path(verb, options):

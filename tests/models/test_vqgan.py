@@ -304,3 +304,19 @@ def test_a_perceptual_distance_is_added_to_the_reconstruction_and_no_checkpoint_
     assert loss.item() == pytest.approx(logs["loss/l2"].item() + passed.cost.item() + 0.5 * distance, rel=1e-5)
     assert not any("perceptual" in name for name in model.state_dict())
     assert all(p.requires_grad is False or "perceptual" not in name for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("case", ["restart", "fsq", "kl"])
+def test_gradients_pass_through_decoding_straight_through_the_codes(case):
+    model = stirred(tiny(case)).eval()
+    latents = 0.5 * model.encode(batch_of(2)["image"]).requires_grad_()
+    network = model.averaged
+    with torch.no_grad():
+        plain, snapped = model.decode(latents.detach()), network.bottleneck.snap(latents.detach())[0]
+    made = model.decode(latents)
+    assert torch.equal(made.detach(), plain) and not model.fakes(batch_of(2)).requires_grad
+    gradient, = torch.autograd.grad(made.sum(), latents)
+    snapped.requires_grad_()
+    wanted, = torch.autograd.grad(network.decoder(snapped, (16, 16)).clamp(-1, 1).sum(), snapped)
+    torch.testing.assert_close(gradient, wanted)
+    assert float(gradient.abs().max()) > 0
