@@ -13,6 +13,7 @@ from aigc.models.gan import GAN
 from aigc.models.stylegan2 import StyleGAN2
 from aigc.networks.spectral_norm import spectral_norms
 from tests.families import SMALLEST
+from tests.models.test_diffusion import TINY_DIT, recipe
 
 TEXTS = ["a red circle", "a large blue square left of a small red star", "", "a star"]
 TEXT = {"width": 16, "layers": 1, "heads": 2, "tokens": 16}
@@ -23,14 +24,17 @@ TINY = {
     BigGAN: SMALLEST["biggan"],
     StyleGAN2: {**SMALLEST["stylegan2"], "augment_target": 0.0},
 }
-FAMILIES = {"diffusion": Diffusion, "gan": GAN, "biggan": BigGAN, "stylegan2": StyleGAN2}
+FAMILIES = {"diffusion": Diffusion, "dit": Diffusion, "gan": GAN, "biggan": BigGAN, "stylegan2": StyleGAN2}
 
 
 def tiny(name, **changes):
     torch.manual_seed(0)
     family = FAMILIES[name]
-    numbers = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "model" / f"{name}.yaml").model)
-    numbers.pop("_target_")
+    if name == "dit":
+        numbers = {**recipe("dit"), "dit": TINY_DIT}
+    else:
+        numbers = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "model" / f"{name}.yaml").model)
+        numbers.pop("_target_")
     for key, value in TINY[family].items():
         numbers[key] = {**numbers[key], **value} if isinstance(value, dict) else value
     numbers["text"] |= TEXT | changes.pop("text", {})
@@ -51,12 +55,13 @@ def batch_of(n=8):
     return {"image": images, "text": [TEXTS[k % 4] for k in range(n)], "index": torch.arange(n)}
 
 
-def test_golden_losses_of_diffusion():
-    model, batch = tiny("diffusion"), batch_of()
+@pytest.mark.parametrize(("name", "golden"), [("diffusion", (2.053927, 2.110698)), ("dit", (2.280161, 2.228134))])
+def test_golden_losses_of_diffusion(name, golden):
+    model, batch = tiny(name), batch_of()
     torch.manual_seed(3)
     trained = float(model.training_step(batch, 0)["loss"].detach())
     held_out = float(model.validation_step(batch, 0)["loss"])
-    assert (trained, held_out) == pytest.approx((2.053927, 2.110698), abs=1e-4)
+    assert (trained, held_out) == pytest.approx(golden, abs=1e-4)
 
 
 def test_golden_losses_of_the_gan():
@@ -126,8 +131,9 @@ def test_an_empty_prompt_is_no_prompt(name):
     torch.testing.assert_close(model.sample(2, condition=["", " "], seeds=[1, 2]), model.sample(2, seeds=[1, 2]))
 
 
-def test_guidance_is_u_plus_w_times_the_difference_for_texts():
-    model = tiny("diffusion")
+@pytest.mark.parametrize("name", ["diffusion", "dit"])
+def test_guidance_is_u_plus_w_times_the_difference_for_texts(name):
+    model = tiny(name)
     ids = model.network.encoder.tokenize(TEXTS)
     x, alpha, sigma = torch.randn(4, 3, 8, 8), torch.tensor(0.6), torch.tensor(0.7)
     at = {w: model.denoise(x, alpha, sigma, labels=ids, guidance=w) for w in (0.0, 1.0, 2.5)}
