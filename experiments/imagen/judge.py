@@ -1,7 +1,7 @@
 """What a cascade on shapes draws, read by the oracle: at several guidances and levels, and over one base by others.
 
     python experiments/imagen/judge.py run=<run> [n=300] [guidance=1,2,3] [levels=0,0.1,0.2,0.3] [pictures=<folder>]
-    python experiments/imagen/judge.py run=<run> upscalers=<run>,<run> [n=300] [levels=0,0.1,0.3]
+    python experiments/imagen/judge.py run=<run> upscalers=<run>,<run> [n=300] [levels=0,0.1,0.3] [steps=<of the base>]
 
 The first prints what is right at every guidance of the base and every level of the stages that enlarge, how much
 better these are than the resize on held-out renders, and how near a result made small is to what it was made of; with
@@ -103,14 +103,16 @@ def cascade(family: Any, n: int, guidance: list[float], levels: list[float]) -> 
     print(table(["stage", "to", "resize", *(f"level {level:g}" for level in levels)], sharp))
 
 
-def over_one_base(family: Any, runs: list[str], n: int, levels: list[float]) -> None:
-    """Prints how well runs of model=imagen_sr enlarge what the base draws, and true pictures as small."""
+def over_one_base(family: Any, runs: list[str], n: int, levels: list[float], **options: Any) -> None:
+    """Prints how well runs of model=imagen_sr enlarge what the base draws with these options, and true pictures."""
     upscalers: dict[str, Any] = {Path(run).name: load_family(run) for run in runs}
     size = next(iter(upscalers.values())).hparams.size
     oracle = shapes_oracle(tuple(size))
     reals, texts, asked = scenes_of(tuple(size), "test", n)
     true = moments(oracle, scenes_of(tuple(size), "other", 5000)[0])
-    drawn_by_base = drawn(family, texts)[0]
+    drawn_by_base = torch.cat([family.stages[0].sample(len(k), condition=[texts[i] for i in k],
+                                                       seeds=seeds_of(k.tolist(), 0), **options)
+                               for k in torch.arange(n).split(BATCH)])
     smalls, rows = (drawn_by_base, resize(reals, drawn_by_base.shape[2:]).clamp(-1, 1)), []
     ways = [(name, level) for name, one in upscalers.items() for level in levels if level <= one.most]
     for name, level in [("the resize", 0.0), *ways]:
@@ -148,7 +150,8 @@ def main() -> None:
     n = int(typed.get("n", 300))
     if "upscalers" in typed:
         levels = [float(level) for level in typed.get("levels", "0,0.1,0.3").split(",")]
-        over_one_base(family, typed["upscalers"].split(","), n, levels)
+        few = {"steps": int(typed["steps"])} if "steps" in typed else {}
+        over_one_base(family, typed["upscalers"].split(","), n, levels, **few)
         return
     guidance, levels = ([float(value) for value in typed.get(name, default).split(",")]
                         for name, default in (("guidance", "1,2,3"), ("levels", "0,0.1,0.2,0.3")))

@@ -143,6 +143,24 @@ def test_guidance_is_u_plus_w_times_the_difference_for_texts(name):
     assert float(difference[2]) < 1e-5 < 1e-3 < float(difference[[0, 1, 3]].min())  # the third prompt is empty
 
 
+@pytest.mark.parametrize("name", ["diffusion", "dit"])
+def test_learns_from_a_word_at_the_end_which_picture_a_text_is_of(name):
+    model = tiny(name, warmup_images=0, decay_from=1.0, lr=5e-3, text_sampling=None)
+    optimizer, which = model.configure_optimizers(), torch.arange(32) % 2
+    texts = ["a large blue square left of a small red star", "a large blue square left of a small red circle"]
+    batch = {"image": (which * 1.6 - 0.8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8), "text": [texts[k] for k in which]}
+    torch.manual_seed(0)
+    for _ in range(100):
+        loss = model.training_step(batch, 0)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        model.configure_gradient_clipping(optimizer)
+        optimizer.step()
+    model.ema.network.load_state_dict(model.network.state_dict())
+    made = model.sample(6, condition=[texts[0]] * 3 + [texts[1]] * 3, seeds=range(6), guidance=1, steps=8)
+    assert [float(one.mean()) for one in made] == pytest.approx([-0.8] * 3 + [0.8] * 3, abs=0.25)
+
+
 def test_text_guidance_is_the_recipes_and_an_option_overrides_it():
     model = tiny("diffusion", text_sampling={"guidance": 3.0, "guidance_interval": None})
     options = {"condition": TEXTS, "seeds": range(4), "steps": 3}
