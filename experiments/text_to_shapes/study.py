@@ -1,7 +1,7 @@
 """Text to shapes: how often an image has all that its caption says, against minutes of training.
 
     python experiments/text_to_shapes/study.py             trains diffusion 2, 4 and 6 minutes on one object and 6 on
-                                                           both, and the GAN 6 on one
+                                                           both, the GAN 6 on one, BigGAN and StyleGAN2 10
     python experiments/text_to_shapes/study.py --report    reads and reports the existing runs
 
 Every other argument is handed to `aigc.train`, e.g. seed=2.
@@ -26,10 +26,10 @@ from aigc.scoring.networks.oracle import agreement, shapes_oracle
 from aigc.training.callbacks.evaluating import evaluating
 
 TRAININGS = (("diffusion", "1", 2), ("diffusion", "1", 4), ("diffusion", "1", 6), ("diffusion", "mixed", 6),
-             ("gan", "1", 6))                              # recipe, objects, minutes
+             ("gan", "1", 6), ("biggan", "1", 10), ("stylegan2", "1", 10))     # recipe, objects, minutes
 SPLITS = {"test": "seen", "heldout": "held-out"}           # combinations that training showed, and never did
 SAMPLES = 500                                              # a split
-GUIDANCE = {"diffusion": (2.0, 1.0, 3.0), "gan": (None,)}  # the first is what the attributes are read at
+GUIDANCE = {"diffusion": (2.0, 1.0, 3.0), "gan": (None,), "biggan": (None,), "stylegan2": (None,)}  # read at the first
 ATTRIBUTES = ("count", "size", "colour", "shape", "relation", "size2", "colour2", "shape2", "all")
 PROMPTS = {
     "1": ("a small blue circle", "a large yellow star", "a large red triangle", "a small purple cross",
@@ -58,7 +58,7 @@ def finished() -> list[Run]:
 
 
 def recipe(run: Run) -> str:
-    """`diffusion` or `gan`."""
+    """`diffusion`, `gan`, `biggan` or `stylegan2`."""
     return run.family.lower()
 
 
