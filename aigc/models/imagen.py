@@ -131,7 +131,9 @@ class Imagen(Family):
         progress, last = self.progress, self.ends.index(1.0)
         if progress.budget_images is None and progress.budget_seconds is None:
             return min(bisect(self.ends, progress.batches * GOLDEN % 1), last), 0.0
-        fraction = of_first_rank(progress.fraction, self.device)                # clocks differ between ranks
+        fraction = progress.fraction
+        if progress.budget_seconds is not None:            # clocks differ between ranks
+            fraction = of_first_rank(fraction, self.device)
         stage = min(bisect(self.ends, fraction), last)
         begin = self.ends[stage - 1] if stage else 0.0
         return stage, min(1.0, (fraction - begin) / (self.ends[stage] - begin))

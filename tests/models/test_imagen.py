@@ -75,6 +75,19 @@ def test_stages_that_enlarge_have_the_recipe_of_imagen_sr():
     assert {name: composed[name] for name in own} == own
 
 
+def test_the_gpu_recipe_is_a_base_of_64_px_with_strong_guidance_and_an_efficient_unet_to_256():
+    model = to_plain(compose_train("model=imagen", "size=gpu", common=False).model)
+    model.pop("_target_")
+    with torch.device("meta"):
+        base, upscaler = Imagen(3, (256, 256), condition="text", vocabulary=["<unknown>"], **model).stages
+    assert (base.hparams.size, upscaler.hparams.size, upscaler.factor) == ((64, 64), (256, 256), 4)
+    sizes = [sum(p.numel() for p in stage.network.parameters()) / 1e6 for stage in (base, upscaler)]
+    assert sizes == pytest.approx([229, 128], abs=1)
+    assert base.settings({})["guide"] == "dynamic_threshold" and base.settings({})["guidance"] == 5
+    assert upscaler.settings({})["guidance"] == 1 and "guide" not in upscaler.settings({})
+    assert upscaler.hparams.network["skip_scale"] == 0.7071 and upscaler.hparams.processes["flow"]["mean"] == 1
+
+
 # ---- what stages learn from ----
 
 
