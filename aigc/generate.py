@@ -51,7 +51,7 @@ def generate(cfg: Any) -> None:
             print("\n".join([f"{counted(plan.n, 'video')} in {output.folder}", *told]))
             return
         shared = recipe_of("generate", typed, run=run, checkpoint=plan.checkpoint, sha256=sha256,
-                           **({"guided": asked.guidance.facts} if asked.guidance.facts else {}),
+                           **({"guided": asked.guidance.weights()} if asked.guidance.facts else {}),
                            **({"rerank": {"of": best.of, "sha256": best.judge.sha256}} if best is not None else {}))
         together = plan.at_once if best is None else best.together(plan.at_once)
         batches, compared = Batches(plan.n, plan.first, plan.at_once, together, asked.words), Compared(plan)

@@ -17,6 +17,7 @@ from aigc.images.recipes import read_recipe
 from aigc.models.checkpoints import load_family
 from aigc.models.guidance import guidance_asked
 from aigc.models.prompts import joint_of, joint_prompts, written
+from aigc.models.requests import images_asked
 from aigc.networks.fingerprint import state_sha256
 from aigc.scoring.networks import classifier as scoring_classifier
 from aigc.training.fit import fit
@@ -87,6 +88,7 @@ def test_runs_of_every_kind_are_guided_and_scale_0_changes_no_bit(runs, tmp_path
     recipe = read_recipe(sorted((tmp_path / "bent").glob("0*.png"))[1])
     word = {"classifier": "label", "clip": "text"}[kind]
     assert recipe[word] == given[word][1] and recipe["options"][kind] == str(runs[kind])
+    assert recipe["guided"] == {kind: state_sha256(load_family(runs[kind]).state_dict())}
 
 
 def test_a_guided_picture_is_made_again_by_its_recipe(runs, tmp_path, capsys):
@@ -123,6 +125,15 @@ def test_guides_of_the_recipe_and_of_the_request_stay(runs):
     assert asked_for["guide"][0] == "static_threshold" and asked_for["clip_tv"] == 2.0 and len(asked_for["guide"]) == 3
     off = guidance_asked(family, {**typed, "symmetry": None, "clip_guidance": 0}, 1, run="x")
     assert off.of([0], {"clip_tv": 2.0, "steps": 3}) == {"steps": 3}
+
+
+def test_what_an_image_is_asked_for_is_said_whoever_reads_it(runs):
+    given = {"sampler": {}, "options": {}, "guidance": None, "truncation": None, "label": "red star",
+             "text": "a star:2 | blue:-1"}
+    for run, guide, wanted in (("labels", "clip", given), ("texts", "classifier", {**given, "text": "a star"})):
+        asked_for = images_asked(load_family(runs[run]), {**wanted, guide: str(runs[guide])}, 2, run="x")
+        assert asked_for.words == [{"label": "red star", "text": wanted["text"]}] * 2
+        assert list(asked_for.condition) == (["a star"] * 2 if run == "texts" else [3, 3])      # red star is class 3
 
 
 @pytest.mark.parametrize(("typed", "wanted"), [

@@ -66,6 +66,10 @@ class Guidance:
             text = text if family.condition == "text" else None
         return label, text
 
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of the weights of each run that guides, by its option."""
+        return {name: told["sha256"] for name, told in self.facts.items()}
+
     def of(self, numbers: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
         """`options` of `sample` and those of the guides, for images 0 to n-1 by their numbers."""
         made = {**{name: value for name, value in options.items() if name not in self.idle}, **self.options}
@@ -104,7 +108,8 @@ def guidance_asked(family: Family, typed: Mapping[str, Any], n: int, *, run: obj
         _towards_labels(found, family, typed, n)
     if typed.get("clip") is not None:
         _towards_texts(found, family, typed, n)
-    if found.bent and "autoguidance" not in typed.get("options", {}):
+    early = getattr(family, "early", None) is not None
+    if found.bent and early and "autoguidance" not in typed.get("options", {}):
         found.options["autoguidance"] = 1.0                # it leads back to where the run went by itself
     if (symmetry := typed.get("symmetry")) is not None:
         if symmetry not in SYMMETRIES:

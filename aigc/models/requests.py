@@ -57,7 +57,9 @@ def images_asked(family: Family, typed: Mapping[str, Any], n: int, *, run: objec
     words = [{"text": prompt} for prompt in prompts] if prompts is not None else None
     if labels is not None:
         words = [{"label": name} for name in named(labels, family.class_names) or []]
-    return Request(labels if prompts is None else prompts, sampling_options(typed), guidance.words or words,
+    if guidance.words is not None:
+        words = [{**mine, **its} for mine, its in zip(words or [{}] * n, guidance.words, strict=True)]
+    return Request(labels if prompts is None else prompts, sampling_options(typed), words,
                    [*notes, *guidance.notes], guidance)
 
 
