@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -14,7 +13,7 @@ from aigc.evaluate import evaluate
 from aigc.generate import generate
 from aigc.images.generating import sample_uint8
 from aigc.images.recipes import read_recipe
-from aigc.models.checkpoints import load_family
+from aigc.models.checkpoints import load_family, read_checkpoint
 from aigc.models.guidance import guidance_asked
 from aigc.models.prompts import joint_of, joint_prompts, written
 from aigc.models.requests import images_asked
@@ -25,6 +24,7 @@ from aigc.training.fit import fit
 from .conftest import TINY, compose_train
 from .families import READER, staged, words
 from .test_matrix import asked
+from .test_resume import assert_same
 
 DATA = ["data=shapes", "data.size=16", "data.train=64", "data.validation=24", "data.test=24", "data.heldout=16",
         "trainer=cpu", "trainer.precision=32", "logger=none", "batch_size=16", "budget.minutes=null",
@@ -218,4 +218,14 @@ def test_a_classifier_of_other_images_is_refused(runs, tmp_path):
     fit(cfg, tmp_path / "run")
     with pytest.raises(UserError, match=r"tells images of 20 x 20 .* apart, and this run makes images of 16"):
         made(runs, tmp_path / "no", classifier=str(tmp_path / "run"))
-    assert torch.is_grad_enabled()
+
+
+def test_a_resumed_classifier_equals_an_uninterrupted_one(tmp_path):
+    told = [*words("classifier"), *DATA, *ALONE, "condition=label", "model.decay_from=1.0"]
+    for folder, budgets in (("whole", (64,)), ("halved", (32, 64))):
+        for k, images in enumerate(budgets):
+            cfg = compose_train(*told, f"budget.images={images}", common=False)
+            fit(cfg, tmp_path / folder, resumed=k > 0)
+    one, other = (read_checkpoint(tmp_path / folder / "checkpoints" / "last.ckpt") for folder in ("whole", "halved"))
+    assert one["progress"]["images"] == 64
+    assert_same(one, other)
