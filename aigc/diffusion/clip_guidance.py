@@ -17,6 +17,7 @@ from torch import Tensor
 from aigc.diffusion.cutouts import DRAWS, cutouts, uniform
 from aigc.diffusion.guides import conditioned
 from aigc.diffusion.samplers import Denoise, Noise
+from aigc.errors import UserError
 
 
 def spherical_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -44,7 +45,12 @@ def turned(pair: Sequence[float], alpha: Tensor, sigma: Tensor, turn: float) -> 
     """The first of a pair until a share `turn` of sampling is done, then the second.
 
     What is done is the angle from noise to image, 1 - atan2(sigma, alpha) / (pi / 2): the cosine schedule's time.
+
+    Raises:
+        UserError: it is no pair.
     """
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        raise UserError(f"'{pair}' is no pair of what counts before and after clip_turn: give two, as in [6, 4]")
     done = 1 - float(torch.atan2(sigma, alpha)) / (torch.pi / 2)
     return pair[0] if done < turn else pair[1]
 
@@ -63,7 +69,7 @@ class CLIPGuide:
         Args:
             embed: images `(m, c, h, w)` in [-1, 1] to unit vectors `(m, d)`.
             targets: unit vectors `(n, p, d)` of the prompts.
-            weights: of the prompts, `(n, p)`; their sizes sum to 1 for each image.
+            weights: of the prompts, `(n, p)`; their sum has the size 1 for each image.
             decode: latents to images, where samples are latents.
             secondary: a smaller denoiser to differentiate in place of the one that samples.
         """
@@ -97,10 +103,16 @@ class CLIPGuide:
             clip_range: weight of what leaves the range of pixels, squared.
             clip_saturation: weight of the same, not squared.
             clip_clamp: largest root mean square of an image's change, see `conditioned`; None: no limit.
+
+        Raises:
+            UserError: there are no cutouts, or a pair is none.
         """
         if clip_guidance == 0 or float(alpha) == 0:
             return x0
         overview, inner = (int(turned(pair, alpha, sigma, clip_turn)) for pair in (clip_overview, clip_inner))
+        if overview < 0 or inner < 0 or not overview + inner:
+            raise UserError(f"clip_overview={list(clip_overview)} and clip_inner={list(clip_inner)} leave no cutout "
+                            "to look at: give at least one before and after clip_turn")
         u = uniform(noise(overview + inner, DRAWS))
         with torch.enable_grad():
             if self.secondary is not None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DRAWS = 6                              # random numbers a cutout
+DRAWS = 5                              # random numbers a cutout
 TILT = math.radians(10)                # largest rotation; of Disco's augmentation
 SHIFT = 0.05                           # largest shift, as a share of the side; of the same
 

@@ -141,7 +141,12 @@ def conditioned(
 
     The same as eps - sigma g for the noise, and D + sigma^2 g of EDM. No image is changed by a root mean square above
     `largest`: a change of x0 is the same for every process, where a gradient by x is not.
+
+    Raises:
+        UserError: `largest` is not above 0.
     """
+    if largest is not None and not largest > 0:
+        raise UserError(f"a guide that may change an image by {largest} changes nothing: give a number above 0")
     if float(alpha) == 0:
         return x0
     change = sigma**2 / alpha * gradient

@@ -251,6 +251,16 @@ def test_weights_and_schedules_say_what_counts():
     assert seen == [1, 1, 1, 5]
 
 
+@pytest.mark.parametrize(("changes", "sentence"), [
+    ({"clip_overview": (0, 0), "clip_inner": (0, 2)}, r"clip_overview=\[0, 0\] and clip_inner=\[0, 2\] leave no"),
+    ({"clip_overview": 4}, "'4' is no pair of what counts before and after clip_turn"),
+    ({"clip_clamp": 0}, "may change an image by 0 changes nothing: give a number above 0"),
+])
+def test_options_that_leave_nothing_to_see_or_to_do_are_refused(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        tiny(condition="none").sample(3, guide=[towards([0.5, 0.5, 0.5])], **{**GIVEN, **changes})
+
+
 # ---- an image to start from, symmetry ----
 
 
