@@ -109,7 +109,7 @@ def open_masked(
         shown = F.pad(before[None].float(), sides, mode="replicate")[0].byte()
         mask, feather = F.pad(torch.zeros(before.shape[1:], dtype=torch.bool), sides, value=True), 0
     else:
-        mask, shown = _mask_for(picture, exact, change, parents, files), before
+        mask, shown = _mask_for(picture, exact, before, change, parents, files), before
         feather = change.feather
     part = part_around(mask, size, side)
     image, inner = cut(shown, part), cut(mask[None], part)
@@ -131,17 +131,18 @@ def open_masked(
 
 
 def _mask_for(
-    picture: Picture, exact: Exact, masks: Masks, parents: list[dict[str, str]], files: dict[str, str]
+    picture: Picture, exact: Exact, shown: Tensor, masks: Masks, parents: list[dict[str, str]],
+    files: dict[str, str],
 ) -> Tensor:
     """The mask of a picture; its file is entered among the parents."""
     file = masks.file_for(picture.target)
     if file is None:
-        return masks.mask_of(exact, None)
+        return masks.mask_of(exact, None, shown)
     try:
         content = file.read_bytes()
         parents.append(_parent(file.name, content) | {"role": "mask"})
         files["mask"] = str(file)
-        return masks.mask_of(exact, content)
+        return masks.mask_of(exact, content, shown)
     except Exception as error:
         if isinstance(error, ValueError) and "mask" in str(error):
             raise

@@ -15,6 +15,7 @@ from aigc.config.functions import check_known
 from aigc.errors import UserError
 from aigc.files.names import ENDINGS
 from aigc.images.exact import TURNED, Exact
+from aigc.images.refining import refined
 
 CONTEXT = 1.5                                              # height and width of the part, to those of what changes
 MOST = 2**28                                               # pixels of an enlarged picture
@@ -30,6 +31,7 @@ class Masks:
         alpha: what is transparent, at least by half, is to change.
         box: [x0, y0, x1, y1], in pixels, or as shares of width and height where all are from 0 to 1.
         invert: what is white, stays.
+        refine: crf: its border is brought to the picture's own edges (refining.py); None: as it is.
         grow: pixels by which what changes grows on all sides; below 0 it shrinks.
         feather: pixels, inside of what changes, over which old becomes new.
     """
@@ -38,6 +40,7 @@ class Masks:
     alpha: bool = False
     box: Sequence[float] | None = None
     invert: bool = False
+    refine: str | None = None
     grow: int = 0
     feather: int = 0
 
@@ -60,6 +63,8 @@ class Masks:
         if masks.box is not None and not _is_box(masks.box):
             raise UserError(f"mask.box={masks.box} is no box: give [x0,y0,x1,y1], x0 below x1 and y0 below y1, in "
                             "pixels or in shares from 0 to 1")
+        if masks.refine not in (None, "crf"):
+            raise UserError(f"mask.refine={masks.refine} is unknown: give crf, or null for the mask as it is")
         for name, least in (("grow", -4096), ("feather", 0)):
             value = getattr(masks, name)
             if type(value) is not int or not least <= value <= 4096:
@@ -85,8 +90,10 @@ class Masks:
                              f"{PurePosixPath(target).with_suffix('')}.*")
         return found[0]
 
-    def mask_of(self, picture: Exact, content: bytes | None) -> Tensor:
-        """What is to change, `(h, w)` bool; `content` is that of the mask's file.
+    def mask_of(self, picture: Exact, content: bytes | None, shown: Tensor) -> Tensor:
+        """What is to change, `(h, w)` bool; `content` is that of the mask's file, `shown` what the picture looks like.
+
+        `shown` is uint8 `(c, h, w)`.
 
         Raises:
             ValueError: the mask does not fit the picture, or says that nothing is to change.
@@ -104,7 +111,8 @@ class Masks:
             mask = np.zeros((h, w), dtype=bool)
             x0, y0, x1, y1 = self._in_pixels(w, h)
             mask[y0:y1, x0:x1] = True
-        found = grown(torch.from_numpy(mask ^ self.invert), self.grow)
+        found = torch.from_numpy(mask ^ self.invert)
+        found = grown(refined(found, shown) if self.refine else found, self.grow)
         if not found.any():
             raise ValueError("its mask leaves nothing to change")
         return found
