@@ -1,5 +1,7 @@
 """Masks drawn roughly, brought to the picture's own edges by a dense conditional random field (networks/crf.py)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,9 +11,11 @@ from aigc.networks.resample import resize
 
 REFINED = 96                                               # pixels of the longer side at which it is looked at
 AROUND = 0.25                                              # of the box of a mask, looked at on each side of it
-SURE = 1.0                                                 # nats by which a mask is believed against its neighbours
+BAND = 0.15                                                # of its longer side, to both sides of its border, is unsure
+SURE = 6.0                                                 # nats by which a mask is believed far from its border
 # of `DenseCRF`: many iterations, so that what a picture says of one pixel reaches the next ones
-FIELD = {"smooth": 0.5, "spread": 1.5, "alike": 2.0, "reach": 4.0, "contrast": 0.15, "iterations": 20}
+FIELD: dict[str, Any] = {"smooth": 1.0, "spread": 1.5, "alike": 20.0, "reach": 4.0, "contrast": 0.15, "iterations": 20,
+                         "normalised": True}
 
 
 @torch.no_grad()
@@ -35,7 +39,9 @@ def refined(mask: Tensor, image: Tensor) -> Tensor:
         small = (max(1, round(whole[0] * scale)), max(1, round(whole[1] * scale)))
         said, seen = F.interpolate(said, small, mode="area"), resize(seen, small)
     field = DenseCRF(2, **FIELD).to(image.device)
-    kept = field(SURE * torch.cat([said, 1 - said], dim=1), seen)[:, 1:]
+    band = 2 * max(2, round(BAND * max(int(mask.any(axis).sum()) for axis in (0, 1)) * scale)) + 1
+    sure = F.avg_pool2d(F.pad(said, (band // 2,) * 4, mode="replicate"), band, 1)  # less so near the border
+    kept = field(SURE * torch.cat([sure, 1 - sure], dim=1), seen)[:, 1:]
     found = mask.clone()
     found[place] = F.interpolate(kept, whole, mode="bilinear")[0, 0] > 0.5 if scale < 1 else kept[0, 0] > 0.5
     return found

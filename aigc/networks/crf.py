@@ -45,11 +45,14 @@ class DenseCRF(nn.Module):
         reach: float = 3.0,                # its standard deviation in space, pixels
         contrast: float = 0.2,             # and in the picture's values, which lie in [-1, 1]
         iterations: int = 5,
+        normalised: bool = False,          # over the sum of a pixel's kernel values (Krähenbühl's own code): weights
+                                           # then do not depend on the window, nor on how many pixels are alike
         radius: int | None = None,         # of the window, pixels; None: 2.5 of the wider kernel's deviations
     ):
         super().__init__()
         assert labels > 1 and iterations > 0 and min(spread, reach, contrast) > 0, (labels, iterations)
         self.spread, self.reach, self.contrast, self.iterations = spread, reach, contrast, iterations
+        self.normalised = normalised
         self.radius = math.ceil(REACH * max(spread, reach)) if radius is None else radius
         self.weights = nn.Parameter(torch.tensor([smooth, alike]))
         self.compatibility = nn.Parameter(1 - torch.eye(labels))  # mu: Potts, until it is learned
@@ -62,10 +65,13 @@ class DenseCRF(nn.Module):
                 a constant a pixel.
             images: `(n, c, h, w)` in [-1, 1].
         """
-        pairs = self.pairs(images)
+        pairs, one = self.pairs(images), torch.ones_like(costs[:, :1])
+        smooth, alike = self.weights
+        if self.normalised:
+            smooth, alike = smooth / self.smoothed(one), alike / pairs.sum(1, keepdim=True).clamp(min=1e-6)
         marginals = (-costs).softmax(1)
         for _ in range(self.iterations):
-            sent = self.weights[0] * self.smoothed(marginals) + self.weights[1] * self.gathered(marginals, pairs)
+            sent = smooth * self.smoothed(marginals) + alike * self.gathered(marginals, pairs)
             marginals = (-costs - torch.einsum("ab,nbhw->nahw", self.compatibility, sent)).softmax(1)
         return marginals
 
