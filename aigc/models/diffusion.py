@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc.conditions import as_tensor, condition_for
+from aigc.conditions.text import read_once
 from aigc.config.functions import check_known, chosen, options_of
 from aigc.diffusion.denoiser import Denoiser, Together
 from aigc.diffusion.guides import GIVEN, Guide, acts, autoguidance, classifier_free, guided, guides_named
@@ -311,8 +312,9 @@ class Diffusion(Measured):
         denoise = self.guided(labels, settings, *further, noise=noise)
         special = chosen(sampler, settings, f"The sampler '{settings['sampler']}'", noise=noise)
         reduced = PRECISIONS[settings["precision"]]
-        with torch.autocast(self.device.type, dtype=reduced if reduced != torch.float32 else torch.bfloat16,
-                            enabled=reduced != torch.float32):
+        lowered = torch.autocast(self.device.type, dtype=reduced if reduced != torch.float32 else torch.bfloat16,
+                                 enabled=reduced != torch.float32)
+        with lowered, read_once(self.ema):
             x = resampled(sampler, settings)(denoise, x, points, **special)
         return (x.float() if self.first_stage is None else self.first_stage.decode(x.float())).clamp(-1, 1)
 

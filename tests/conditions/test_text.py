@@ -8,6 +8,7 @@ import torch
 
 from aigc.conditions import build_encoder, condition_for
 from aigc.conditions.frozen import load_frozen
+from aigc.conditions.text import read_once
 from aigc.conditions.vocabulary import build_vocabulary
 from aigc.errors import UserError
 
@@ -199,6 +200,23 @@ def test_a_frozen_encoder_runs_once_for_all_steps_of_a_sampler(t5):
         encoder.read(ids, n=4)
     hook.remove()
     assert len(calls) <= 1
+
+
+def test_equal_texts_are_read_once_while_one_sampler_runs():
+    encoder = encoder_of()
+    ids, calls = encoder.tokenize(TEXTS), []
+    encoder.transformer.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        alone = encoder.read(ids, n=4)
+        with read_once(torch.nn.Sequential(encoder)):
+            for drop in (None, torch.tensor([False, True, True, False])) * 3:
+                assert encoder.read(ids.clone(), n=4, drop=drop)[0].shape == alone[0].shape
+            assert len(calls) == 1 + 2 and torch.equal(encoder.read(ids, n=4)[1], alone[1])
+            with torch.enable_grad():
+                assert encoder.read(ids, n=4)[0].requires_grad
+        encoder.pool.bias += 1                              # read anew afterwards: weights may have changed
+        torch.testing.assert_close(encoder.read(ids, n=4)[0], alone[0] + 1)
+    assert len(calls) == 5
 
 
 def test_other_weights_under_the_same_name_are_noticed(t5, clip):
