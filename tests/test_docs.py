@@ -221,7 +221,8 @@ def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch,
     of_codes = ("top_p", "=complete", "=vary", "<DALLE_run>")
     kind = "codes" if any(part in word for word in words for part in of_codes) else kind
     kind = "cascade" if verb == "generate" and any("level" in word for word in words) else kind
-    kind = "labels" if any(word.startswith(("task=inpaint", "task=outpaint")) for word in words) else kind
+    by_diffusion = ("task=inpaint", "task=outpaint", "run=<diffusion_run>")
+    kind = "labels" if any(word.startswith(by_diffusion) for word in words) else kind
     kind = "larger" if {"task=upscale", "run=runs/larger"} & {*words} else kind
     kind = "tutorial" if page == TUTORIAL else "styles" if any("psi" in word for word in words) else kind
     folder_of_images = "run=<folder_of_images>" in words

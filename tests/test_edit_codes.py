@@ -54,14 +54,14 @@ def test_completion_keeps_the_codes_and_the_pixels_of_the_upper_part(name, keep,
 def test_variations_change_a_share_of_the_codes_by_the_pictures_own_seed(name):
     family, images = FAMILIES[name](), pictures()
     before = codes_of(family, images)
-    made = vary(family, images, None, range(6), share=0.25)
+    made = vary(family, images, None, range(6), strength=0.25)
     changed = (codes_of(family, made) != before).flatten(1).sum(1)
     assert int(changed.max()) <= 4 and int(changed.sum()) > 6
-    assert torch.equal(codes_of(family, vary(family, images, None, range(6), share=0.0)), before)
-    assert torch.equal(vary(family, images[2:3], None, [2], share=0.25)[0], made[2])
-    twice = vary(family, images[:1].expand(2, -1, -1, -1), None, [7, 8], share=0.75)
+    assert torch.equal(codes_of(family, vary(family, images, None, range(6), strength=0.0)), before)
+    assert torch.equal(vary(family, images[2:3], None, [2], strength=0.25)[0], made[2])
+    twice = vary(family, images[:1].expand(2, -1, -1, -1), None, [7, 8], strength=0.75)
     assert not torch.equal(twice[0], twice[1])
-    assert (codes_of(family, vary(family, images, None, range(6), share=1.0)) != before).any((1, 2)).all()
+    assert (codes_of(family, vary(family, images, None, range(6), strength=1.0)) != before).any((1, 2)).all()
 
 
 def test_what_is_said_of_the_pictures_counts_and_nothing_is_no_condition():
@@ -94,7 +94,7 @@ def photos(tmp_path) -> Path:
 def test_both_are_tasks_of_edit(photos, tmp_path):
     save(FAMILIES["dalle"](), tmp_path / "run" / "checkpoints" / "last.ckpt")
     run_edit(task="complete", run=tmp_path / "run", images=photos, out=tmp_path / "a", **{"task.text": "'a dark'"})
-    run_edit(task="vary", run=tmp_path / "run", images=photos, out=tmp_path / "b", **{"task.top_k": 3})
+    run_edit(task="vary", run=tmp_path / "run", images=photos, out=tmp_path / "b", **{"task.options": "{top_k: 3}"})
     for name in ("0.png", "1.png"):
         grey = np.asarray(Image.open(photos / name).convert("L"))
         made = Image.open(tmp_path / "a" / name)
@@ -105,7 +105,7 @@ def test_both_are_tasks_of_edit(photos, tmp_path):
 
 @pytest.mark.parametrize(("task", "option", "value", "sentence"), [
     ("complete", "keep", 1.5, "task.keep=1.5 is no share of the height"),
-    ("vary", "share", -1, "task.share=-1 is no share of the codes"),
+    ("vary", "strength", -1, "task.strength=-1 is no strength"),
     ("vary", "label", 3, "this DALLE takes no labels"),
     ("complete", "text", "[a,b]", "names several: all pictures have the same one"),
     ("complete", "top_p", 0, "top_p=0 is no probability above 0"),

@@ -10,7 +10,7 @@ from aigc.models.family import Family
 from aigc.models.requests import one_for_all
 
 
-def redrawn(
+def recoded(
     family: Family, images: Tensor, masked: Tensor, seeds: Sequence[int], *, text: str | None, label: Any,
     **options: Any,
 ) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from aigc.editing.codes import redrawn
+from aigc.editing.codes import recoded
 from aigc.errors import UserError
 from aigc.models.family import Family
 
@@ -30,7 +30,7 @@ def complete(
     given = round(keep * rows)
     masked = torch.zeros(len(images), rows, columns, dtype=torch.bool)
     masked[:, given:] = True
-    made = redrawn(family, images, masked, seeds, text=text, label=label, guidance=guidance,
+    made = recoded(family, images, masked, seeds, text=text, label=label, guidance=guidance,
                    temperature=temperature, top_k=top_k, top_p=top_p)
     edge = round(images.shape[2] * given / rows) if paste else 0
     return torch.cat([images[:, :, :edge], made[:, :, edge:]], dim=2)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc.diffusion.known import known_pixels, measured
-from aigc.editing.codes import redrawn
+from aigc.editing.codes import recoded
 from aigc.errors import UserError, choices
 from aigc.models.family import Family
 from aigc.models.requests import one_for_all
@@ -106,4 +106,4 @@ def over_codes(
     places = F.adaptive_max_pool2d(masks.float(), cast(Any, family).tokenizer.shape)[:, 0] > 0
     known = (images * ~masks).sum((1, 2, 3), keepdim=True) / (~masks).expand_as(images).sum((1, 2, 3), keepdim=True)
     filled = torch.where(masks, known.nan_to_num(), images)
-    return redrawn(family, filled, places, seeds, text=text, label=label, **options)
+    return recoded(family, filled, places, seeds, text=text, label=label, **options)

@@ -22,7 +22,7 @@ Task = Callable[..., Tensor]   # (family, images, masks, seeds, *, options) -> i
 Edit = Callable[..., Tensor]   # (images, numbers, masks) -> images
 NODE = ("function", "needs", "changes")  # of a task's node; the rest are options of its function
 CHANGES = ("all", "mask", "padding")
-FRAME = ("tasks", "codes", "again")  # files of this folder that are no tasks
+FRAME = ("tasks", "codes", "again", "redrawing")  # files of this folder that are no tasks
 
 
 def tasks() -> dict[str, Task]:
@@ -58,7 +58,7 @@ def open_task(
         require(family, *capabilities, run=run, wanted=wanted)
     options = {str(key): value for key, value in node.items() if key not in NODE}
     check_known(options, options_of(function), f"The task '{name}'")
-    if "direction" in options and "translate" in needs:
+    if "direction" in options and family.can("translate"):
         check_direction(family, options["direction"], run=run, wanted=wanted)
     if {"text", "label"} & set(options):
         one_for_all(family, options)
