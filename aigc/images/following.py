@@ -36,9 +36,6 @@ def overlaid(recipe: Recipe, typed: dict[str, Any], given: Collection[str]) -> d
         if name in FILES and value is not None:
             raise UserError(f"recipe='{recipe.source}' was made with {name}={shown(value)}, and no recipe makes a "
                             f"file be read: give {name}= beside it")
-        if name == "init" and value is not None:           # a stranger's recipe must not choose what is read
-            raise UserError(f"recipe='{recipe.source}' was started from the picture {shown(str(value))}: give init= "
-                            "beside it")
         if name in PLACES:
             _check_here(name, result[name], recipe)
     if "seed" not in given:
