@@ -165,6 +165,8 @@ RUNS = {                                                     # what a documented
     "text": [*TINY["diffusion"], "data=shapes", "data.size=16", "data.train=64", "data.validation=16", "data.test=40",
              "data.heldout=16", "condition=text", "model.text.width=16", "model.text.layers=1", "model.text.heads=2"],
     "larger": [*smallest("imagen_sr"), *SHAPES, "condition=text", *READER],
+    "restorer": [*smallest("restorer"), "data=degraded",
+                 *(word.replace("data.", "data.source.") for word in SHAPES[1:])],
     "cascade": [*smallest("imagen"), *SHAPES, "condition=text", *READER, "model.factors=[2,2]", "model.shares=[1,1,1]",
                 "model.upscalers=[{},{}]"],
     "translation": ["model=cyclegan", "data=shapes_unpaired", "data.size=16", "data.train=16", "data.validation=8",
@@ -224,6 +226,7 @@ def test_a_command_does_what_it_says(page, verb, words, desk, mine, monkeypatch,
     by_diffusion = ("task=inpaint", "task=outpaint", "run=<diffusion_run>")
     kind = "labels" if any(word.startswith(by_diffusion) for word in words) else kind
     kind = "larger" if {"task=upscale", "run=runs/larger"} & {*words} else kind
+    kind = "restorer" if any(word.startswith(("task=restore", "methods=")) for word in words) else kind
     kind = "tutorial" if page == TUTORIAL else "styles" if any("psi" in word for word in words) else kind
     folder_of_images = "run=<folder_of_images>" in words
     words = [f"run={'photos' if folder_of_images else f'runs/{kind}'}" if w.startswith("run=") else w for w in words]

@@ -133,8 +133,11 @@ def test_what_composes_works_to_the_end(chosen, tmp_path: Path, model: str, data
     assert any(name.startswith("000000008") for name in grids), grids
     record = tmp_path / "record.json"
     evaluate(asked("evaluate", run=run, out=record, num_samples=8, num_reals=8, resamples=4, neighbours=2,
-                   kd_subsets=2, attribute_samples=4, device="cpu"))
+                   kd_subsets=2, attribute_samples=4, device="cpu",
+                   **({"methods": {"tv": {"sigma": 0.2}}} if model in RESTORE else {})))
     found = json.loads(record.read_text())
+    if model in RESTORE:
+        assert found["scores"]["a2b/tv/psnr"]["value"] > 0 and found["protocol"]["a2b/tv/psnr"]["method"] == "tv"
     assert found["scores"][monitor]["value"] >= 0 and found["target"]["images"] in (4, 8)
     out = tmp_path / "out"
     if translates:

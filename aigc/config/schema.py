@@ -139,6 +139,7 @@ class EvaluateConfig:
     clip: str | None = None
     classifier: str | None = None
     classifier_guidance: float | None = None
+    methods: Any = None
     lpips: str | None = "auto"
     lpips_weights: str | None = None
     extra: list[str] = field(default_factory=list)

@@ -22,7 +22,7 @@ Task = Callable[..., Tensor]   # (family, images, masks, seeds, *, options) -> i
 Edit = Callable[..., Tensor]   # (images, numbers, masks) -> images
 NODE = ("function", "needs", "changes")  # of a task's node; the rest are options of its function
 CHANGES = ("all", "mask", "padding")
-FRAME = ("tasks", "codes", "again", "redrawing")  # files of this folder that are no tasks
+FRAME = ("tasks", "codes", "again", "redrawing", "classical")  # files of this folder that are no tasks
 
 
 def tasks() -> dict[str, Task]:

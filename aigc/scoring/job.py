@@ -231,6 +231,14 @@ def refuse(cfg: Any, names: Sequence[str], why: str) -> None:
         raise UserError(f"{', '.join(unused)}: {why}: leave it out")
 
 
+def named_methods(asked: Any) -> dict[str, dict[str, Any]]:
+    """Methods and their options, from a name, a list of names, or a mapping of names to options."""
+    if isinstance(asked, dict):
+        return {str(name): dict(options or {}) for name, options in asked.items()}
+    names = [asked] if isinstance(asked, str) else asked or []
+    return {str(name): {} for name in names}
+
+
 def _translations(
     cfg: Any, target: Target, data: Any, panels: list[Panel], found: Found, batch_size: int, device: torch.device,
     progress: Report = silent,
@@ -251,5 +259,5 @@ def _translations(
     score_translations(
         cast(Translator, target.family), data, panels, found, split=cfg.test, limit=cfg.num_samples,
         batch_size=batch_size, seed=cfg.seed, lpips=lpips.to(device) if lpips is not None else None,
-        progress=progress,
+        methods=named_methods(to_plain(cfg).get("methods")), progress=progress,
     )

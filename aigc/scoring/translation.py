@@ -2,11 +2,14 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from aigc.data.pairs import PairData
+from aigc.editing.classical import check_method, solve
 from aigc.errors import UserError
 from aigc.files.cache import keep_cached, load_cached
 from aigc.images.grids import to_uint8
@@ -29,7 +32,8 @@ log = logging.getLogger(__name__)
 
 def score_translations(
     family: Translator, data: PairData, panels: list[Panel], found: Found, *, split: str, limit: int | None,
-    batch_size: int, seed: int, lpips: LPIPS | None, progress: Report = silent,
+    batch_size: int, seed: int, lpips: LPIPS | None, methods: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Report = silent,
 ) -> None:
     """Adds `<direction>/<score>` and `<direction>/identity/<score>` for every direction, all networks in one pass.
 
@@ -45,13 +49,18 @@ def score_translations(
         batch_size: images at a time.
         seed: of random draws in a translation.
         lpips: if its weights are available.
+        methods: classical ones with their options, scored on the same pairs as `<direction>/<method>/<score>`.
         progress: told how many images were seen, for each direction and for the same images as they are.
 
     Raises:
-        UserError: fewer than two images on a side.
+        UserError: fewer than two images on a side, or a method does not exist, is not installed, or has no pairs.
     """
     rows = min(limit or data.count(split), data.count(split))
     pairs = data.has_pairs(split)
+    for name, options in (methods or {}).items():
+        check_method(name, options, option="methods")
+        if not pairs:
+            raise UserError(f"methods={name} is compared with true pairs, and {data.name} has none: leave it out")
     for direction in family.directions:
         reference = SideSource(data, split, direction)
         n = min(rows, data.counts(split)[int(direction == "b2a")])
@@ -83,6 +92,21 @@ def score_translations(
                 seen = {"lpips": lpips.net, "lpips_sha256": lpips.sha256} if lpips and name == "lpips" else {}
                 score = panels[0].mean(name, values, errors=errors)
                 found.add({prefix + name: score}, {**panels[0].compared(), **seen})
+
+    for name, options in (methods or {}).items():
+        stream = translations(family, data, split, family.directions[0], rows, batch_size=batch_size, seed=seed,
+                              by=partial(restored, name, options))
+        prefix = f"{family.directions[0]}/{name}"
+        measured = show(stream, [], rows, rows, lpips=lpips, pairs=True, progress=progress, name=prefix)
+        found.add({f"{prefix}/{score}": panels[0].mean(score, values, errors=bool(panels[0].how.resamples))
+                   for score, values in measured.items()},
+                  {**panels[0].compared(), "method": name, "options": dict(options)})
+
+
+def restored(name: str, options: Mapping[str, Any], images: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Images `(n, c, h, w)` in [-1, 1] by a classical method, which is told their batch's noise levels and masks."""
+    made = solve(name, (images + 1) / 2, options, sigmas=batch.get("level"), masks=batch.get("mask"))
+    return made * 2 - 1
 
 
 def show(

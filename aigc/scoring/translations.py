@@ -1,7 +1,7 @@
 """The translations that a translator is scored on: every image of a side once, on any number of ranks."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -17,10 +17,12 @@ BACK = {"a2b": "b2a", "b2a": "a2b"}          # the inverse of each direction
 def translations(
     family: "Translator", data: PairData, split: str, direction: str, n: int, *, batch_size: int, seed: int,
     rank: int = 0, world: int = 1, identity: bool = False,
+    by: Callable[[Tensor, dict[str, Any]], Tensor] | None = None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor, dict[str, Tensor]]]:
     """This rank's share of n rows, as (numbers, index, made, targets, measured); images float32 in [-1, 1].
 
-    `index` `(m,)` is an image's position on its side, `made` its translation (with `identity`: the image itself),
+    `index` `(m,)` is an image's position on its side, `made` its translation (with `identity`: the image itself; with
+    `by`: what that makes of images in [-1, 1] and the other entries of their batch),
     `targets` the other side of its row. `measured` holds `cycle_l1` `(m,)`, the error of the round trip, for families
     that translate both ways. Repeated images of the shorter side are left out.
     """
@@ -34,7 +36,10 @@ def translations(
         fresh = fresh.to(family.device)
         images, targets = (side[fresh] for side in family.sides(given, direction))
         made, measured = images, {}
-        if not identity:
+        if by is not None:
+            rest = {key: value[fresh] for key, value in given.items() if isinstance(value, Tensor)}
+            made = by(images, rest).to(images)
+        elif not identity:
             seeds = seeds_of(numbers, seed)
             known = {key: value[fresh] for key, value in family.beside(given).items()}
             made = family.translate(images, direction=direction, seeds=seeds, **known)

@@ -229,7 +229,7 @@ class TranslationScores(Scoring):
         data, devices = trainer.datamodule, devices_of(trainer, pl_module)  # type: ignore[attr-defined]
         side, n = int(direction == "b2a"), self._rows(data, split)
         stream = translations(pl_module, data, split, direction, n, batch_size=self.batch_size, seed=self.seed,
-                              identity=identity, **devices.share)
+                              identity=identity, by=None, **devices.share)
         panels = [real.panels[direction] for real in reals]
         first = reals[0].network is self.network
         measured = show(stream, panels, n, n, lpips=self.lpips, pairs=reals[0].pairs and first, devices=devices,
