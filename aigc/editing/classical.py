@@ -63,14 +63,14 @@ def nl_means(
 
 
 @method
-def tv(image: np.ndarray, *, sigma: float | None = None, weight: float = 1.0) -> np.ndarray:
+def tv(image: np.ndarray, *, sigma: float | None = None, weight: float = 0.6) -> np.ndarray:
     """Total variation (Rudin et al. 1992; Chambolle 2004), `weight` in units of sigma."""
     return package("skimage.restoration", "solver=tv").denoise_tv_chambolle(
         image, weight=max(weight * noise_of(image, sigma), 1e-6), channel_axis=-1)
 
 
 @method
-def wavelet(image: np.ndarray, *, sigma: float | None = None, wavelet: str = "db2") -> np.ndarray:
+def wavelet(image: np.ndarray, *, sigma: float | None = None, wavelet: str = "db1") -> np.ndarray:
     """Wavelet coefficients shrunk towards zero by BayesShrink (Chang et al. 2000), colours apart as YCbCr."""
     package("pywt", "solver=wavelet")
     return package("skimage.restoration", "solver=wavelet").denoise_wavelet(
