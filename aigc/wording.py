@@ -14,6 +14,11 @@ def shown(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in clean)
 
 
+def a(name: str) -> str:
+    """A class with its article: "a GAN", "an Imagen"."""
+    return f"a{'n' * (name[:1] in 'AEIO')} {name}"
+
+
 def listed(names: Sequence[str], most: int = SHOWN) -> str:
     """Names in a sentence: "a.png, b.png, c.png and 6 more"."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""

@@ -17,7 +17,7 @@ from aigc.models.capabilities import models_that_can
 from aigc.models.family import Family
 from aigc.models.requests import prompts_listed, text_encoder
 from aigc.noise import mix
-from aigc.wording import Report, silent
+from aigc.wording import Report, a, silent
 
 WRITING = ("question", "temperature", "top_k", "top_p")    # options of a family's `describe`
 
@@ -94,5 +94,5 @@ def way_of(family: Family, run: object) -> Callable[..., Described]:
         if family.can(capability):
             return way
     known = sorted(name for capability in WAYS for name in models_that_can(capability))
-    raise UserError(f"'{run}' holds a {type(family).__name__}, which {family.does()}: describe needs a run of "
+    raise UserError(f"'{run}' holds {a(type(family).__name__)}, which {family.does()}: describe needs a run of "
                     f"{' or '.join(known)}")

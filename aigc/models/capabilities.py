@@ -4,6 +4,7 @@ from aigc.config.schema import CONFIG_DIR, to_plain
 from aigc.config.targets import locate
 from aigc.errors import UserError
 from aigc.models.family import CAPABILITIES, Family
+from aigc.wording import a
 
 
 def models_that_can(capability: str) -> list[str]:
@@ -40,4 +41,4 @@ def require(family: Family, *capabilities: str, run: object, wanted: str) -> Non
         return
     known = sorted({name for capability in capabilities for name in models_that_can(capability)})
     needed = f"run of {' or '.join(known)}" if known else f"family with {'() or '.join(capabilities)}()"
-    raise UserError(f"'{run}' holds a {type(family).__name__}, which {family.does()}: {wanted} needs a {needed}")
+    raise UserError(f"'{run}' holds {a(type(family).__name__)}, which {family.does()}: {wanted} needs a {needed}")

@@ -21,6 +21,7 @@ from aigc.models.family import Family
 from aigc.networks.fingerprint import state_sha256
 from aigc.networks.ranks import sum_over_ranks
 from aigc.runs.summary import read_summary
+from aigc.wording import a
 
 Source = str | Mapping[str, Any]         # a run folder or checkpoint, or a description kept in a checkpoint
 
@@ -108,7 +109,7 @@ class Borrowed:
         if isinstance(source, str):
             self.borrowed = load_family(source)
             if not isinstance(self.borrowed, family) or option in self.borrowed.parts:
-                raise UserError(f"'{source}' holds a {type(self.borrowed).__name__}: model.{option} needs a run of "
+                raise UserError(f"'{source}' holds {a(type(self.borrowed).__name__)}: model.{option} needs a run of "
                                 f"{family.__name__}")
             self.description = self._described(source, without)
             self._check(option, facts)
@@ -209,7 +210,7 @@ class LatentSpace(Part):
         """
         super().__init__(source, option=option, needs=("encode", "decode"))
         if self.family.encodes_by_search:
-            raise UserError(f"model.{option} holds a {type(self.family).__name__}, which searches for the latents of "
+            raise UserError(f"model.{option} holds {a(type(self.family).__name__)}, which searches for the latents of "
                             "each image, for seconds: give an autoencoder's run (model=autoencoder)")
         self.family.lowered = True           # bf16 costs latents of deviation 1 an error of 0.005, and half as long
         check_size(self.family, channels, size, option)

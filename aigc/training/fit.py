@@ -29,7 +29,7 @@ from aigc.training.compatibility import check_compatible
 from aigc.training.loggers import JsonLines, Wandb
 from aigc.training.precision import settle_precision
 from aigc.training.trainer import build_trainer, device_type, quiet
-from aigc.wording import Report, counted, silent
+from aigc.wording import Report, a, counted, silent
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def check_resumable(content: dict[str, Any], model: Family, path: Path) -> None:
     name = f"{type(model).__module__}.{type(model).__qualname__}"
     if content["family"] != name:
         held = content["family"]
-        raise UserError(f"'{path}' holds a {held}, the configuration asks for a {name}: resume its own run")
+        raise UserError(f"'{path}' holds {a(held)}, the configuration asks for {a(name)}: resume its own run")
 
 
 def check_same_data(data: ImageData, before: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ def test_the_choices_that_have_a_capability():
     (Negative, "restore", "'here' holds a Negative, which turns images into images: task=x needs a run of palette or "
                           "restorer"),
     (Negative, "score_text", "turns images into images: task=x needs a run of clip"),
+    (type("Imagen", (Negative,), {}), "score_text", "'here' holds an Imagen, which turns images"),
     (Family, "translate", "'here' holds a Family, which makes no images: task=x needs"),
 ])
 def test_a_missing_capability_is_one_sentence(family, capability, message):
