@@ -48,6 +48,11 @@ def pixels(function: Guide) -> Guide:
     return function
 
 
+def listed(wanted: Any) -> list[Any]:
+    """The guides that one name, or a list of them, stands for, as named; None is none."""
+    return [] if wanted is None else list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+
+
 def guides_named(wanted: Any, *, latent: bool = False) -> list[Guide]:
     """The guides that a name, or a list of names, stands for; None is none.
 
@@ -56,8 +61,7 @@ def guides_named(wanted: Any, *, latent: bool = False) -> list[Guide]:
     Raises:
         UserError: there is no such guide, or it is for pixels and samples are `latent`.
     """
-    names = [] if wanted is None else wanted if isinstance(wanted, list | tuple) else [wanted]
-    found = [one if callable(one) else function_named(one, "guide", GUIDES) for one in names]
+    found = [one if callable(one) else function_named(one, "guide", GUIDES) for one in listed(wanted)]
     for one in found if latent else ():
         if getattr(one, "pixels", False):
             raise UserError(f"guide={one.__name__} keeps pixels in [-1, 1], and this model samples latents, which "

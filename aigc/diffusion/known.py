@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from aigc.diffusion.guides import gradients
+from aigc.diffusion.guides import conditioned, gradients
 
 
 def known_pixels(x: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, *, image: Tensor, mask: Tensor) -> Tensor:
@@ -37,5 +37,5 @@ def measured(
     if float(alpha) == 0:                                  # pure noise says nothing of the image
         return x0
     variance = spread**2 * sigma**2 / (spread**2 * alpha**2 + sigma**2) + measurement_noise**2
-    unlike = ((measure(x0) - y) ** 2).sum() / (2 * variance)
-    return x0 - strength * sigma**2 / alpha * torch.autograd.grad(unlike, x)[0]
+    likely = -((measure(x0) - y) ** 2).sum() / (2 * variance)
+    return conditioned(x0, torch.autograd.grad(strength * likely, x)[0], alpha, sigma)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aigc.diffusion.guides import listed
 from aigc.diffusion.known import known_pixels, measured
 from aigc.editing.codes import recoded
 from aigc.errors import UserError, choices
@@ -55,8 +56,7 @@ def inpaint(
     if asked is None and family.condition != "none":
         further = {"guidance": 0.0, "guidance_interval": None, **further}    # no label is drawn in place of one
     model: Any = family
-    recipe = further.pop("guide", model.hparams.sampler.get("guide"))
-    guides = [] if recipe is None else list(recipe) if isinstance(recipe, list | tuple) else [recipe]
+    guides = listed(further.pop("guide", model.hparams.sampler.get("guide")))
     guide = replacing(model, unknown, masks) if method == "replace" else \
         observing(model, unknown, masks, strength=strength, noise=noise)
     return model.sample(len(images), condition=None if asked is None else [asked] * len(images), seeds=list(seeds),

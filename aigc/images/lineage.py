@@ -5,7 +5,6 @@ in the folder are shown by the name that they had.
 """
 
 import base64
-import hashlib
 import html
 import io
 import os
@@ -16,6 +15,7 @@ from typing import Any
 
 from aigc.errors import UserError
 from aigc.files.names import is_hidden, is_image
+from aigc.images.output import sha256_of
 from aigc.images.pictures import ahead, reason_of
 from aigc.images.recipes import read_recipe
 from aigc.wording import shown
@@ -80,9 +80,7 @@ def _hide(folders: list[str]) -> bool:
 
 
 def _looked_at(path: Path) -> tuple[str, dict[str, Any] | None]:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return sha256, read_recipe(path)
+    return sha256_of(path), read_recipe(path)
 
 
 def _joined(known: dict[str, Member]) -> list[Member]:

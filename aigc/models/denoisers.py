@@ -76,14 +76,12 @@ class ConditionalDenoiser(nn.Module):
         return self.denoiser(x, clock, vector, text)
 
 
-class TwoClocks(nn.Module):
-    """A denoiser with a second clock, in [0, 1]; at the start its answer does not depend on it."""
+class Told(nn.Module):
+    """A denoiser that a subclass tells more than what is noisy, when, and under which condition."""
 
     def __init__(self, denoiser: ConditionalDenoiser):
         super().__init__()
-        self.denoiser, self.width = denoiser, denoiser.denoiser.vector
-        self.step = nn.Sequential(nn.Linear(self.width, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
-        silence(self.step[-1])
+        self.denoiser = denoiser
 
     @property
     def encoder(self) -> Any:
@@ -93,6 +91,16 @@ class TwoClocks(nn.Module):
     def matrices(self) -> list[Tensor]:
         """Those of the denoiser that Muon may move."""
         return self.denoiser.matrices()
+
+
+class TwoClocks(Told):
+    """A denoiser with a second clock, in [0, 1]; at the start its answer does not depend on it."""
+
+    def __init__(self, denoiser: ConditionalDenoiser):
+        super().__init__(denoiser)
+        self.width = denoiser.denoiser.vector
+        self.step = nn.Sequential(nn.Linear(self.width, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
+        silence(self.step[-1])
 
     def forward(
         self, x: Tensor, clock: Tensor, condition: Tensor | None, drop: Tensor | None = None,
@@ -115,21 +123,8 @@ class Upscaler(TwoClocks):
         return super().forward(torch.cat([x, picture], dim=1), clock, condition, drop, second)
 
 
-class Beside(nn.Module):
+class Beside(Told):
     """A U-Net with `joined` channels that also sees a picture of so many channels."""
-
-    def __init__(self, denoiser: ConditionalDenoiser):
-        super().__init__()
-        self.denoiser = denoiser
-
-    @property
-    def encoder(self) -> Any:
-        """The encoder of conditions."""
-        return self.denoiser.encoder
-
-    def matrices(self) -> list[Tensor]:
-        """Those of the denoiser that Muon may move."""
-        return self.denoiser.matrices()
 
     def forward(
         self, x: Tensor, clock: Tensor, condition: Tensor | None, drop: Tensor | None = None,

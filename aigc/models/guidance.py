@@ -15,7 +15,7 @@ from aigc.config.functions import options_of
 from aigc.data.decode import decode
 from aigc.diffusion.classifier_guidance import ClassifierGuide
 from aigc.diffusion.clip_guidance import CLIPGuide
-from aigc.diffusion.guides import GUIDES, SYMMETRIES, Guide
+from aigc.diffusion.guides import GUIDES, SYMMETRIES, Guide, listed
 from aigc.errors import UserError, choices
 from aigc.models.capabilities import require
 from aigc.models.checkpoints import load_family
@@ -75,10 +75,8 @@ class Guidance:
         made = {**{name: value for name, value in options.items() if name not in self.idle}, **self.options}
         if not self.bent:
             return made
-        named = made.pop("guide", self.recipe)
-        asked = [] if named is None else list(named) if isinstance(named, list | tuple) else [named]
-        guides = [*asked, *(make(numbers) for make in self.bent)]
-        return {**made, "guide": guides}
+        asked = listed(made.pop("guide", self.recipe))
+        return {**made, "guide": [*asked, *(make(numbers) for make in self.bent)]}
 
 
 def guidance_asked(family: Family, typed: Mapping[str, Any], n: int, *, run: object) -> Guidance:
